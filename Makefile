@@ -1,0 +1,52 @@
+# make demo | test | check | bench | assets | clean. Everything installs into .venv, from the pins in constraints.txt.
+
+PYTHON ?= python3
+# Options for installing torch alone, such as the --index-url of a CPU-only build.
+TORCH_FLAGS ?=
+# Two processes; the tests keep torch to one thread in each.
+PYTEST_FLAGS ?= -n 2
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO_OUT := runs/demo
+DEMO := $(BIN)/lmgym train Sentiment --out $(DEMO_OUT)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench assets clean
+
+help:
+	@sed -n '1s/^# //p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lmgym needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(TORCH_FLAGS) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	rm -rf $(DEMO_OUT)
+	$(DEMO)
+
+test: $(STAMP)
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.rollout
+
+assets: $(STAMP)
+	$(BIN)/python -m agents.make_assets lmgym/assets
+
+# Leaves runs/ alone: results are yours.
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache
+	find lmgym agents tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,81 @@
+"""The import rules that import-linter cannot say: what a module may import, as a list of the allowed.
+
+The other rules are contracts in pyproject.toml; `test_contracts_bite` shows that each of them fails when broken.
+"""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# file -> the packages outside the standard library that it may import
+MAY_IMPORT = {
+    "agents/functional.py": {"torch", "jaxtyping"},
+}
+
+# name of the contract -> a file of the repository and the line that breaks it
+VIOLATIONS = {
+    "lmgym never imports agents": ("lmgym/env.py", "import agents.functional"),
+    "Algorithms are independent": ("agents/sft.py", "import agents.ppo"),
+    "env and policy don't know each other": ("lmgym/policy.py", "import lmgym.env"),
+    "Tasks are plain Python": ("lmgym/tasks/base.py", "import lmgym.models"),
+    "Only cli imports tyro": ("agents/ppo.py", "import tyro"),
+    "Only report imports matplotlib": ("agents/ppo.py", "import matplotlib.pyplot"),
+    "Only models and reward_model import peft": ("lmgym/env.py", "import peft"),
+    "Only models and reward_model import transformers": ("lmgym/env.py", "import transformers"),
+}
+
+
+def imported_packages(source: str) -> set[str]:
+    """The top-level packages imported anywhere in a source, the standard library left out."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add("a relative import" if node.level else (node.module or "").split(".")[0])
+    return names - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", MAY_IMPORT)
+def test_imports_only_what_is_allowed(path: str) -> None:
+    assert imported_packages((ROOT / path).read_text()) <= MAY_IMPORT[path]
+
+
+def test_imported_packages_sees_every_form() -> None:
+    source = "import math, numpy.linalg as la\nfrom . import x\ndef f():\n    from lmgym.env import TokenEnv"
+    assert imported_packages(source) == {"numpy", "a relative import", "lmgym"}
+
+
+def lint_imports(root: Path) -> str:
+    """The report of import-linter on the tree at `root`."""
+    run = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"],
+        cwd=root,
+        env={"PYTHONPATH": str(root), "COLUMNS": "200", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+    return run.stdout + run.stderr
+
+
+def test_contracts_bite(tmp_path: Path) -> None:
+    """Break every contract at once in a copy of the tree, and see each of them reported."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for package in ("lmgym", "agents"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    for path, line in VIOLATIONS.values():
+        with (tmp_path / path).open("a") as file:
+            file.write(f"\n{line}\n")
+
+    report = lint_imports(tmp_path)
+
+    for name in VIOLATIONS:
+        lines = [line for line in report.splitlines() if line.startswith(name)]
+        assert any(line.rstrip().endswith("BROKEN") for line in lines), report
+    assert f"0 kept, {len(VIOLATIONS)} broken" in report
