@@ -1,0 +1,29 @@
+"""Tasks: prompts to continue, and how good a continuation is. No torch in any."""
+
+from lmgym.tasks.arithmetic import Arithmetic
+from lmgym.tasks.base import Completion, FinishReason, Prompt, ScoreFunction, Split, Task, sample_in_split, split_of
+from lmgym.tasks.files import PromptList
+from lmgym.tasks.probe import Bandit, Tree
+from lmgym.tasks.reverse import Reverse
+from lmgym.tasks.rule import RuleTask
+from lmgym.tasks.sentiment import Sentiment
+from lmgym.tasks.sort import Sort
+
+__all__ = [
+    "Arithmetic",
+    "Bandit",
+    "Completion",
+    "FinishReason",
+    "Prompt",
+    "PromptList",
+    "Reverse",
+    "RuleTask",
+    "ScoreFunction",
+    "Sentiment",
+    "Sort",
+    "Split",
+    "Task",
+    "Tree",
+    "sample_in_split",
+    "split_of",
+]
