@@ -1,0 +1,722 @@
+"""Token generation as a Markov decision process: the state is the text so far, the action is the next token.
+
+`TokenVectorEnv` is the implementation: batched, in torch, on a device. `TokenEnv` is its one-row NumPy view.
+
+One MDP, two ways to drive it. `step` pays each reward at its step, and resets finished rows as Gymnasium asks.
+For throughput, `append` only moves the state, on the device, and `settle` afterwards pays the rewards of the whole
+finished batch with one pass of the reference and one call of the score. Both give the same rewards.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmgym.models import Decoding, LanguageModel, Reference, Sequences
+from lmgym.reward import FixedKL, KLController, KLForm, Score, check_reward_estimator, kl_reward
+from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task
+
+OnLimit = Literal["terminate", "truncate"]
+
+
+class Finish(IntEnum):
+    """Why a row ended. `info["finish_reason"]` holds the name in lower case in NumPy, the number in torch."""
+
+    RUNNING = 0
+    STOP = 1
+    LENGTH = 2
+
+    @property
+    def text(self) -> Literal["running", "stop", "length"]:
+        return cast(Literal["running", "stop", "length"], self.name.lower())
+
+
+class TokenAction(NamedTuple):
+    """An action with the log-probability with which it was chosen, for `kl="sampled"`.
+
+    Attributes:
+        token: an int, or [B].
+        logp: log π(token | state) in nats, a float or [B].
+    """
+
+    token: Any
+    logp: Any
+
+
+@runtime_checkable
+class TokenScorer(Protocol):
+    """Whatever gives the log-probability of the next token: the reference, or a policy bound to the environment."""
+
+    def start(self, input_ids: Tensor, attention_mask: Tensor) -> Decoding: ...
+    def advance(self, decoding: Decoding, token: Tensor) -> Decoding: ...
+    def logp(self, decoding: Decoding, token: Tensor, action_mask: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole finished batch was worth.
+
+    Attributes:
+        rewards: [B, T] per token; 0 where no token was chosen.
+        reference_logp: [B, T] log π_ref of the chosen tokens, in nats.
+        is_action: [B, T] True where a token was chosen, up to and including the last.
+        score: [B] the composed score; 0 for rows that were cut off (`on_limit="truncate"`).
+        breakdown: [B] per component of the score, unweighted.
+        finish: [B] a `Finish` number.
+        truncated: [B] True where the row was cut off and is to be bootstrapped.
+    """
+
+    rewards: Float[Tensor, "B T"]
+    reference_logp: Float[Tensor, "B T"]
+    is_action: Bool[Tensor, "B T"]
+    score: Float[Tensor, " B"]
+    breakdown: Mapping[str, Float[Tensor, " B"]]
+    finish: Int[Tensor, " B"]
+    truncated: Bool[Tensor, " B"]
+
+
+class _Track:
+    """Follows the rows of an environment with a scorer's cache, through resets of single rows.
+
+    It reads prompts only when it is asked about the next token, so that the bulk path never pays for it.
+    """
+
+    def __init__(self, scorer: TokenScorer, env: "TokenVectorEnv"):
+        self.scorer = scorer
+        self.env = env
+        self.decoding: Decoding | None = None
+        self.stale = torch.ones(env.num_envs, dtype=torch.bool, device=env.model.device)
+
+    def logp(self, token: Tensor, action_mask: Tensor) -> Tensor:
+        return self.scorer.logp(self._current(), token, action_mask)
+
+    def advance(self, token: Tensor, live: Tensor) -> None:
+        decoding = self._current()
+        # Ended rows wait for their reset; their position must not run past the model's last one.
+        for part in (decoding, decoding.critic):
+            if part is not None:
+                part.position = part.position * live
+        self.decoding = self.scorer.advance(decoding, token)
+
+    def _current(self) -> Decoding:
+        env = self.env
+        if self.decoding is not None and not bool(self.stale.any()):
+            return self.decoding
+        rows = self.stale.nonzero()[:, 0]
+        self.stale[:] = False
+        if self.decoding is not None and len(rows) < env.num_envs:
+            fresh = self.scorer.start(env.prompt_ids[rows], env.prompt_mask[rows])
+            if self.decoding.replace_rows(rows, fresh, env.max_prompt_tokens + env.max_new_tokens):
+                return self.decoding
+        if bool((env.length == 0).all()):
+            self.decoding = self.scorer.start(env.prompt_ids, env.prompt_mask)
+        else:
+            state = env.state()
+            self.decoding = self.scorer.start(state["input_ids"], state["attention_mask"])
+        return self.decoding
+
+
+class TokenVectorEnv(VectorEnv):
+    """Rows of token generation, batched on a device.
+
+    Observation: `Dict(input_ids int64[L], attention_mask int8[L])`, left-padded, L = P + T. Action: `Discrete(V)`, the
+    next token's id. A row ends at an end-of-sequence token or stop string (`terminated`, finish reason "stop"), or
+    at the token budget ("length"), which is part of the task and so `terminated` too, unless `on_limit="truncate"`.
+    Reward: `score · [token is last] − β · KL`, in the form that `kl` says.
+
+    `info` holds, for every row: `action_mask` int8[V], `reference_logp` (nats, of the action just taken),
+    `finish_reason`, `score` and `scores` (its breakdown; both 0 until the end).
+
+    Args:
+        num_envs: B, the number of rows.
+        task: gives prompts and scores.
+        model: gives the tokenizer, V, and the reference.
+        score: pays instead of `task.score`: any callable over completions, or a composed `Score`.
+        split: "train" or "test" prompts.
+        max_prompt_tokens: P. A longer prompt raises, or loses its first tokens with `long_prompts="truncate"`.
+        max_new_tokens: T, the token budget.
+        min_new_tokens: end-of-sequence tokens are masked before this many tokens, and stop strings do not stop.
+        on_limit: what the budget means: "terminate" ends and scores the row, "truncate" gives `truncated`, no score.
+        long_prompts: "error" or "truncate".
+        kl: "reference" pays `β log π_ref` (any algorithm can use it); "sampled" pays `−β (log π − log π_ref)` and needs
+            `TokenAction(token, logp)` or `bind(policy)`; "none" pays nothing.
+        kl_estimator: only "k1" is right in the reward; the others are refused with the reason.
+        beta: β in score per nat, or a controller such as `AdaptiveKL`.
+        temperature: the policy's temperature, at which the reference is measured too.
+        reference_adapter: a frozen adapter of the model that is the reference; None is the model with adapters off.
+        banned_tokens: ids that the action mask forbids, beyond the model's own (padding, special tokens).
+        stop: strings that end a completion, beyond the task's.
+        missing_eos_score: the score of rows that reach the budget; "task" takes the task's rule, None scores the text.
+        autoreset_mode: when finished rows restart, see `gymnasium.vector.AutoresetMode`.
+        output: "torch" or "numpy".
+        render_mode: "ansi" returns texts, "human" prints them coloured by per-token reward.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        task: Task,
+        model: LanguageModel,
+        score: Score | ScoreFunction | None = None,
+        split: Split = "train",
+        max_prompt_tokens: int = 32,
+        max_new_tokens: int = 48,
+        min_new_tokens: int = 0,
+        on_limit: OnLimit = "terminate",
+        long_prompts: Literal["error", "truncate"] = "error",
+        kl: KLForm = "reference",
+        kl_estimator: str = "k1",
+        beta: float | KLController = 0.05,
+        temperature: float = 1.0,
+        reference_adapter: str | None = None,
+        banned_tokens: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        missing_eos_score: float | None | Literal["task"] = "task",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        output: Literal["torch", "numpy"] = "torch",
+        render_mode: Literal["ansi", "human"] | None = None,
+    ):
+        check_reward_estimator(kl_estimator)
+        _one_of("kl", kl, ("reference", "sampled", "none"))
+        _one_of("on_limit", on_limit, ("terminate", "truncate"))
+        _one_of("long_prompts", long_prompts, ("error", "truncate"))
+        _one_of("output", output, ("torch", "numpy"))
+        _one_of("split", split, ("train", "test"))
+        _one_of("render_mode", render_mode, (None, "ansi", "human"))
+        if max_prompt_tokens < 1 or max_new_tokens < 1 or not 0 <= min_new_tokens <= max_new_tokens:
+            raise ValueError(
+                f"max_prompt_tokens={max_prompt_tokens} and max_new_tokens={max_new_tokens} must be at least 1, and "
+                f"min_new_tokens={min_new_tokens} between 0 and max_new_tokens"
+            )
+        if on_limit == "truncate" and max_new_tokens < 2:
+            raise ValueError("on_limit='truncate' needs max_new_tokens of at least 2: a row may not end at its first step")
+        longest = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and max_prompt_tokens + max_new_tokens > longest:
+            raise ValueError(
+                f"max_prompt_tokens={max_prompt_tokens} plus max_new_tokens={max_new_tokens} exceed the {longest} "
+                f"positions of the model {model.name!r}: lower one of them"
+            )
+        self.num_envs = num_envs
+        self.task = task
+        self.model = model
+        self.score = score if isinstance(score, Score) else Score({task.name: score or task.score})
+        self.split: Split = split
+        self.max_prompt_tokens = max_prompt_tokens
+        self.max_new_tokens = max_new_tokens
+        self.min_new_tokens = min_new_tokens
+        self.on_limit = on_limit
+        self.long_prompts = long_prompts
+        self.kl: KLForm = kl
+        self.kl_controller = FixedKL(float(beta)) if isinstance(beta, (int, float)) else beta
+        self.reference = Reference(model, reference_adapter, temperature)
+        self.stop = (*task.stop, *stop)
+        self.missing_eos_score = task.missing_eos_score if missing_eos_score == "task" else missing_eos_score
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.output = output
+        self.render_mode = render_mode
+        # An instance of the enum, per environment: gymnasium's wrappers compare it by identity.
+        self.metadata = {"render_modes": ["ansi", "human"], "render_fps": 4, "autoreset_mode": self.autoreset_mode}
+        vocabulary, length = model.vocabulary, max_prompt_tokens + max_new_tokens
+        self.single_observation_space = spaces.Dict(
+            {
+                "input_ids": spaces.Box(0, vocabulary - 1, (length,), np.int64),
+                "attention_mask": spaces.Box(0, 1, (length,), np.int8),
+            }
+        )
+        self.single_action_space = spaces.Discrete(vocabulary)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=model.device)
+
+        self.prompt_ids = zeros(num_envs, max_prompt_tokens, dtype=torch.long)
+        self.prompt_mask = zeros(num_envs, max_prompt_tokens, dtype=torch.bool)
+        self.tokens = zeros(num_envs, max_new_tokens, dtype=torch.long)
+        self.length = zeros(num_envs, dtype=torch.long)
+        self.finish = zeros(num_envs, dtype=torch.int8)
+        self.prompts: list[Prompt] = []
+        self._eos = torch.tensor(model.eos_ids, device=model.device)
+        self._reference_logp = zeros(num_envs, dtype=torch.float32)
+        self._score = zeros(num_envs, dtype=torch.float32)
+        self._breakdown = {name: zeros(num_envs, dtype=torch.float32) for name in self.score.names}
+        self._token_rewards = zeros(num_envs, max_new_tokens, dtype=torch.float32)
+        self.action_mask_table = self._action_masks(banned_tokens)
+        self._tracks = {"reference": _Track(self.reference, self)}
+        self._rngs: list[np.random.Generator] = []
+
+    # Gymnasium -----------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Draws new prompts.
+
+        Args:
+            seed: row i draws its prompts from a generator seeded with `seed + i`, or with the i-th of a list.
+            options: "reset_mask" (bool[B]) resets only these rows; "prompt" (text, `Prompt`, or a list of them, one
+                a row) is used instead of drawing.
+        """
+        self._seed(seed)
+        options = options or {}
+        mask = self._reset_mask(options.get("reset_mask"))
+        self._reset_rows(mask, options.get("prompt"))
+        return self._out(self.state()), self._infos(mask)
+
+    @torch.no_grad()
+    def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
+        """Takes one action in each row and pays its reward.
+
+        Args:
+            actions: [B] token ids, or a `TokenAction` with their log-probabilities.
+
+        Raises:
+            ResetNeeded: before the first reset, or with `AutoresetMode.DISABLED` when a row has ended.
+            InvalidAction: a token is outside the vocabulary.
+            ValueError: `kl="sampled"` and no log-probability, or a score is not a finite number.
+        """
+        token, logp = self._actions(actions)
+        ended = self.finish != Finish.RUNNING
+        live = ~ended
+        if self.autoreset_mode is AutoresetMode.DISABLED and bool(ended.any()):
+            raise ResetNeeded(
+                f"rows {ended.nonzero()[:, 0].tolist()} have ended: reset them before stepping on, with "
+                "reset(options={'reset_mask': mask})"
+            )
+        action_mask = self._action_mask()
+        self._reference_logp = self._tracks["reference"].logp(token, action_mask) * live
+        if "policy" in self._tracks and logp is None:
+            logp = self._tracks["policy"].logp(token, action_mask)
+        rewards = kl_reward(self.kl, self.kl_controller.beta, logp, self._reference_logp).masked_fill(ended, 0.0)
+        at = self.length.clamp(max=self.max_new_tokens - 1)
+        self._append(token, live)
+        self._stop_at_strings(live)
+        # Before scoring: a score that raises leaves caches that agree with the state.
+        for track in self._tracks.values():
+            track.advance(token, live)
+        terminated, truncated = self._ends()
+        terminated, truncated = terminated & live, truncated & live
+        self._pay_scores(terminated)
+        rewards = rewards + self._score * terminated
+        self._token_rewards[live, at[live]] = rewards[live]
+
+        infos: dict[str, Any] = {}
+        done = terminated | truncated
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and bool(done.any()):
+            infos = self._final(done)
+            self._reset_rows(done)
+        elif bool(ended.any()):
+            self._reset_rows(ended)
+        infos |= self._infos()
+        if self.output == "numpy":
+            rewards = rewards.double()
+        return self._out(self.state()), self._out(rewards), self._out(terminated), self._out(truncated), infos
+
+    def render(self) -> Any:
+        """The texts so far: returned as one string a row ("ansi"), or printed, coloured by token reward ("human")."""
+        if self.render_mode is None:
+            gym.logger.warn("render() without a render_mode does nothing: make the environment with render_mode='ansi'")
+            return None
+        texts = tuple(self._render_row(row, self.render_mode == "human") for row in range(self.num_envs))
+        if self.render_mode == "human":
+            print("\n".join(texts))
+            return None
+        return texts
+
+    # The bulk path -------------------------------------------------------------------------------------------------
+
+    def append(self, token: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Appends a token to every row that still runs; ended rows stay as they are. Never waits for the device.
+
+        Returns:
+            [B] True for rows that run on. Stop strings are found by `settle`, or by `any_running`.
+        """
+        self._append(token, self.finish == Finish.RUNNING)
+        for track in self._tracks.values():
+            track.stale.fill_(True)
+        return self.finish == Finish.RUNNING
+
+    def any_running(self) -> bool:
+        """Whether any row runs on. Waits for the device, so ask only now and then."""
+        running = self.finish == Finish.RUNNING
+        if self.stop:
+            self._stop_at_strings(running)
+        return bool((self.finish == Finish.RUNNING).any())
+
+    def settle(self, logp: Float[Tensor, "B T"] | None = None) -> Outcome:
+        """Pays the rewards of the whole batch at once: one pass of the reference, one call of the score.
+
+        Args:
+            logp: log π of the tokens in nats, for `kl="sampled"`.
+
+        Raises:
+            ResetNeeded: a row still runs.
+            ValueError: `kl="sampled"` without `logp`, or a score is not a finite number.
+        """
+        if self.any_running():
+            raise ResetNeeded("settle() pays finished batches: append() tokens until every row has ended")
+        # Rows that went on past a stop string, and then ended otherwise, ended at the stop string.
+        self._stop_at_strings(torch.ones_like(self.prompt_mask[:, 0]))
+        terminated, truncated = self._ends()
+        sequences = self.sequences()
+        is_action = sequences.is_action
+        self._score.zero_()
+        self._pay_scores(terminated)
+        reference_logp = self.reference.evaluate(sequences)
+        rewards = kl_reward(self.kl, self.kl_controller.beta, logp, reference_logp).masked_fill(~is_action, 0.0)
+        rewards.scatter_add_(1, self.length[:, None] - 1, (self._score * terminated)[:, None])
+        self._token_rewards.copy_(rewards)
+        breakdown = {name: column.clone() for name, column in self._breakdown.items()}
+        return Outcome(
+            rewards, reference_logp, is_action, self._score.clone(), breakdown, self.finish.clone(), truncated
+        )
+
+    def sequences(self) -> Sequences:
+        """The prompts and the tokens chosen so far."""
+        steps = torch.arange(self.max_new_tokens, device=self.model.device)
+        is_action = steps < self.length[:, None]
+        tokens = self.tokens.masked_fill(~is_action, self.model.pad_id)
+        return Sequences(
+            self.prompt_ids.clone(), self.prompt_mask.clone(), tokens, is_action, self.action_mask_table
+        )
+
+    # More about the state ------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """The observation: prompt and tokens, shifted to the right edge, on the device."""
+        prompt_width, length = self.max_prompt_tokens, self.max_prompt_tokens + self.max_new_tokens
+        whole = torch.cat([self.prompt_ids, self.tokens], 1)
+        used = torch.cat([self.prompt_mask, self.prompt_mask.new_ones(self.tokens.shape)], 1)
+        source = torch.arange(length, device=whole.device) - (length - prompt_width - self.length[:, None])
+        inside = source >= 0
+        source = source.clamp(min=0)
+        mask = used.gather(1, source) & inside
+        ids = whole.gather(1, source).masked_fill(~mask, self.model.pad_id)
+        return {"input_ids": ids, "attention_mask": mask.to(torch.int8)}
+
+    def completions(self, rows: Sequence[int] | None = None) -> list[Completion]:
+        """The texts written so far, without stop string."""
+        rows = range(self.num_envs) if rows is None else rows
+        tokens, lengths, finish = self.tokens.tolist(), self.length.tolist(), self.finish.tolist()
+        found = []
+        for row in rows:
+            text = self._text(row, tokens[row][: lengths[row]])
+            if finish[row] == Finish.STOP:
+                text = text[: min((at for stop in self.stop if (at := text.find(stop)) >= 0), default=len(text))]
+            found.append(Completion(text, Finish(finish[row]).text, lengths[row]))
+        return found
+
+    def action_masks(self) -> Any:
+        """[B, V] True where a token is allowed next; the name that sb3-contrib's MaskablePPO asks for."""
+        return self._out(self._action_mask())
+
+    def bind(self, policy: TokenScorer) -> None:
+        """Lets `step` compute log π itself, with the policy that chooses the actions, for `kl="sampled"`."""
+        self._tracks["policy"] = _Track(policy, self)
+
+    # Transition ----------------------------------------------------------------------------------------------------
+
+    def _append(self, token: Tensor, live: Tensor) -> None:
+        at = self.length.clamp(max=self.max_new_tokens - 1)[:, None]
+        self.tokens.scatter_(1, at, torch.where(live[:, None], token[:, None], self.tokens.gather(1, at)))
+        self.length += live
+        stop = live & torch.isin(token, self._eos)
+        full = live & ~stop & (self.length >= self.max_new_tokens)
+        self.finish += stop.to(torch.int8) * int(Finish.STOP) + full.to(torch.int8) * int(Finish.LENGTH)
+
+    def _stop_at_strings(self, rows: Tensor) -> None:
+        """Ends rows at the first token that completes a stop string, and forgets what came after it."""
+        if not self.stop:
+            return
+        tokens, lengths = self.tokens.tolist(), self.length.tolist()
+        for row in rows.nonzero()[:, 0].tolist():
+            chosen = tokens[row][: lengths[row]]
+            if not self._has_stop(row, chosen):
+                continue
+            for length in range(max(1, self.min_new_tokens), len(chosen) + 1):
+                if self._has_stop(row, chosen[:length]):
+                    self.length[row], self.finish[row] = length, int(Finish.STOP)
+                    break
+
+    def _has_stop(self, row: int, chosen: list[int]) -> bool:
+        text = self._text(row, chosen)
+        return len(chosen) >= self.min_new_tokens and any(stop in text for stop in self.stop)
+
+    def _text(self, row: int, chosen: list[int]) -> str:
+        prompt = self.prompt_ids[row][self.prompt_mask[row]].tolist()
+        return self.model.decode_completion(prompt, chosen)
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        full = self.finish == Finish.LENGTH
+        if self.on_limit == "terminate":
+            return self.finish != Finish.RUNNING, torch.zeros_like(full)
+        return self.finish == Finish.STOP, full
+
+    def _pay_scores(self, rows: Tensor) -> None:
+        """Scores the texts of these rows."""
+        chosen = rows.nonzero()[:, 0].tolist()
+        if not chosen:
+            return
+        completions = self.completions(chosen)
+        if self.missing_eos_score is not None:
+            unfinished = [row for row, c in zip(chosen, completions, strict=True) if c.finish_reason == "length"]
+            self._score[unfinished] = self.missing_eos_score
+            kept = [(row, c) for row, c in zip(chosen, completions, strict=True) if c.finish_reason != "length"]
+            chosen, completions = [row for row, _ in kept], [c for _, c in kept]
+            if not chosen:
+                return
+        prompts = [self.prompts[row] for row in chosen]
+        breakdown = self.score.breakdown(prompts, completions)
+        self._score[chosen] = self._score.new_tensor(self.score.total(breakdown))
+        for name, column in breakdown.items():
+            self._breakdown[name][chosen] = self._score.new_tensor(column)
+
+    # Resets --------------------------------------------------------------------------------------------------------
+
+    def _seed(self, seed: int | Sequence[int | None] | None) -> None:
+        if seed is None and self._rngs:
+            return
+        # Row i is seeded with seed + i, as gymnasium's SyncVectorEnv does.
+        if seed is None or isinstance(seed, int):
+            seeds: Sequence[int | None] = [None if seed is None else seed + row for row in range(self.num_envs)]
+        else:
+            seeds = seed
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows: give one for each, or a single int")
+        old = self._rngs or [None] * self.num_envs
+        self._rngs = [
+            rng if rng is not None and s is None else seeding.np_random(s)[0] for rng, s in zip(old, seeds, strict=True)
+        ]
+
+    def _reset_mask(self, mask: Any) -> Tensor:
+        if mask is None:
+            return torch.ones(self.num_envs, dtype=torch.bool, device=self.model.device)
+        # Read, not popped: gymnasium's RecordEpisodeStatistics reads it afterwards.
+        tensor = torch.as_tensor(mask, device=self.model.device)
+        if tensor.dtype != torch.bool or tensor.shape != (self.num_envs,) or not bool(tensor.any()):
+            raise ValueError(
+                f"options['reset_mask'] must be {self.num_envs} booleans with at least one True, not {mask!r}"
+            )
+        if not self.prompts and not bool(tensor.all()):
+            raise ResetNeeded("the first reset() must reset every row")
+        return tensor
+
+    def _reset_rows(self, mask: Tensor, given: Any = None) -> None:
+        rows = mask.nonzero()[:, 0]
+        prompts = list(self.prompts) or [Prompt("")] * self.num_envs
+        ids = np.full((len(rows), self.max_prompt_tokens), self.model.pad_id, np.int64)
+        used = np.zeros((len(rows), self.max_prompt_tokens), np.bool_)
+        for i, row in enumerate(rows.tolist()):
+            prompts[row] = self._prompt(row, given)
+            chosen = self._encode(prompts[row])
+            ids[i, -len(chosen) :] = chosen
+            used[i, -len(chosen) :] = True
+        # Only now, when every prompt is known to be good, is anything changed.
+        self.prompts = prompts
+        self.prompt_ids[rows] = torch.from_numpy(ids).to(self.model.device)
+        self.prompt_mask[rows] = torch.from_numpy(used).to(self.model.device)
+        for tensor in (self.tokens, self.length, self.finish, self._reference_logp, self._score, self._token_rewards):
+            tensor[rows] = 0
+        for column in self._breakdown.values():
+            column[rows] = 0
+        for track in self._tracks.values():
+            track.stale[rows] = True
+
+    def _prompt(self, row: int, given: Any) -> Prompt:
+        if given is None:
+            return self.task.sample(self._rngs[row], self.split)
+        if isinstance(given, (list, tuple)):
+            if len(given) != self.num_envs:
+                raise ValueError(f"{len(given)} prompts for {self.num_envs} rows: give one for each, or a single one")
+            given = given[row]
+        return given if isinstance(given, Prompt) else Prompt(str(given))
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        ids = self.model.encode(prompt.text)
+        if len(ids) > self.max_prompt_tokens and self.long_prompts == "error":
+            raise ValueError(
+                f"the prompt {prompt.text[:80]!r} has {len(ids)} tokens and the budget is {self.max_prompt_tokens}: "
+                "raise max_prompt_tokens, or pass long_prompts='truncate' to keep the last tokens"
+            )
+        return ids[-self.max_prompt_tokens :]
+
+    # Masks, actions, infos -----------------------------------------------------------------------------------------
+
+    def _action_masks(self, banned: Sequence[int]) -> Bool[Tensor, "T V"]:
+        wrong = [token for token in banned if not 0 <= token < self.model.vocabulary]
+        if wrong:
+            raise ValueError(f"banned_tokens {wrong} are outside the vocabulary of {self.model.vocabulary}")
+        table = torch.ones(self.max_new_tokens, self.model.vocabulary, dtype=torch.bool, device=self.model.device)
+        table[:, list({*self.model.banned_ids, *banned})] = False
+        table[: self.min_new_tokens, list(self.model.eos_ids)] = False
+        if not bool(table.any(1).all()):
+            raise ValueError("banned_tokens leave a step at which no token is allowed")
+        return table
+
+    def _action_mask(self) -> Bool[Tensor, "B V"]:
+        return self.action_mask_table[self.length.clamp(max=self.max_new_tokens - 1)]
+
+    def _actions(self, actions: Any) -> tuple[Tensor, Tensor | None]:
+        if not self.prompts:
+            raise ResetNeeded("step() before reset(): call reset() first")
+        logp = None
+        if isinstance(actions, TokenAction):
+            logp = torch.as_tensor(actions.logp, dtype=torch.float32, device=self.model.device).reshape(-1)
+            if logp.shape != (self.num_envs,):
+                raise InvalidAction(f"expected {self.num_envs} log-probabilities, got {len(logp)}")
+            actions = actions.token
+        token = torch.as_tensor(np.asarray(actions) if not isinstance(actions, Tensor) else actions)
+        token = token.to(self.model.device).reshape(-1)
+        if token.shape != (self.num_envs,) or token.is_floating_point():
+            raise InvalidAction(f"expected {self.num_envs} integer token ids, got {actions!r}")
+        wrong = token[(token < 0) | (token >= self.model.vocabulary)].tolist()
+        if wrong:
+            raise InvalidAction(
+                f"token {wrong[0]} is outside the vocabulary: actions are ids from 0 to {self.model.vocabulary - 1}"
+            )
+        return token.long(), logp
+
+    def _infos(self, valid: Tensor | None = None) -> dict[str, Any]:
+        infos: dict[str, Any] = {
+            "action_mask": self._action_mask().to(torch.int8),
+            "reference_logp": self._reference_logp.clone(),
+            "finish_reason": self.finish.clone(),
+            "score": self._score.clone(),
+            "scores": {name: column.clone() for name, column in self._breakdown.items()},
+        }
+        if self.output == "torch":
+            return infos
+        mask = np.ones(self.num_envs, np.bool_) if valid is None else valid.cpu().numpy()
+        return _numpy_infos(infos, mask)
+
+    def _final(self, done: Tensor) -> dict[str, Any]:
+        """`final_obs` and `final_info`: stacked tensors in torch, Gymnasium's object array and masks in NumPy."""
+        observation, info = self._out(self.state()), self._infos(done)
+        if self.output == "torch":
+            return {"final_obs": observation, "_final_obs": done, "final_info": info, "_final_info": done}
+        mask = done.cpu().numpy()
+        rows = np.full(self.num_envs, None, dtype=object)
+        for row in np.flatnonzero(mask):
+            rows[row] = {key: value[row].copy() for key, value in observation.items()}
+        return {"final_obs": rows, "_final_obs": mask, "final_info": info, "_final_info": mask.copy()}
+
+    def _out(self, value: Any) -> Any:
+        if self.output == "torch":
+            return value
+        if isinstance(value, dict):
+            return {key: self._out(v) for key, v in value.items()}
+        return value.cpu().numpy()
+
+    def _render_row(self, row: int, colour: bool) -> str:
+        if not self.prompts:
+            return ""
+        chosen, rewards = self.tokens[row, : int(self.length[row])].tolist(), self._token_rewards[row].tolist()
+        prompt = printable(self.prompts[row].text)
+        if not colour:
+            return prompt + printable(self._text(row, chosen))
+        scale = max((abs(r) for r in rewards), default=0.0) or 1.0
+        pieces, before = [], ""
+        for count, reward in zip(range(1, len(chosen) + 1), rewards, strict=False):
+            text = self._text(row, chosen[:count])
+            strength = int(155 * min(1.0, abs(reward) / scale)) + 100
+            red, green = (100, strength) if reward >= 0 else (strength, 100)
+            pieces.append(f"\x1b[38;2;{red};{green};100m{printable(text[len(before) :])}\x1b[0m")
+            before = text
+        return prompt + "".join(pieces)
+
+
+class TokenEnv(gym.Env):
+    """One row of `TokenVectorEnv` in NumPy: what `gymnasium.make` gives, and what SB3 and other libraries take.
+
+    It takes the same arguments, but for `num_envs`, `autoreset_mode` and `output`.
+    """
+
+    def __init__(self, *, render_mode: Literal["ansi", "human"] | None = None, **arguments: Any):
+        self.row = TokenVectorEnv(
+            1, autoreset_mode=AutoresetMode.DISABLED, output="numpy", render_mode=render_mode, **arguments
+        )
+        self.metadata = {key: value for key, value in self.row.metadata.items() if key != "autoreset_mode"}
+        self.observation_space = self.row.single_observation_space
+        self.action_space = self.row.single_action_space
+        self.render_mode = render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Draws a new prompt, or takes `options["prompt"]`."""
+        super().reset(seed=seed)
+        self.row._rngs = [self.np_random]
+        observation, info = self.row.reset(options=options)
+        return _first(observation), _scalar_info(info)
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Takes an action: a token id, or a `TokenAction`. See `TokenVectorEnv.step` for the errors."""
+        observation, reward, terminated, truncated, info = self.row.step(action)
+        # Python's own bool and float: both env checkers refuse NumPy's.
+        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _scalar_info(info)
+
+    def render(self) -> Any:
+        """The text so far, see `TokenVectorEnv.render`."""
+        texts = self.row.render()
+        return texts[0] if texts else None
+
+    def action_masks(self) -> np.ndarray:
+        """[V] True where a token is allowed next; the name that sb3-contrib's MaskablePPO asks for."""
+        return self.row.action_masks()[0]
+
+    def completion(self) -> Completion:
+        """The text written so far."""
+        return self.row.completions()[0]
+
+
+def printable(text: str) -> str:
+    """Text with control characters, terminal escapes among them, replaced: model output is data."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _first(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: value[0].copy() for key, value in observation.items()}
+
+
+def _scalar_info(infos: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "action_mask": infos["action_mask"][0].copy(),
+        "reference_logp": float(infos["reference_logp"][0]),
+        "finish_reason": infos["finish_reason"][0],
+        "score": float(infos["score"][0]),
+        "scores": {k: float(v[0]) for k, v in infos["scores"].items() if not k.startswith("_")},
+    }
+
+
+def _numpy_infos(infos: Mapping[str, Any], mask: np.ndarray) -> dict[str, Any]:
+    """Gymnasium's form: every key with a boolean `_key` that says for which rows it holds, zeros elsewhere."""
+    found: dict[str, Any] = {}
+    for key, value in infos.items():
+        if isinstance(value, dict):
+            found[key] = _numpy_infos(value, mask)
+        elif key == "finish_reason":
+            names = [Finish(code).text if valid else None for code, valid in zip(value.tolist(), mask, strict=True)]
+            found[key] = np.array(names, dtype=object)
+        else:
+            array = value.cpu().numpy()
+            array = array.astype(np.float64) if array.dtype == np.float32 else array
+            found[key] = np.where(mask.reshape(-1, *[1] * (array.ndim - 1)), array, 0).astype(array.dtype)
+        found[f"_{key}"] = mask.copy()
+    return found
+
+
+def _one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(map(repr, choices))}")

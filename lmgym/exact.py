@@ -1,0 +1,160 @@
+"""Exact optima: for an environment small enough to enumerate, with any model.
+
+With reward `score − β · KL(π ‖ π_ref)` the best policy is known in closed form (Ziegler et al. 2019, eq. 3; Rafailov et al.
+2023, eq. 4; Levine 2018 for the recursion). Over a tree of tokens, backwards from the leaves:
+
+    Q(s, a) = score(s + a)  at the end,  V(s + a)  otherwise
+    V(s)    = β log Σ_a π_ref(a | s) exp(Q(s, a) / β)
+    π*(a|s) = π_ref(a | s) exp((Q(s, a) − V(s)) / β)
+
+so V(prompt) = β log Z, the value of the objective that no policy exceeds. This is how we know that an algorithm is right.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmgym.env import TokenVectorEnv
+from lmgym.models import Sequences, log_probs
+from lmgym.tasks.base import Completion, Prompt
+
+Path = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Every completion of one prompt.
+
+    Attributes:
+        prompt: the prompt.
+        paths: the N token sequences that end an episode.
+        scores: [N] their scores.
+        reference_logp: [N] log π_ref of each whole sequence, in nats.
+        sequences: the same as padded tensors, N rows.
+        beta: β, in score per nat.
+    """
+
+    prompt: Prompt
+    paths: tuple[Path, ...]
+    scores: Float[Tensor, " N"]
+    reference_logp: Float[Tensor, " N"]
+    sequences: Sequences
+    beta: float
+    eos_ids: tuple[int, ...]
+    _steps: Float[Tensor, "N T V"]
+
+    @property
+    def log_z(self) -> float:
+        """log Z = log Σ π_ref(y) exp(score(y) / β), summed over whole sequences."""
+        return float((self.reference_logp + self.scores / self.beta).logsumexp(0))
+
+    @property
+    def optimum(self) -> float:
+        """β log Z: the largest E[score] − β·KL of any policy."""
+        return self.beta * self.log_z
+
+    def soft_values(self) -> dict[Path, float]:
+        """V(s) of every inner state, by the backward recursion; V of the empty path is β log Z."""
+        children: dict[Path, dict[int, float]] = {}
+        reference = {
+            path[:t]: row[t] for path, row in zip(self.paths, self._steps.double(), strict=True) for t in range(len(path))
+        }
+        values: dict[Path, float] = dict(zip(self.paths, self.scores.double().tolist(), strict=True))
+        leaves = set(self.paths)
+        for length in range(max(map(len, self.paths)), 0, -1):
+            for path in [p for p in values if len(p) == length]:
+                children.setdefault(path[:-1], {})[path[-1]] = values[path]
+            for state in [s for s in children if len(s) == length - 1]:
+                tokens = torch.tensor(list(children[state]))
+                q = torch.tensor(list(children[state].values()), dtype=torch.float64)
+                values[state] = float(self.beta * (reference[state][tokens] + q / self.beta).logsumexp(0))
+        return {state: value for state, value in values.items() if state not in leaves}
+
+    def soft_optimal(self) -> Float[Tensor, " N"]:
+        """π*(y) of every sequence: π_ref(y) exp(score(y)/β) / Z."""
+        return (self.reference_logp + self.scores / self.beta - self.log_z).exp()
+
+    def objective(self, logp: Float[Tensor, " N"]) -> float:
+        """E_π[score] − β·KL(π ‖ π_ref), exactly, of a policy given by the log-probability of each sequence."""
+        gain = self.scores - self.beta * (logp - self.reference_logp)
+        return float(torch.where(logp > -torch.inf, logp.exp() * gain, 0.0).sum())
+
+    def total_variation(self, logp: Float[Tensor, " N"]) -> float:
+        """½ Σ_y |π(y) − π*(y)|."""
+        return float((logp.exp() - self.soft_optimal()).abs().sum() / 2)
+
+    def sequence_logp(self, step_log_probs: Float[Tensor, "N T V"]) -> Float[Tensor, " N"]:
+        """Sums per-step log-probabilities, such as `Policy.log_probs(tree.sequences)`, along each sequence."""
+        chosen = step_log_probs.gather(2, self.sequences.tokens[..., None])[..., 0]
+        return torch.where(self.sequences.is_action, chosen, 0.0).sum(1)
+
+
+def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, largest: int = 100_000) -> Tree:
+    """Lists every completion that the environment's masks and budget allow, with its score and reference probability.
+
+    Args:
+        env: gives model, reference, masks, budget, score and β; its state is left alone.
+        prompt: where to start.
+        largest: refuses to list more sequences than this.
+
+    Raises:
+        ValueError: there are more sequences than `largest`, or the environment cuts off or stops at strings.
+    """
+    if env.on_limit != "terminate" or env.stop:
+        raise ValueError("only environments with on_limit='terminate' and without stop strings can be enumerated")
+    table, steps = env.action_mask_table, env.max_new_tokens
+    allowed = [row.nonzero()[:, 0].tolist() for row in table]
+    open_paths: list[Path] = [()]
+    paths: list[Path] = []
+    for t in range(steps):
+        longer = [(*path, token) for path in open_paths for token in allowed[t]]
+        paths += [p for p in longer if p[-1] in env.model.eos_ids or t + 1 == steps]
+        open_paths = [p for p in longer if p[-1] not in env.model.eos_ids]
+        if len(paths) + len(open_paths) > largest:
+            raise ValueError(
+                f"more than {largest} completions of {prompt.text!r}: lower max_new_tokens or ban more tokens"
+            )
+    sequences = _pack(env, prompt, paths)
+    completions = [
+        Completion(
+            env.model.decode_completion(env.model.encode(prompt.text), list(path)),
+            "stop" if path[-1] in env.model.eos_ids else "length",
+            len(path),
+        )
+        for path in paths
+    ]
+    scores = torch.tensor(env.score([prompt] * len(paths), completions), dtype=torch.float64)
+    if env.missing_eos_score is not None:
+        unfinished = torch.tensor([c.finish_reason == "length" for c in completions])
+        scores[unfinished] = env.missing_eos_score
+    with torch.no_grad():
+        logits, _ = env.model.evaluate(sequences, env.reference.adapter)
+        each = log_probs(logits, env.reference.temperature, table).double().cpu()
+    chosen = each.gather(2, sequences.tokens.cpu()[..., None])[..., 0]
+    reference_logp = torch.where(sequences.is_action.cpu(), chosen, 0.0).sum(1)
+    return Tree(
+        prompt, tuple(paths), scores, reference_logp, sequences, env.kl_controller.beta, env.model.eos_ids, each
+    )
+
+
+def policy_logp(tree: Tree, step_log_probs: Callable[[Sequences], Tensor]) -> Float[Tensor, " N"]:
+    """log π of every sequence of a tree, for a policy's `log_probs` method."""
+    with torch.no_grad():
+        return tree.sequence_logp(step_log_probs(tree.sequences)).double().cpu()
+
+
+def _pack(env: TokenVectorEnv, prompt: Prompt, paths: list[Path]) -> Sequences:
+    device, count, steps = env.model.device, len(paths), env.max_new_tokens
+    ids = env.model.encode(prompt.text)
+    tokens: Int[Tensor, "N T"] = torch.full((count, steps), env.model.pad_id, device=device)
+    is_action: Bool[Tensor, "N T"] = torch.zeros(count, steps, dtype=torch.bool, device=device)
+    for row, path in enumerate(paths):
+        tokens[row, : len(path)] = torch.tensor(path, device=device)
+        is_action[row, : len(path)] = True
+    prompt_ids = torch.tensor(ids, device=device).repeat(count, 1)
+    return Sequences(
+        prompt_ids, torch.ones_like(prompt_ids, dtype=torch.bool), tokens, is_action, env.action_mask_table
+    )

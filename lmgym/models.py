@@ -1,0 +1,567 @@
+"""A causal language model with its tokenizer: by name, by path, "tiny" or "probe"; LoRA adapters on and off.
+
+One base model serves everybody: the policy is the base with an adapter, the reference the same base without it. So a
+`LanguageModel` is a shared handle, and every call says which adapter it means.
+"""
+
+import copy
+import inspect
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.cache_utils import DynamicLayer
+from transformers.utils import logging as transformers_logging
+
+BUILT_IN = ("tiny", "probe")
+Mask = Bool[Tensor, "B P"] | Int[Tensor, "B P"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts and the tokens chosen after them.
+
+    Attributes:
+        prompt_ids: [B, P] left-padded.
+        prompt_mask: [B, P] True on the prompt's tokens.
+        tokens: [B, T] chosen tokens, pad behind the end.
+        is_action: [B, T] True where a token was chosen.
+        action_mask: [T, V] True where a token was allowed at that step.
+    """
+
+    prompt_ids: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    tokens: Int[Tensor, "B T"]
+    is_action: Bool[Tensor, "B T"]
+    action_mask: Bool[Tensor, "T V"]
+
+    def __getitem__(self, rows: Any) -> "Sequences":
+        return Sequences(
+            self.prompt_ids[rows], self.prompt_mask[rows], self.tokens[rows], self.is_action[rows], self.action_mask
+        )
+
+
+@dataclass
+class Decoding:
+    """Where decoding stands: the KV cache and what the model says at the newest token.
+
+    Attributes:
+        logits: [B, V] for the next token.
+        hidden: [B, D] the trunk's last hidden state, from which a value head reads.
+        attention_mask: [B, S] over the cached positions.
+        position: [B] the position id of the newest token.
+        cache: keys and values of the S cached positions.
+        critic: a second decoding over a value adapter, where the critic has one.
+    """
+
+    logits: Float[Tensor, "B V"]
+    hidden: Float[Tensor, "B D"]
+    attention_mask: Int[Tensor, "B S"]
+    position: Int[Tensor, " B"]
+    cache: Any
+    critic: "Decoding | None" = None
+
+    def replace_rows(self, rows: Int[Tensor, " R"], fresh: "Decoding", keep: int) -> bool:
+        """Restarts some rows from `fresh`, in place, and forgets all but the newest `keep` positions.
+
+        Returns:
+            False, having changed nothing, where the model's cache is not plain keys and values.
+        """
+        layers, new = self.cache.layers, fresh.cache.layers
+        if any(type(layer) is not DynamicLayer for layer in layers):
+            return False
+        width = fresh.attention_mask.shape[1]
+        for layer, fresh_layer in zip(layers, new, strict=True):
+            layer.keys = layer.keys[:, :, -keep:].clone()
+            layer.values = layer.values[:, :, -keep:].clone()
+            layer.keys[rows, :, -width:] = fresh_layer.keys
+            layer.values[rows, :, -width:] = fresh_layer.values
+        self.attention_mask = self.attention_mask[:, -keep:].clone()
+        self.attention_mask[rows] = 0
+        self.attention_mask[rows, -width:] = fresh.attention_mask
+        for name in ("logits", "hidden", "position"):
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(fresh, name)))
+        if self.critic is not None and fresh.critic is not None:
+            return self.critic.replace_rows(rows, fresh.critic, keep)
+        return True
+
+
+def log_probs(
+    logits: Float[Tensor, "*shape V"], temperature: float, action_mask: Bool[Tensor, "*mask V"]
+) -> Float[Tensor, "*shape V"]:
+    """Log-probabilities in float32 at a temperature, −∞ for banned tokens.
+
+    Everyone who samples or scores calls this one function: what was sampled is what is scored.
+    """
+    return (logits.float() / temperature).masked_fill(~action_mask, -torch.inf).log_softmax(-1)
+
+
+def chosen_log_probs(
+    logits: Float[Tensor, "*shape V"],
+    chosen: Int[Tensor, "*shape"],
+    temperature: float,
+    action_mask: Bool[Tensor, "*mask V"],
+) -> Float[Tensor, "*shape"]:
+    """The log-probability of chosen tokens, finite for banned ones too.
+
+    Agents that ignore action masks do choose banned tokens; these get their log-probability without the mask, which
+    is finite, and as low as the model finds them.
+    """
+    scaled = logits.float() / temperature
+    index = chosen[..., None]
+    allowed = action_mask.expand(scaled.shape).gather(-1, index)
+    masked = scaled.masked_fill(~action_mask, -torch.inf).logsumexp(-1, keepdim=True)
+    return (scaled.gather(-1, index) - torch.where(allowed, masked, scaled.logsumexp(-1, keepdim=True)))[..., 0]
+
+
+class LanguageModel:
+    """A causal language model, its tokenizer, and its adapters, on one device.
+
+    Attributes:
+        model: the transformers model, wrapped by peft once it has an adapter. Always in evaluation mode, no dropout.
+        tokenizer: its tokenizer.
+        name: what it was loaded by.
+        pad_id: fills rows up; never an end-of-sequence id.
+        eos_ids: the tokens that end a completion.
+        vocabulary: V, the width of the logits, which may exceed the tokenizer's length.
+        banned_ids: tokens that are no text: padding, other special tokens, and ids the tokenizer does not know.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str = "custom", pad_token: str | None = None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        if pad_token is not None:
+            tokenizer.add_special_tokens({"pad_token": pad_token})
+            if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        self.eos_ids = _eos_ids(model, tokenizer)
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id in self.eos_ids:
+            problem = "no padding token" if tokenizer.pad_token_id is None else "a padding token that also ends texts"
+            raise ValueError(
+                f"the tokenizer of {name!r} has {problem}: an end of sequence could not be told from padding. Give "
+                "another with pad_token (--pad-token '<|pad|>'); one that is not in the vocabulary is added to it"
+            )
+        self.pad_id: int = tokenizer.pad_token_id
+        model.config.pad_token_id = self.pad_id
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        special = {i for i in tokenizer.all_special_ids if i not in self.eos_ids}
+        self.banned_ids = tuple(sorted(special | {self.pad_id} | set(range(len(tokenizer), self.vocabulary))))
+        self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
+        self._active: str | None = None
+        without_dropout(model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LanguageModel":
+        # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.get_text_config().hidden_size
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "LanguageModel":
+        self.model.to(device=device, dtype=dtype)
+        return self
+
+    # Text ----------------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the beginning-of-sequence token where this model has one, never an end.
+
+        Raises:
+            ValueError: the text has no tokens.
+        """
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        while len(ids) > 1 and ids[-1] in self.eos_ids:
+            ids = ids[:-1]
+        if not ids:
+            raise ValueError(f"the prompt {text!r} has no tokens; a prompt needs at least one")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def decode_completion(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that `ids` add to the prompt. Some tokenizers drop the first space of a text that stands alone."""
+        before, whole = self.decode(prompt_ids), self.decode([*prompt_ids, *ids])
+        return whole[len(before) :] if whole.startswith(before) else self.decode(ids)
+
+    # Adapters ------------------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self.model.peft_config) if isinstance(self.model, PeftModel) else ()
+
+    def add_adapter(self, name: str, rank: int = 8, alpha: float = 16, seed: int = 0, base: str | None = None) -> None:
+        """Adds a LoRA adapter on all linear layers (Hu et al. 2021): `W + alpha/rank · B A` with B = 0, so the identity.
+
+        Args:
+            name: a new name.
+            rank: r.
+            alpha: the scale is alpha / r.
+            seed: draws A.
+            base: start from a copy of this adapter instead.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self.adapters:
+            raise ValueError(f"there is already an adapter {name!r}; this model has {', '.join(self.adapters)}")
+        if base is not None:
+            self._require(base)
+            config = copy.deepcopy(self.model.peft_config[base])
+        else:
+            config = LoraConfig(r=rank, lora_alpha=int(alpha), target_modules="all-linear", task_type="CAUSAL_LM")
+        with torch.random.fork_rng(devices=[]), quietly():
+            torch.manual_seed(seed)
+            if isinstance(self.model, PeftModel):
+                self.model.add_adapter(name, config)
+            else:
+                self.model = get_peft_model(cast(PreTrainedModel, self.model), config, adapter_name=name)
+        if base is not None:
+            with torch.no_grad():
+                for own, other in zip(self.adapter_parameters(name), self.adapter_parameters(base), strict=True):
+                    own.copy_(other)
+        self._settle()
+
+    def load_adapter(self, folder: str | Path, name: str = "policy") -> None:
+        """Loads a peft adapter from a folder.
+
+        Raises:
+            ValueError: no adapter there, or the name is taken.
+        """
+        if not (Path(folder) / "adapter_config.json").is_file():
+            raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json")
+        if name in self.adapters:
+            raise ValueError(f"there is already an adapter {name!r}")
+        with quietly():
+            if isinstance(self.model, PeftModel):
+                self.model.load_adapter(str(folder), name)
+            else:
+                self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
+        self._settle()
+
+    def save_adapter(self, folder: str | Path, name: str = "policy") -> None:
+        """Saves an adapter so that `PeftModel.from_pretrained(base, folder)` loads it."""
+        self._require(name)
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as aside, quietly():
+            self.model.save_pretrained(aside, selected_adapters=[name], save_embedding_layers=False)
+            # peft saves an adapter under its name, except "default".
+            for file in (Path(aside) / name if name != "default" else Path(aside)).iterdir():
+                if file.name != "README.md":
+                    shutil.copy(file, target / file.name)
+
+    def save(self, folder: str | Path) -> None:
+        """Saves base model and tokenizer as an ordinary transformers folder. Adapters are saved on their own.
+
+        Raises:
+            ValueError: the model has adapters; merge or save them on their own.
+        """
+        if self.adapters:
+            raise ValueError("save() writes a base model without adapters; use merge_adapter() or save_adapter()")
+        with quietly():
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def merge_adapter(self) -> None:
+        """Folds the only adapter into the base weights and leaves a model without adapters."""
+        if len(self.adapters) != 1:
+            raise ValueError(f"merge_adapter() wants exactly one adapter, this model has {len(self.adapters)}")
+        self._switch(self.adapters[0])
+        self.model = self.model.merge_and_unload()
+        self._active = None
+        self.model.requires_grad_(False)
+
+    def adapter_parameters(self, name: str) -> list[nn.Parameter]:
+        """The adapter's weights, in a fixed order."""
+        self._require(name)
+        return [p for key, p in self.model.named_parameters() if f".{name}." in key and "lora_" in key]
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Runs the body with one adapter on, or with all of them off (None)."""
+        before = self._active
+        self._switch(adapter)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _require(self, name: str) -> None:
+        if name not in self.adapters:
+            have = ", ".join(self.adapters) or "none"
+            raise ValueError(f"the model has no adapter {name!r} (it has {have}): add it with add_adapter({name!r})")
+
+    def _switch(self, adapter: str | None) -> None:
+        if adapter is not None:
+            self._require(adapter)
+        # peft's own switches also flip requires_grad, and a parameter that is flipped off between forward and backward
+        # silently gets no gradient. So only the two flags are set that a layer's forward reads.
+        for layer in self._adapter_layers:
+            layer._disable_adapters = adapter is None
+            if adapter is not None:
+                layer._active_adapter = [adapter]
+        self._active = adapter
+
+    def _settle(self) -> None:
+        """After peft changed the model: nothing trains by itself, all adapters are off, no dropout."""
+        self.model.requires_grad_(False)
+        without_dropout(self.model)
+        self.__dict__.pop("_layers", None)
+        self._switch(None)
+
+    @property
+    def _adapter_layers(self) -> list[BaseTunerLayer]:
+        if "_layers" not in self.__dict__:
+            self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        return self._layers
+
+    # Passes --------------------------------------------------------------------------------------------------------
+
+    def _forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **more: Any) -> Any:
+        if self._takes_position_ids:
+            more["position_ids"] = position_ids
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, return_dict=True, **more
+        )
+
+    def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask, adapter: str | None = None) -> Decoding:
+        """Reads left-padded prompts."""
+        mask = attention_mask.long()
+        # Under left padding a model would otherwise count the padding: 3.7 to 5 nats on absolute positions.
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache()
+        with self.using(adapter):
+            out = self._forward(
+                input_ids.long(), mask, position_ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        return Decoding(
+            out.logits[:, -1], out.hidden_states[-1][:, -1], mask, position_ids[:, -1], out.past_key_values
+        )
+
+    def advance(self, decoding: Decoding, token: Int[Tensor, " B"], adapter: str | None = None) -> Decoding:
+        """Reads one more token in each row. The cache inside `decoding` is extended in place."""
+        mask = nn.functional.pad(decoding.attention_mask, (0, 1), value=1)
+        position = decoding.position + 1
+        with self.using(adapter):
+            out = self._forward(
+                token[:, None], mask, position[:, None], past_key_values=decoding.cache, use_cache=True, logits_to_keep=1
+            )
+        return replace(
+            decoding,
+            logits=out.logits[:, -1],
+            hidden=out.hidden_states[-1][:, -1],
+            attention_mask=mask,
+            position=position,
+            cache=out.past_key_values,
+        )
+
+    def evaluate(
+        self, sequences: Sequences, adapter: str | None = None
+    ) -> tuple[Float[Tensor, "B T V"], Float[Tensor, "B T D"]]:
+        """One pass over whole sequences: the logits and hidden states from which each token was chosen."""
+        steps = sequences.tokens.shape[1]
+        input_ids = torch.cat([sequences.prompt_ids, sequences.tokens[:, :-1]], 1)
+        mask = torch.cat([sequences.prompt_mask, sequences.is_action[:, :-1]], 1).long()
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+        with self.using(adapter):
+            out = self._forward(input_ids, mask, position_ids, use_cache=False, logits_to_keep=steps)
+        return out.logits[:, -steps:], out.hidden_states[-1][:, -steps:]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The frozen policy that KL is measured from: the base with adapters off, or with a frozen adapter.
+
+    Attributes:
+        lm: the model, shared with the policy.
+        adapter: a frozen adapter, or None for the base alone.
+        temperature: the policy's; KL compares the distributions that are sampled from.
+    """
+
+    lm: LanguageModel
+    adapter: str | None = None
+    temperature: float = 1.0
+
+    @torch.no_grad()
+    def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask) -> Decoding:
+        return self.lm.start(input_ids, attention_mask, self.adapter)
+
+    @torch.no_grad()
+    def advance(self, decoding: Decoding, token: Int[Tensor, " B"]) -> Decoding:
+        return self.lm.advance(decoding, token, self.adapter)
+
+    def logp(
+        self, decoding: Decoding, token: Int[Tensor, " B"], action_mask: Bool[Tensor, "B V"]
+    ) -> Float[Tensor, " B"]:
+        """log π_ref of a token that may come next, in nats."""
+        return chosen_log_probs(decoding.logits, token, self.temperature, action_mask)
+
+    @torch.no_grad()
+    def evaluate(self, sequences: Sequences, most_logits: int = 2**25) -> Float[Tensor, "B T"]:
+        """log π_ref of every chosen token in full-sequence passes, in nats, 0 where no token was chosen.
+
+        Args:
+            sequences: prompts and chosen tokens.
+            most_logits: bounds memory: a pass takes as many rows as give at most this many logits.
+        """
+        steps, vocabulary = sequences.action_mask.shape
+        rows = max(1, most_logits // (steps * vocabulary))
+        parts = []
+        for start in range(0, sequences.tokens.shape[0], rows):
+            part = sequences[start : start + rows]
+            logits, _ = self.lm.evaluate(part, self.adapter)
+            parts.append(chosen_log_probs(logits, part.tokens, self.temperature, part.action_mask))
+        return torch.cat(parts).masked_fill(~sequences.is_action, 0.0)
+
+
+def load(
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    pad_token: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Loads a causal language model and its tokenizer.
+
+    Args:
+        name: "tiny" (ships with the package), "probe" (a random 6-token model for exact tests), a local folder, or a
+            name on the Hugging Face hub.
+        device: where it lives.
+        dtype: of the weights. Log-probabilities are float32 in any case.
+        pad_token: overrides the tokenizer's padding token, and is added to the vocabulary if it is new.
+        trust_remote_code: runs code that comes with the model.
+
+    Raises:
+        ValueError: there is no such model, or its tokenizer has no usable padding token.
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is unknown: choose from {', '.join(DTYPES)}")
+        dtype = DTYPES[dtype]
+    if name == "probe":
+        return _probe().to(device, dtype)
+    if name == "tiny":
+        with as_file(files("lmgym") / "assets" / "tiny") as folder:
+            return load_folder(str(folder), name, device, dtype, pad_token)
+    return load_folder(name, name, device, dtype, pad_token, trust_remote_code)
+
+
+def load_folder(
+    source: str,
+    name: str,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    pad_token: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Loads what transformers can load from a folder or a hub name; see `load`."""
+    try:
+        with quietly():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"no model {name!r}: built-in models are {' and '.join(BUILT_IN)}; anything else must be a folder with a "
+            f"transformers causal LM in safetensors, or a name on the Hugging Face hub that can be reached ({reason})"
+        ) from error
+    return LanguageModel(model.to(device), tokenizer, name, pad_token)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Loads and wraps models without progress bars, and without what peft and transformers warn each other about."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Puts a model into evaluation mode and sets every dropout to zero, for good.
+
+    Dropout that stays on makes the ratio of the first PPO step 0.77 to 1.26 instead of 1.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    config = getattr(model, "config", None)
+    for key in vars(config) if config is not None else ():
+        if key.endswith(("dropout", "pdrop")) and isinstance(getattr(config, key), float):
+            setattr(config, key, 0.0)
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    for source in (model.generation_config, model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None) if source is not None else None
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
+    raise ValueError("the model has no end-of-sequence token: set tokenizer.eos_token, or eos_token_id in its config")
+
+
+def _probe() -> LanguageModel:
+    """A random, untrained model over the letters a to d, small enough to enumerate."""
+    vocabulary = {"<pad>": 0, "<eos>": 1, "a": 2, "b": 3, "c": 4, "d": 5}
+    letters = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    letters.pre_tokenizer = Split("", "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    letters.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>")
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return LanguageModel(model, tokenizer, "probe")

@@ -1,0 +1,203 @@
+"""A policy over tokens: a language model with an adapter, a sampler and a critic."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lmgym.models import Decoding, LanguageModel, Mask, Sequences, chosen_log_probs, log_probs
+
+Critic = Literal["head", "adapter", "none"]
+
+
+class Action(NamedTuple):
+    """What `Policy.act` chose.
+
+    Attributes:
+        token: [B].
+        logp: [B] log π(token | state) in nats, float32.
+        value: [B] the critic's estimate of the return from this state; 0 without a critic.
+    """
+
+    token: Int[Tensor, " B"]
+    logp: Float[Tensor, " B"]
+    value: Float[Tensor, " B"]
+
+
+class Evaluation(NamedTuple):
+    """What `Policy.evaluate` finds for tokens that were chosen earlier; entries where no token was chosen mean nothing.
+
+    Attributes:
+        logp: [B, T] log π(token | state) in nats.
+        value: [B, T] the critic's estimate.
+        entropy: [B, T] of the distribution that the token was drawn from, in nats.
+    """
+
+    logp: Float[Tensor, "B T"]
+    value: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
+
+
+class Policy:
+    """Samples tokens, and scores them, at one temperature and under one set of masks.
+
+    Args:
+        lm: the language model.
+        adapter: the adapter that is trained, added beforehand with `lm.add_adapter`; None is the model as it is, which
+            can be sampled from and evaluated but not trained, because it would be its own reference.
+        temperature: divides the logits, in sampling and in scoring.
+        critic: "head" reads the value from the policy's own trunk with a linear layer; "adapter" gives the critic a
+            LoRA adapter of its own on the same base (a second pass); "none" has no values.
+        seed: draws the value adapter.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        adapter: str | None = "policy",
+        temperature: float = 1.0,
+        critic: Critic = "head",
+        seed: int = 0,
+    ):
+        if adapter is not None and adapter not in lm.adapters:
+            raise ValueError(
+                f"the model has no adapter {adapter!r}: add one with lm.add_adapter({adapter!r}); without an adapter a "
+                "policy has no reference to measure KL from (adapter=None gives a policy for sampling only)"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature} must be positive")
+        if critic not in ("head", "adapter", "none"):
+            raise ValueError(f"critic={critic!r} is unknown: choose 'head', 'adapter' or 'none'")
+        self.lm = lm
+        self.adapter = adapter
+        self.temperature = temperature
+        self.critic = critic
+        # Zero, so that the critic starts from no opinion (Ziegler et al. 2019); float32 whatever the model's dtype.
+        self.value_head = nn.Linear(lm.hidden_size, 1, device=lm.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        if critic == "adapter" and "value" not in lm.adapters:
+            rank = lm.model.peft_config[adapter].r if adapter is not None else 8
+            lm.add_adapter("value", rank=rank, alpha=2.0 * rank, seed=seed + 1)
+        for parameter in self.parameters() if adapter is not None else ():
+            parameter.requires_grad_(True)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained: the adapter, and the critic's head and adapter.
+
+        Raises:
+            ValueError: the policy has no adapter.
+        """
+        if self.adapter is None:
+            raise ValueError(
+                "a policy without an adapter cannot be trained: the frozen reference shares its weights, so KL would "
+                "read as 0. Add an adapter: lm.add_adapter('policy'); Policy(lm, adapter='policy')"
+            )
+        parameters = self.lm.adapter_parameters(self.adapter)
+        if self.critic == "adapter":
+            parameters += self.lm.adapter_parameters("value")
+        if self.critic != "none":
+            parameters += list(self.value_head.parameters())
+        return parameters
+
+    def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask) -> Decoding:
+        """Reads left-padded prompts and stands ready to act."""
+        decoding = self.lm.start(input_ids, attention_mask, self.adapter)
+        if self.critic == "adapter":
+            decoding.critic = self.lm.start(input_ids, attention_mask, "value")
+        return decoding
+
+    def act(
+        self, decoding: Decoding, uniform: Float[Tensor, " B"], action_mask: Bool[Tensor, "*rows V"]
+    ) -> Action:
+        """Draws the next token by inverse CDF, and gives its log-probability and the state's value.
+
+        Args:
+            decoding: where decoding stands.
+            uniform: [B] one number in [0, 1) a row. All of the randomness is here, so a row's tokens depend on nothing
+                but its own numbers.
+            action_mask: [V] or [B, V], True where a token is allowed.
+        """
+        logp = log_probs(decoding.logits, self.temperature, action_mask)
+        cumulative = logp.exp().cumsum(-1)
+        total = cumulative[:, -1:]
+        # Below the total even after rounding, so that the search stops at a token of positive probability.
+        threshold = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+        token = torch.searchsorted(cumulative, threshold, right=True)
+        return Action(token[:, 0], logp.gather(1, token)[:, 0], self.value(decoding))
+
+    def advance(self, decoding: Decoding, token: Int[Tensor, " B"]) -> Decoding:
+        """Reads the chosen tokens."""
+        following = self.lm.advance(decoding, token, self.adapter)
+        if decoding.critic is not None:
+            following.critic = self.lm.advance(decoding.critic, token, "value")
+        return following
+
+    def value(self, decoding: Decoding) -> Float[Tensor, " B"]:
+        """The critic's estimate of the return from where decoding stands."""
+        if self.critic == "none":
+            return torch.zeros(decoding.hidden.shape[0], device=decoding.hidden.device)
+        hidden = decoding.hidden if decoding.critic is None else decoding.critic.hidden
+        return self.value_head(hidden.float())[:, 0]
+
+    def logp(
+        self, decoding: Decoding, token: Int[Tensor, " B"], action_mask: Bool[Tensor, "*rows V"]
+    ) -> Float[Tensor, " B"]:
+        """log π of a token that may come next, in nats; of a banned one, see `chosen_log_probs`."""
+        return chosen_log_probs(decoding.logits, token, self.temperature, action_mask)
+
+    def log_probs(self, sequences: Sequences) -> Float[Tensor, "B T V"]:
+        """log π over the whole vocabulary at every step, −∞ for banned tokens."""
+        logits, _ = self.lm.evaluate(sequences, self.adapter)
+        return log_probs(logits, self.temperature, sequences.action_mask)
+
+    def evaluate(self, sequences: Sequences) -> Evaluation:
+        """Log-probability, value and entropy of tokens that were chosen earlier, in one differentiable pass."""
+        logits, hidden = self.lm.evaluate(sequences, self.adapter)
+        logp = log_probs(logits, self.temperature, sequences.action_mask)
+        probs = logp.exp()
+        # A banned token has probability 0 and log-probability −∞; p·log p is 0 there, and its gradient too.
+        entropy = -(probs * logp.masked_fill(~sequences.action_mask, 0.0)).sum(-1)
+        chosen = logp.gather(2, sequences.tokens[..., None])[..., 0].masked_fill(~sequences.is_action, 0.0)
+        if self.critic == "none":
+            return Evaluation(chosen, torch.zeros_like(chosen), entropy)
+        if self.critic == "adapter":
+            _, hidden = self.lm.evaluate(sequences, "value")
+        return Evaluation(chosen, self.value_head(hidden.float())[..., 0], entropy)
+
+    def save(self, folder: str | Path) -> None:
+        """Saves the adapter as plain peft loads it, with the critic beside it."""
+        if self.adapter is None:
+            raise ValueError("a policy without an adapter has nothing to save but the model: use lm.save(folder)")
+        self.lm.save_adapter(folder, self.adapter)
+        if self.critic != "none":
+            save_file(self.value_head.state_dict(), str(Path(folder) / "value_head.safetensors"))
+        if self.critic == "adapter":
+            self.lm.save_adapter(Path(folder) / "value", "value")
+
+    @classmethod
+    def load(cls, lm: LanguageModel, folder: str | Path, temperature: float = 1.0, adapter: str = "policy") -> "Policy":
+        """Loads what `save` wrote onto the base model that it was trained on.
+
+        Raises:
+            ValueError: there is no adapter in the folder.
+        """
+        folder = Path(folder)
+        lm.load_adapter(folder, adapter)
+        critic: Critic = "none"
+        if (folder / "value_head.safetensors").is_file():
+            critic = "head"
+        if (folder / "value").is_dir():
+            lm.load_adapter(folder / "value", "value")
+            critic = "adapter"
+        policy = cls(lm, adapter, temperature, critic)
+        if critic != "none":
+            policy.value_head.load_state_dict(load_file(str(folder / "value_head.safetensors")))
+        return policy

@@ -1,0 +1,191 @@
+"""The reward, `score · [token is last] − β · KL`: its KL forms, KL estimators, β controllers, and composed scores."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lmgym.tasks.base import Completion, Prompt, ScoreFunction
+
+KLForm = Literal["reference", "sampled", "none"]
+KLEstimator = Literal["k1", "k2", "k3"]
+
+# Total variation from the optimum π_ref·exp(score/β) at which exact gradient ascent ends, on a small bandit, when the
+# estimator stands in the reward. k1 ends at 0.
+_WRONG_IN_REWARD = {"k2": 0.247, "k3": 0.755}
+
+
+def check_reward_estimator(estimator: str) -> None:
+    """Refuses KL estimators whose optimum, placed in the reward, is not `π_ref · exp(score/β)`.
+
+    Raises:
+        ValueError: for anything but k1.
+    """
+    if estimator in _WRONG_IN_REWARD:
+        raise ValueError(
+            f"kl_estimator={estimator!r} in the reward optimises something else than score − β·KL: on a bandit it ends "
+            f"{_WRONG_IN_REWARD[estimator]} in total variation from the optimum, k1 ends at 0. Use k1; {estimator} is "
+            "for reporting (lmgym.reward.kl_estimates)"
+        )
+    if estimator != "k1":
+        raise ValueError(f"kl_estimator={estimator!r} is unknown: in the reward only 'k1' is right")
+
+
+def kl_reward(
+    form: KLForm, beta: float, logp: Float[Tensor, "*shape"] | None, reference_logp: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """The KL part of a token's reward: `−β (log π − log π_ref)`, or the half of it that an environment can know.
+
+    Args:
+        form: "sampled" pays all of it, with k1 (Ziegler et al. 2019, eq. 2); "reference" pays `β log π_ref`, and leaves
+            the entropy bonus `−β log π` to the agent; "none" pays nothing.
+        beta: β, in score per nat.
+        logp: log π of the tokens under the policy that chose them, in nats.
+        reference_logp: log π_ref of the same tokens, in nats.
+
+    Raises:
+        ValueError: form "sampled" without `logp`.
+    """
+    match form:
+        case "none":
+            return torch.zeros_like(reference_logp)
+        case "reference":
+            return beta * reference_logp
+        case "sampled":
+            if logp is None:
+                raise ValueError(
+                    "kl='sampled' pays −β (log π − log π_ref) and needs the policy's log-probability of each token: "
+                    "step with TokenAction(token, logp), or bind a policy with env.bind(policy), or make the "
+                    "environment with kl='reference' or kl='none'"
+                )
+            return -beta * (logp - reference_logp)
+    raise ValueError(f"kl={form!r} is unknown: choose 'reference', 'sampled' or 'none'")
+
+
+def kl_estimates(logp: Float[Tensor, "*shape"], reference_logp: Float[Tensor, "*shape"]) -> dict[str, Tensor]:
+    """Per-token estimates of KL(π ‖ π_ref) in nats from tokens drawn from π (Schulman 2020), for reporting.
+
+    k1 and k3 are unbiased, k2 is not; k3 is never negative but varies more than k1 far from the reference.
+    """
+    log_ratio = logp - reference_logp
+    return {"k1": log_ratio, "k2": log_ratio.square() / 2, "k3": torch.expm1(-log_ratio) + log_ratio}
+
+
+def exact_kl(log_probs: Float[Tensor, "*shape V"], reference_log_probs: Float[Tensor, "*shape V"]) -> Tensor:
+    """KL(π ‖ π_ref) in nats over the whole vocabulary; banned tokens (log-probability −∞ under π) count as 0."""
+    probs = log_probs.exp()
+    return torch.where(probs > 0, probs * (log_probs - reference_log_probs), 0.0).sum(-1)
+
+
+@runtime_checkable
+class KLController(Protocol):
+    """Gives β, in score per nat, and may move it after each update."""
+
+    beta: float
+
+    def update(self, kl_nats_per_sequence: float, sequences: int) -> None: ...
+
+
+@dataclass
+class FixedKL:
+    """A β that stays."""
+
+    beta: float = 0.05
+
+    def update(self, kl_nats_per_sequence: float, sequences: int) -> None:
+        pass
+
+
+@dataclass
+class AdaptiveKL:
+    """A β that is steered so that KL reaches a target: `β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)`.
+
+    Ziegler et al. 2019, section 2.2, in the form of their code.
+
+    Attributes:
+        beta: the starting β, in score per nat.
+        target_nats_per_sequence: the KL to hold, summed over the tokens of a completion. It is not a mean per token.
+        horizon: how many sequences it takes for β to move by the clipped error once.
+    """
+
+    beta: float = 0.2
+    target_nats_per_sequence: float = 6.0
+    horizon: float = 10_000
+
+    def update(self, kl_nats_per_sequence: float, sequences: int) -> None:
+        error = min(max(kl_nats_per_sequence / self.target_nats_per_sequence - 1, -0.2), 0.2)
+        self.beta *= 1 + error * sequences / self.horizon
+
+
+class Score:
+    """A weighted sum of named score functions, and the breakdown.
+
+    Args:
+        components: for each name a score function, or a pair (weight, score function).
+        shift: a constant taken off the sum, such as the mean score of the starting policy.
+
+    Example:
+        `Score({"reward_model": reward_model, "brevity": (-0.01, count_words)})`
+    """
+
+    def __init__(self, components: Mapping[str, ScoreFunction | tuple[float, ScoreFunction]], shift: float = 0.0):
+        if not components:
+            raise ValueError("a Score needs at least one component: Score({'name': function})")
+        self.components = {
+            name: component if isinstance(component, tuple) else (1.0, component)
+            for name, component in components.items()
+        }
+        self.shift = shift
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Score":
+        # gymnasium's env.spec deep-copies every argument of make(); a reward model inside must not be copied.
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.components)
+
+    def breakdown(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, list[float]]:
+        """The unweighted score of each completion under each component.
+
+        Raises:
+            ValueError: a component returns the wrong number of scores, or one that is not finite; it names the
+                component and the text.
+        """
+        return {
+            name: _checked(name, function(prompts, completions), prompts, completions)
+            for name, (_, function) in self.components.items()
+        }
+
+    def total(self, breakdown: Mapping[str, Sequence[float]]) -> list[float]:
+        """The weighted sums of what `breakdown` gave."""
+        columns = [[weight * s for s in breakdown[name]] for name, (weight, _) in self.components.items()]
+        return [math.fsum(row) - self.shift for row in zip(*columns, strict=True)]
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        return self.total(self.breakdown(prompts, completions))
+
+
+def _checked(
+    name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[float]:
+    try:
+        values = [float(s) for s in scores]
+    except TypeError:
+        raise ValueError(f"the score {name!r} must return one number per completion, not {scores!r}") from None
+    if len(values) != len(completions):
+        raise ValueError(
+            f"the score {name!r} returned {len(values)} numbers for {len(completions)} completions; it must return one "
+            "for each, in order"
+        )
+    for value, prompt, completion in zip(values, prompts, completions, strict=True):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the score {name!r} returned {value} for the completion {completion.text!r} of the prompt "
+                f"{prompt.text!r}; scores must be finite"
+            )
+    return values
