@@ -1,0 +1,505 @@
+"""The command line: `lmgym COMMAND ...`. The only module that turns names into objects.
+
+Nothing heavy is imported before a command is known, so that `lmgym --help` answers at once.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from agents.pipeline import Setting
+    from lmgym.models import LanguageModel
+    from lmgym.reward import Score
+    from lmgym.tasks.base import ScoreFunction, Task
+
+COMMANDS = {
+    "train": "the whole job: fine-tuning, preferences, reward model, PPO, evaluation, report",
+    "sft": "supervised fine-tuning alone",
+    "preferences": "sample completions and have simulated annotators compare them",
+    "reward": "train a reward model from comparisons",
+    "evaluate": "measure a policy on held-out prompts",
+    "sample": "print what a model writes",
+    "envs": "list the registered environments",
+    "report": "write report.html for the folder of a run",
+}
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every stage needs to know."""
+
+    task: tyro.conf.Positional[str] = "Sentiment"
+    """A registered environment ("Sentiment", "lmgym/Sort-v0", ...); `lmgym envs` lists them."""
+    model: str = ""
+    """"tiny", "probe", a folder, or a name on the Hugging Face hub; the environment's own by default."""
+    pad_token: str | None = None
+    """Overrides the tokenizer's padding token; added to the vocabulary if it is new."""
+    prompts: str | None = None
+    """Prompts of your own instead of the task's: FILE.jsonl (field "prompt", or "text" with --opening-words), FILE.txt
+    (one a line), or the name of a dataset."""
+    opening_words: int | None = None
+    """Rows of --prompts hold whole texts: this many first words are the prompt, the rest is a demonstration."""
+    gold: str | None = None
+    """The gold score of your own prompts, "package.module:function" or "FILE.py:function"."""
+    max_prompt_tokens: int | None = None
+    """P; longer prompts are refused (see --long-prompts)."""
+    max_new_tokens: int | None = None
+    """T, the token budget."""
+    long_prompts: Literal["error", "truncate"] = "error"
+    """"truncate" keeps the last tokens of prompts that are too long."""
+    missing_eos_score: float | Literal["task", "none"] = "task"
+    """The score of completions that reach the budget; "task" is the task's rule, "none" scores their text."""
+    seed: int = 0
+    """Of everything that is random."""
+    device: str = "auto"
+    """"cpu", "cuda", or "auto": CUDA where there is one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights; log-probabilities are float32 in any case."""
+    threads: int = 0
+    """torch's CPU threads; 0 leaves torch's default."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 2 for anything that the user can mend, after one line that says how."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        from lmgym import __version__
+
+        print(__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"lmgym: no command {argv[0]!r}.{hint} `lmgym --help` lists them.", file=sys.stderr)
+        return 2
+    try:
+        return _COMMANDS[argv[0]](argv[1:]) or 0
+    except (ValueError, ImportError, OSError) as error:
+        print(f"lmgym: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lmgym: stopped", file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        ["lmgym COMMAND ...: reinforcement learning on small language models", "", *lines, "", "lmgym COMMAND --help lists the options of a command."]
+    )  # fmt: skip
+
+
+def _parse(command: str, kind: Any, argv: Sequence[str]) -> Any:
+    return tyro.cli(kind, prog=f"lmgym {command}", description=COMMANDS[command], args=list(argv))
+
+
+# Commands ----------------------------------------------------------------------------------------------------------
+
+
+def _train(argv: Sequence[str]) -> int:
+    from rich.table import Table
+
+    from agents.pipeline import Options, run_all
+    from agents.report import write_report
+    from agents.run import Run
+
+    @dataclass(frozen=True)
+    class Train(Common):
+        """The whole job."""
+
+        out: str = "runs/latest"
+        """The run's folder; it must be new or empty."""
+        algorithm: Literal["ppo"] = "ppo"
+        """The RL algorithm."""
+        preferences_file: Annotated[str | None, tyro.conf.arg(name="preferences")] = None
+        """Comparisons of your own (JSONL: prompt, chosen, rejected; or prompt, ranking) instead of simulated ones."""
+        reward: str = "default"
+        """"learned" trains a reward model; "task" pays the task's own score; else a reward model (folder or name) or a
+        function ("package.module:function"). By default, what the environment needs."""
+        options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+
+    wanted = _parse("train", Train, argv)
+    setting = _setting(wanted, wanted.reward, wanted.preferences_file)
+    with Run(wanted.out, {**_plain(wanted), "task": setting.task.name, "model": setting.lm.name}) as run:
+        run.say(_about(setting))
+        before, after = run_all(setting, wanted.options, run)
+    page = write_report(wanted.out)
+    table = Table("held-out prompts", "before", "after")
+    for name, figure in after.figures.items():
+        was = before.figures[name]
+        table.add_row(name, f"{was.mean:.3f} ± {was.stderr:.3f}", f"{figure.mean:.3f} ± {figure.stderr:.3f}")
+    run.console.print(table)
+    for was, now in list(zip(before.samples, after.samples, strict=True))[:3]:
+        run.console.print(f"[bold]{_plain_text(was['prompt'])}[/bold]")
+        run.console.print(f"  before ({was['gold']:+.2f}):{_plain_text(was['completion'])}", highlight=False)
+        run.console.print(f"  after  ({now['gold']:+.2f}):{_plain_text(now['completion'])}", highlight=False)
+    run.say(f"report: {page}")
+    return 0
+
+
+def _sft(argv: Sequence[str]) -> int:
+    from agents.pipeline import Options, SFTOptions, fine_tune
+    from agents.run import Run
+
+    @dataclass(frozen=True)
+    class SFT(Common):
+        """Supervised fine-tuning."""
+
+        out: str = "runs/sft"
+        """The run's folder; it must be new or empty. The model is saved in its folder `sft`."""
+        sft: Annotated[SFTOptions, tyro.conf.arg(name="")] = field(default_factory=SFTOptions)
+
+    wanted = _parse("sft", SFT, argv)
+    setting = _setting(wanted, "task")
+    with Run(wanted.out, _plain(wanted)) as run:
+        fine_tune(setting, Options(sft=wanted.sft), run)
+        run.say(f"model: {run.path('sft')}")
+    return 0
+
+
+def _preferences(argv: Sequence[str]) -> int:
+    from agents.pipeline import Options, PreferenceOptions, gather_preferences
+    from agents.run import Run
+
+    @dataclass(frozen=True)
+    class Preferences(Common):
+        """Comparisons by simulated annotators of the task's gold score."""
+
+        out: str = "runs/preferences"
+        """The run's folder; it must be new or empty."""
+        preferences: Annotated[PreferenceOptions, tyro.conf.arg(name="")] = field(default_factory=PreferenceOptions)
+
+    wanted = _parse("preferences", Preferences, argv)
+    setting = _setting(wanted, "task")
+    with Run(wanted.out, _plain(wanted)) as run:
+        gather_preferences(setting, Options(preferences=wanted.preferences), run)
+        run.say(f"comparisons: {run.path('preferences.jsonl')}, held out: {run.path('preferences_test.jsonl')}")
+    return 0
+
+
+def _reward(argv: Sequence[str]) -> int:
+    from agents import reward_model
+    from agents.learner import Learner
+    from agents.pipeline import RewardOptions
+    from agents.run import Run
+    from lmgym.preferences import read_comparisons
+    from lmgym.reward_model import RewardModel
+
+    @dataclass(frozen=True)
+    class Reward:
+        """Train a reward model from comparisons."""
+
+        preferences: str
+        """JSONL with prompt, chosen, rejected; or prompt, ranking."""
+        test_preferences: str | None = None
+        """Held-out comparisons; by default a tenth of --preferences."""
+        model: str = "tiny"
+        """The language model to start from: "tiny", a folder, or a name on the hub."""
+        pad_token: str | None = None
+        """Overrides the tokenizer's padding token."""
+        out: str = "runs/reward"
+        """The run's folder; it must be new or empty. The model is saved in its folder `reward_model`."""
+        seed: int = 0
+        """Of everything that is random."""
+        device: str = "auto"
+        """"cpu", "cuda", or "auto"."""
+        dtype: Literal["float32", "bfloat16"] = "float32"
+        """Of the weights."""
+        options: Annotated[RewardOptions, tyro.conf.arg(name="")] = field(default_factory=RewardOptions)
+
+    wanted = _parse("reward", Reward, argv)
+    comparisons = read_comparisons(wanted.preferences)
+    if wanted.test_preferences:
+        held_out = read_comparisons(wanted.test_preferences)
+    else:
+        kept = len(comparisons) // 10
+        comparisons, held_out = comparisons[kept:], comparisons[:kept]
+    lm = _load(wanted.model, wanted)
+    with Run(wanted.out, _plain(wanted)) as run:
+        options = wanted.options
+        model = RewardModel.from_language_model(lm, options.lora_rank, 2 * options.lora_rank, wanted.seed)
+        learner = Learner(model.parameters(), options, wanted.seed)
+        total = options.epochs * -(-len(comparisons) // options.minibatch_prompts)
+        rows = reward_model.train(model, comparisons, held_out, learner, options)
+        last: Any = {}
+        for last in run.follow("reward_model", rows, total, {"loss": "loss/train", "accuracy": "accuracy/train"}):
+            pass
+        shown = held_out or comparisons
+        reward_model.normalise(model, [c.prompt + text for c in shown for text in c.ranked][: options.normalise_on])
+        model.save(run.path("reward_model"))
+        if held_out:
+            run.say(
+                f"{len(held_out)} held-out comparisons: accuracy {last['accuracy/test']:.3f} "
+                f"(± {(last['accuracy/test'] * (1 - last['accuracy/test']) / len(held_out)) ** 0.5:.3f}), "
+                f"calibration error {last['calibration/ece']:.3f}"
+            )
+        run.say(f"reward model: {run.path('reward_model')}")
+    return 0
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from agents.evaluate import METRICS, evaluate
+    from lmgym.policy import Policy
+
+    @dataclass(frozen=True)
+    class Evaluate(Common):
+        """Measure a policy on held-out prompts."""
+
+        policy: str | None = None
+        """The folder of an adapter, on the base model that it was trained on (--model); none measures the model."""
+        reward: str = "default"
+        """The reward model or function that gives the score, as in `lmgym train`."""
+        temperature: float = 1.0
+        """Of the policy."""
+        count: int = 256
+        """Held-out prompts."""
+
+    wanted = _parse("evaluate", Evaluate, argv)
+    setting = _setting(wanted, wanted.reward)
+    lm = setting.lm
+    policy = (
+        Policy.load(lm, wanted.policy, wanted.temperature)
+        if wanted.policy
+        else Policy(lm, None, wanted.temperature, "none")
+    )
+    score = setting.score or _default_score(wanted.task, lm)
+    env = setting.env(wanted.count, "test", kl="sampled", temperature=wanted.temperature, score=score)
+    report = evaluate(policy, env, wanted.seed)
+    table = Table("measure", "mean", "± s.e.", "what it is")
+    for name, figure in report.figures.items():
+        table.add_row(name, f"{figure.mean:.4f}", f"{figure.stderr:.4f}", METRICS[name])
+    Console().print(table)
+    return 0
+
+
+def _sample(argv: Sequence[str]) -> int:
+    from lmgym.policy import Policy
+    from lmgym.rollout import RolloutBuffer, Stream, collect
+
+    @dataclass(frozen=True)
+    class Sample(Common):
+        """Print what a model writes."""
+
+        policy: str | None = None
+        """The folder of an adapter, on the base model that it was trained on (--model)."""
+        temperature: float = 1.0
+        """Lower is tamer."""
+        count: int = 5
+        """Completions."""
+        prompt: str | None = None
+        """A text to continue, instead of the task's prompts."""
+
+    from lmgym.env import printable
+
+    wanted = _parse("sample", Sample, argv)
+    setting = _setting(wanted, "task")
+    lm = setting.lm
+    policy = (
+        Policy.load(lm, wanted.policy, wanted.temperature)
+        if wanted.policy
+        else Policy(lm, None, wanted.temperature, "none")
+    )
+    env = setting.env(wanted.count, "test", kl="none", temperature=wanted.temperature, score=lambda p, c: [0.0] * len(c))
+    prompts = [wanted.prompt] * wanted.count if wanted.prompt is not None else None
+    collect(policy, env, RolloutBuffer.like(env), Stream(wanted.seed, 0), prompts)
+    for prompt, completion in zip(env.prompts, env.completions(), strict=True):
+        end = "" if completion.finish_reason == "stop" else " …"
+        print(f"{printable(prompt.text)}|{printable(completion.text)}{end}")
+    return 0
+
+
+def _envs(argv: Sequence[str]) -> int:
+    from lmgym.registry import TABLE
+
+    @dataclass(frozen=True)
+    class Envs:
+        """List the registered environments."""
+
+    _parse("envs", Envs, argv)
+    width = max(map(len, TABLE))
+    for entry in TABLE.values():
+        print(f"{entry.id:{width}}  {entry.summary} (model {entry.model})")
+    return 0
+
+
+def _report(argv: Sequence[str]) -> int:
+    from agents.report import write_report
+
+    @dataclass(frozen=True)
+    class Report:
+        """Write report.html for the folder of a run."""
+
+        runs: tyro.conf.Positional[tuple[str, ...]]
+        """Folders of runs."""
+
+    for folder in _parse("report", Report, argv).runs:
+        print(write_report(folder))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "sft": _sft,
+    "preferences": _preferences,
+    "reward": _reward,
+    "evaluate": _evaluate,
+    "sample": _sample,
+    "envs": _envs,
+    "report": _report,
+}
+
+
+# Names into objects ------------------------------------------------------------------------------------------------
+
+
+def _setting(wanted: Common, reward: str, preferences: str | None = None) -> "Setting":
+    from agents.pipeline import Setting
+    from lmgym.preferences import read_comparisons
+    from lmgym.registry import find, make_task
+    from lmgym.reward import Score
+
+    entry = find(wanted.task)
+    gold = _function(wanted.gold) if wanted.gold else None
+    if wanted.gold and not wanted.prompts:
+        raise ValueError("--gold scores prompts of your own: give them with --prompts FILE")
+    learned = reward == "learned" or (reward == "default" and (wanted.prompts is not None or entry.reward_model is not None))
+    score: Score | None = None
+    if reward not in ("default", "learned", "task"):
+        score = _score(reward)
+    if wanted.prompts is not None:
+        if gold is None and score is None and not preferences:
+            raise ValueError("prompts of your own need a score: --gold module:function, --preferences FILE or --reward MODEL")
+        task = _prompt_list(wanted, gold or (score if score is not None else _no_gold))
+    else:
+        task = make_task(entry)
+    if not learned and score is None and entry.reward_model is None:
+        score = Score({task.name: task.score})
+    comparisons = read_comparisons(preferences) if preferences else None
+    budgets: dict[str, Any] = dict(entry.arguments)
+    budgets |= {
+        name: value
+        for name, value in (
+            ("max_prompt_tokens", wanted.max_prompt_tokens),
+            ("max_new_tokens", wanted.max_new_tokens),
+            ("long_prompts", wanted.long_prompts),
+        )
+        if value is not None
+    }
+    budgets["missing_eos_score"] = None if wanted.missing_eos_score == "none" else wanted.missing_eos_score
+    lm = _load(wanted.model or entry.model, wanted)
+    return Setting(task, lm, budgets, None if learned else score, comparisons, wanted.seed)
+
+
+def _prompt_list(wanted: Common, score: "ScoreFunction") -> "Task":
+    from lmgym.tasks import PromptList
+
+    path = wanted.prompts or ""
+    if path.endswith(".txt"):
+        return PromptList.from_text(path, score)
+    whole = wanted.opening_words is not None
+    source: Any = PromptList.from_jsonl if path.endswith((".jsonl", ".json")) else PromptList.from_dataset
+    return source(path, score, field="text" if whole else "prompt", opening_words=wanted.opening_words)
+
+
+def _no_gold(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+    # Given preferences are the only judge: there is no gold score to report.
+    return [0.0] * len(completions)
+
+
+def _default_score(task: str, lm: "LanguageModel") -> "Score":
+    from lmgym.registry import find
+    from lmgym.reward import Score
+    from lmgym.reward_model import RewardModel
+
+    name = find(task).reward_model
+    assert name is not None, "a task without a reward model has a score of its own"
+    return Score({"reward_model": RewardModel.load(name, lm.device)})
+
+
+def _score(name: str) -> "Score":
+    from lmgym.reward import Score
+    from lmgym.reward_model import RewardModel
+
+    if ":" in name:
+        return Score({name.rpartition(":")[2]: _function(name)})
+    return Score({"reward_model": RewardModel.load(name)})
+
+
+def _function(name: str) -> "ScoreFunction":
+    """Loads "package.module:function" or "FILE.py:function".
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+    import importlib
+    import importlib.util
+
+    source, _, attribute = name.rpartition(":")
+    try:
+        if source.endswith(".py"):
+            spec = importlib.util.spec_from_file_location("lmgym_user_function", source)
+            if spec is None or spec.loader is None:
+                raise FileNotFoundError(source)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(source)
+        function = getattr(module, attribute)
+    except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"no function {name!r} ({error}): write it as package.module:function or path/to/file.py:function; it takes "
+            "lists of prompts and completions and returns one number for each"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"{name!r} is not a function")
+    return function
+
+
+def _load(name: str, wanted: Any) -> "LanguageModel":
+    import torch
+
+    from lmgym.models import load
+
+    if getattr(wanted, "threads", 0):
+        torch.set_num_threads(wanted.threads)
+    device = wanted.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
+
+
+def _about(setting: "Setting") -> str:
+    model = setting.lm.model
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    paid = "a reward model that is trained first" if setting.score is None else ", ".join(setting.score.names)
+    return f"{setting.task.name}: {setting.lm.name} ({millions:.2f} M parameters, {setting.lm.device}), paid by {paid}"
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(value)
+
+
+def _plain_text(text: str) -> str:
+    from rich.markup import escape
+
+    from lmgym.env import printable
+
+    return escape(printable(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""How good a policy is, on prompts that it was not trained on: scores, KL to the reference, diversity, texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents import functional as F
+from lmgym.env import Finish, TokenVectorEnv
+from lmgym.models import Sequences, log_probs
+from lmgym.policy import Policy
+from lmgym.reward import exact_kl
+from lmgym.rollout import RolloutBuffer, Stream, collect
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over completions and its standard error."""
+
+    mean: float
+    stderr: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` found.
+
+    Attributes:
+        figures: by name, see `METRICS`.
+        samples: plain data of some completions, with the four quantities of every token.
+    """
+
+    figures: Mapping[str, Figure]
+    samples: Sequence[Mapping[str, Any]]
+
+    def as_data(self) -> dict[str, dict[str, float]]:
+        return {name: {"mean": f.mean, "stderr": f.stderr} for name, f in self.figures.items()}
+
+
+METRICS = {
+    "gold": "gold score of held-out completions, which no learner sees",
+    "score": "the score that the learner is paid",
+    "kl_nats_per_sequence": "KL to the reference, k1 summed over a completion's tokens, in nats",
+    "kl_exact_nats_per_sequence": "KL to the reference, exact over the vocabulary at each visited state, summed, in nats",
+    "entropy_nats_per_token": "entropy of the next-token distribution, in nats",
+    "tokens": "tokens per completion",
+    "finished_share": "share of completions that ended before the token budget",
+    "distinct_2": "different word pairs over all word pairs, of all completions together",
+}
+
+
+@torch.no_grad()
+def evaluate(policy: Policy, env: TokenVectorEnv, seed: int = 0, samples: int = 12, gamma: float = 1.0, lam: float = 0.95) -> Report:
+    """Runs one episode in each row and measures it.
+
+    The same seed gives the same prompts and the same random numbers, so that two policies are compared on both.
+
+    Args:
+        policy: what is evaluated.
+        env: its rows are the prompts; make it with split="test".
+        seed: of prompts and samples.
+        samples: how many completions to return with their tokens.
+        gamma: discount of the advantages that are shown.
+        lam: λ of the advantages that are shown.
+    """
+    buffer = collect(policy, env, RolloutBuffer.like(env), Stream(seed, 0))
+    completions = env.completions()
+    gold = torch.tensor(env.task.gold(env.prompts, completions), dtype=torch.float32)
+    exact, entropy = _over_vocabulary(policy, env, buffer.sequences)
+    tokens = buffer.is_action.sum(1).float()
+    columns = {
+        "gold": gold,
+        "score": buffer.score,
+        "kl_nats_per_sequence": ((buffer.logp - buffer.reference_logp) * buffer.is_action).sum(1),
+        "kl_exact_nats_per_sequence": exact.sum(1),
+        "entropy_nats_per_token": entropy.sum(1) / tokens,
+        "tokens": tokens,
+        "finished_share": (buffer.finish != Finish.LENGTH).float(),
+    }
+    rows = len(completions)
+    figures = {
+        name: Figure(float(column.mean()), float(column.std() / rows**0.5) if rows > 1 else 0.0)
+        for name, column in columns.items()
+    }
+    figures["distinct_2"] = Figure(distinct([c.text for c in completions]), 0.0)
+    advantages, _ = F.gae(buffer.rewards, buffer.values, buffer.is_action, buffer.bootstrap, gamma, lam)
+    shown = [_sample(env, buffer, advantages, row, float(gold[row])) for row in range(min(samples, rows))]
+    return Report(figures, shown)
+
+
+def distinct(texts: Sequence[str], n: int = 2) -> float:
+    """Different n-grams of words over all n-grams (Li et al. 2016): 1 says nothing twice."""
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / max(1, len(grams))
+
+
+def _over_vocabulary(policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32) -> tuple[Tensor, Tensor]:
+    """[B, T] exact KL to the reference, and entropy, at every visited state; 0 where no token was chosen."""
+    kls, entropies = [], []
+    for start in range(0, sequences.tokens.shape[0], rows):
+        part = sequences[start : start + rows]
+        logp = policy.log_probs(part)
+        logits, _ = env.model.evaluate(part, env.reference.adapter)
+        reference = log_probs(logits, env.reference.temperature, part.action_mask)
+        kls.append(exact_kl(logp, reference) * part.is_action)
+        entropies.append(torch.special.entr(logp.exp()).sum(-1) * part.is_action)
+    return torch.cat(kls).cpu(), torch.cat(entropies).cpu()
+
+
+def _sample(env: TokenVectorEnv, buffer: RolloutBuffer, advantages: Tensor, row: int, gold: float) -> dict[str, Any]:
+    completion = env.completions([row])[0]
+    prompt = buffer.prompt_ids[row][buffer.prompt_mask[row]].tolist()
+    chosen = buffer.tokens[row][buffer.is_action[row]].tolist()
+    kl = (buffer.logp - buffer.reference_logp)[row].tolist()
+    columns = zip(chosen, buffer.rewards[row].tolist(), kl, buffer.values[row].tolist(), advantages[row].tolist(), strict=False)
+    tokens, before = [], ""
+    for count, (token, reward, token_kl, value, advantage) in enumerate(columns, start=1):
+        text = env.model.decode_completion(prompt, chosen[:count])
+        # An end-of-sequence token has no text; it is shown by its name.
+        piece = text[len(before) :] if token not in env.model.eos_ids else env.model.tokenizer.decode([token])
+        tokens.append({"text": piece, "reward": reward, "kl": token_kl, "value": value, "advantage": advantage})
+        before = text
+    return {
+        "prompt": env.prompts[row].text,
+        "completion": completion.text,
+        "finish_reason": completion.finish_reason,
+        "score": float(buffer.score[row]),
+        "gold": gold,
+        "tokens": tokens,
+    }

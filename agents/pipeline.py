@@ -1,0 +1,313 @@
+"""The main job: supervised fine-tuning -> preferences -> reward model -> PPO -> evaluation on held-out prompts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from agents import ppo, reward_model, sft
+from agents.evaluate import Report, evaluate
+from agents.learner import Learner, LearnerConfig, Schedule
+from agents.run import Run
+from lmgym.env import TokenVectorEnv
+from lmgym.models import LanguageModel
+from lmgym.policy import Critic, Policy
+from lmgym.preferences import Comparison, SimulatedAnnotator, ask, write_comparisons
+from lmgym.reward import AdaptiveKL, FixedKL, KLController, Score
+from lmgym.reward_model import RewardModel
+from lmgym.rollout import RolloutBuffer, Stream, collect
+from lmgym.tasks.base import Completion, Prompt, Split, Task
+
+ROWS_AT_ONCE = 256
+"""Completions sampled together where nothing is trained."""
+
+
+@dataclass(frozen=True)
+class SFTOptions(LearnerConfig, sft.Config):
+    """Supervised fine-tuning."""
+
+    lr: float = 5e-4
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """What follows the warm-up."""
+    examples: int = 1500
+    """Demonstrations to train on; 0 leaves the model as it is."""
+    test_examples: int = 200
+    """Held-out demonstrations for the test loss."""
+    lora_rank: int = 0
+    """Train a LoRA adapter of this rank and merge it; 0 trains all weights."""
+
+
+@dataclass(frozen=True)
+class PreferenceOptions:
+    """What simulated annotators are asked."""
+
+    prompts: int = 1500
+    """Prompts to sample completions for."""
+    test_prompts: int = 300
+    """Held-out prompts for the accuracy of the reward model."""
+    completions: int = 2
+    """Completions per prompt, ranked together."""
+    error_rate: float = 0.168
+    """How often the annotator is wrong."""
+
+
+@dataclass(frozen=True)
+class RewardOptions(LearnerConfig, reward_model.Config):
+    """Reward modelling."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    lora_rank: int = 16
+    """Rank of the adapter trained beside the head; 0 trains all weights."""
+    normalise_on: int = 256
+    """Completions of the fine-tuned model that get mean 0 and standard deviation 1."""
+
+
+@dataclass(frozen=True)
+class PPOOptions(LearnerConfig, ppo.Config):
+    """Reinforcement learning."""
+
+    lr: float = 2e-3
+    """Peak learning rate."""
+    rows: int = 64
+    """Completions per rollout."""
+    lora_rank: int = 8
+    """Rank of the policy's adapter."""
+    critic: Critic = "head"
+    """Where values come from: a head on the policy's trunk, an adapter of their own, or nowhere."""
+    temperature: float = 1.0
+    """Of sampling, scoring and reference alike."""
+    beta: float = 0.1
+    """β, in score per nat; where KL is steered to a target, only its start."""
+    kl_target_nats: float = 0.0
+    """Steer β so that KL per sequence reaches this; 0 keeps β fixed."""
+    kl_horizon: float = 1000.0
+    """Sequences in which β moves by the clipped error once; smaller reacts faster."""
+
+    def controller(self) -> KLController:
+        if self.kl_target_nats:
+            return AdaptiveKL(self.beta, self.kl_target_nats, self.kl_horizon)
+        return FixedKL(self.beta)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every stage's options."""
+
+    test_prompts: int = 256
+    """Held-out prompts for evaluation."""
+    evaluate_every: int = 10
+    """PPO updates between held-out evaluations; 0 evaluates before and after alone."""
+    samples: int = 12
+    """Completions kept from before and after, with the figures of every token."""
+    sft: SFTOptions = field(default_factory=SFTOptions)
+    preferences: PreferenceOptions = field(default_factory=PreferenceOptions)
+    reward: RewardOptions = field(default_factory=RewardOptions)
+    ppo: PPOOptions = field(default_factory=PPOOptions)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is about.
+
+    Attributes:
+        task: prompts and gold score.
+        lm: the base model.
+        budgets: `TokenVectorEnv`'s arguments.
+        score: what PPO is paid; None learns a reward model from preferences.
+        comparisons: given preferences; None asks simulated annotators.
+        seed: of everything that is random.
+    """
+
+    task: Task
+    lm: LanguageModel
+    budgets: Mapping[str, Any]
+    score: Score | None = None
+    comparisons: Sequence[Comparison] | None = None
+    seed: int = 0
+
+    def env(self, rows: int, split: Split = "train", **more: Any) -> TokenVectorEnv:
+        return TokenVectorEnv(rows, task=self.task, model=self.lm, split=split, **{**self.budgets, **more})
+
+
+def run_all(setting: Setting, options: Options, run: Run) -> tuple[Report, Report]:
+    """Runs every stage and leaves its results in the run's folder.
+
+    Returns:
+        The evaluations of the fine-tuned policy and of the trained one.
+    """
+    fine_tune(setting, options, run)
+    score = setting.score
+    if score is None:
+        comparisons, held_out, noise_free = gather_preferences(setting, options, run)
+        model = train_reward_model(setting, options, run, comparisons, held_out, noise_free)
+        score = Score({"reward_model": model})
+    before, after = reinforce(setting, options, run, score)
+    run.write("evaluation.json", {"before": before.as_data(), "after": after.as_data(), "best_gold": setting.task.best})
+    marked = (("before", before), ("after", after))
+    run.write_rows("samples.jsonl", [{"when": when, **sample} for when, report in marked for sample in report.samples])
+    return before, after
+
+
+def fine_tune(setting: Setting, options: Options, run: Run) -> None:
+    """Fine-tunes the base model on the task's demonstrations, in place, and saves it as `sft`."""
+    wanted = options.sft
+    if wanted.examples:
+        train, test = (
+            demonstrations(setting.task, split, count, setting.seed)
+            for split, count in (("train", wanted.examples), ("test", wanted.test_examples))
+        )
+        lm = setting.lm
+        adapter = "sft" if wanted.lora_rank else None
+        if adapter:
+            lm.add_adapter(adapter, wanted.lora_rank, 2 * wanted.lora_rank, setting.seed)
+        parameters = lm.adapter_parameters(adapter) if adapter else list(lm.model.parameters())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        learner = Learner(parameters, wanted, setting.seed)
+        total = wanted.epochs * -(-len(train) // wanted.minibatch_rows)
+        rows = sft.train(lm, train, test, learner, wanted, adapter)
+        for metrics in run.follow("sft", rows, total, {"loss": "loss/train", "test loss": "loss/test"}):
+            if "loss/test" in metrics:
+                run.say(f"sft: held-out loss {metrics['loss/test']:.3f} nats per token")
+        lm.model.requires_grad_(False)
+        if adapter:
+            lm.merge_adapter()
+    setting.lm.save(run.path("sft"))
+
+
+def demonstrations(task: Task, split: Split, count: int, seed: int) -> list[sft.Example]:
+    """Draws prompts and has the task demonstrate them."""
+    rng = np.random.default_rng(np.random.SeedSequence((seed, 1, split == "test")))
+    prompts = [task.sample(rng, split) for _ in range(count)]
+    return [sft.Example(prompt.text, task.demonstrate(prompt, rng)) for prompt in prompts]
+
+
+def gather_preferences(
+    setting: Setting, options: Options, run: Run
+) -> tuple[list[Comparison], list[Comparison], list[Comparison]]:
+    """Samples completions, and has simulated annotators compare them, unless comparisons are given.
+
+    Returns:
+        Comparisons to train on, held-out ones, and held-out ones without errors (none where comparisons are given).
+    """
+    if setting.comparisons is not None:
+        given = list(setting.comparisons)
+        kept = max(1, len(given) // 10)
+        if len(given) < 2:
+            raise ValueError("one comparison is not enough: at least one is held out to test the reward model")
+        order = np.random.default_rng(setting.seed).permutation(len(given))
+        shuffled = [given[i] for i in order]
+        return shuffled[kept:], shuffled[:kept], []
+    wanted = options.preferences
+    annotator = SimulatedAnnotator(wanted.error_rate)
+    rng = np.random.default_rng(np.random.SeedSequence((setting.seed, 2)))
+    prompts, groups = sample_groups(setting, options, run, "train", wanted.prompts)
+    comparisons = ask(setting.task, prompts, groups, annotator, rng)
+    test_prompts, test_groups = sample_groups(setting, options, run, "test", wanted.test_prompts)
+    held_out = ask(setting.task, test_prompts, test_groups, annotator, rng)
+    noise_free = ask(setting.task, test_prompts, test_groups, SimulatedAnnotator(0.0, 1e6), rng, skip_ties=True)
+    write_comparisons(run.path("preferences.jsonl"), comparisons)
+    write_comparisons(run.path("preferences_test.jsonl"), held_out)
+    run.say(f"preferences: {len(comparisons)} comparisons, {len(held_out)} held out")
+    if not comparisons or not held_out:
+        raise ValueError(
+            "no two finished, different completions of a prompt were sampled, so there is nothing to compare: raise "
+            "max_new_tokens so that completions end, or sample more with --preferences.completions"
+        )
+    return comparisons, held_out, noise_free
+
+
+def sample_groups(
+    setting: Setting, options: Options, run: Run, split: Split, count: int
+) -> tuple[list[Prompt], list[list[Completion]]]:
+    """Samples several completions of each of `count` prompts from the model without adapters."""
+    each = options.preferences.completions
+    policy = Policy(setting.lm, adapter=None, temperature=options.ppo.temperature, critic="none")
+    at_once = max(1, ROWS_AT_ONCE // each)
+    env = setting.env(at_once * each, split, kl="none", score=_unscored, temperature=options.ppo.temperature)
+    buffer = RolloutBuffer.like(env)
+    prompts: list[Prompt] = []
+    groups: list[list[Completion]] = []
+
+    def batches() -> Iterator[dict[str, float]]:
+        for batch in range(-(-count // at_once)):
+            # Not the numbers that PPO's rollouts draw: those start from the seed itself.
+            collect(policy, env, buffer, Stream(setting.seed + (1 << 20) + (split == "test"), batch, each))
+            completions = env.completions()
+            prompts.extend(env.prompts[::each])
+            groups.extend(completions[i : i + each] for i in range(0, len(completions), each))
+            yield {"tokens/mean": float(buffer.is_action.sum(1).float().mean())}
+
+    for _ in run.follow(f"sample {split}", batches(), -(-count // at_once), {"tokens": "tokens/mean"}):
+        pass
+    return prompts[:count], groups[:count]
+
+
+def train_reward_model(
+    setting: Setting,
+    options: Options,
+    run: Run,
+    comparisons: Sequence[Comparison],
+    held_out: Sequence[Comparison],
+    noise_free: Sequence[Comparison] = (),
+) -> RewardModel:
+    """Trains a reward model from the fine-tuned model, normalises it, and saves it as `reward_model`."""
+    wanted = options.reward
+    model = RewardModel.from_language_model(setting.lm, wanted.lora_rank, 2 * wanted.lora_rank, setting.seed)
+    learner = Learner(model.parameters(), wanted, setting.seed)
+    total = wanted.epochs * -(-len(comparisons) // wanted.minibatch_prompts)
+    rows = reward_model.train(model, comparisons, held_out, learner, wanted)
+    last: Mapping[str, float] = {}
+    for last in run.follow("reward_model", rows, total, {"loss": "loss/train", "accuracy": "accuracy/train"}):
+        pass
+    said = f"accuracy {last['accuracy/test']:.3f}, calibration error {last['calibration/ece']:.3f} on held-out labels"
+    if noise_free:
+        accuracy = reward_model.evaluate(model, noise_free)["accuracy/test"]
+        run.log("reward_model", total, {"accuracy/noise_free": accuracy})
+        said += f", accuracy {accuracy:.3f} without label errors"
+    run.say(f"reward model: {said}")
+    prompts, groups = sample_groups(setting, options, run, "train", wanted.normalise_on)
+    shown = [(p.text + c.text, c.finish_reason == "stop") for p, group in zip(prompts, groups, strict=True) for c in group]
+    reward_model.normalise(model, [text for text, _ in shown], [finished for _, finished in shown])
+    model.save(run.path("reward_model"))
+    return model
+
+
+def reinforce(setting: Setting, options: Options, run: Run, score: Score) -> tuple[Report, Report]:
+    """Trains a LoRA adapter with PPO, and saves it as `policy`."""
+    wanted = options.ppo
+    setting.lm.add_adapter("policy", wanted.lora_rank, 2 * wanted.lora_rank, setting.seed)
+    policy = Policy(setting.lm, "policy", wanted.temperature, wanted.critic, setting.seed)
+    settings = {"kl": "sampled", "beta": wanted.controller(), "temperature": wanted.temperature, "score": score}
+    env = setting.env(wanted.rows, **settings)
+    test = setting.env(options.test_prompts, "test", **settings)
+    learner = Learner(policy.parameters(), wanted, setting.seed)
+
+    def examine() -> Report:
+        return evaluate(policy, test, setting.seed, options.samples, wanted.gamma, wanted.lam)
+
+    before = examine()
+    gold = before.figures["gold"]
+    run.say(f"before: gold {gold.mean:.3f} ± {gold.stderr:.3f} on {options.test_prompts} held-out prompts")
+    live = {"score": "score/mean", "KL": "kl/sequence_nats", "gold": "gold/mean"}
+
+    def updates() -> Iterator[dict[str, float]]:
+        for update, metrics in enumerate(ppo.train(policy, env, learner, wanted), start=1):
+            if options.evaluate_every and update % options.evaluate_every == 0 and update < wanted.updates:
+                metrics["gold/mean"] = examine().figures["gold"].mean
+            yield metrics
+
+    for _ in run.follow("ppo", updates(), wanted.updates, live):
+        pass
+    policy.save(run.path("policy"))
+    after = examine()
+    gold, kl = after.figures["gold"], after.figures["kl_nats_per_sequence"]
+    run.say(f"after: gold {gold.mean:.3f} ± {gold.stderr:.3f}, KL {kl.mean:.2f} nats per sequence")
+    return before, after
+
+
+def _unscored(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    return [0.0] * len(completions)

@@ -1,0 +1,180 @@
+"""A run's folder: what was asked for, what was measured, and progress on the console while it happens."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PACKAGES = ("lmgym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy")
+
+
+class Run:
+    """Writes a run's folder: config.json, metrics.jsonl, and TensorBoard events where TensorBoard is installed.
+
+    Args:
+        folder: made if needed.
+        options: everything that was asked for, as plain data; kept in config.json with versions and revision.
+        console: where progress is shown.
+
+    Raises:
+        ValueError: the folder holds another run, or something else.
+    """
+
+    def __init__(self, folder: str | Path, options: Mapping[str, Any], console: Console | None = None):
+        self.folder = Path(folder)
+        self.console = console or Console()
+        self.started = time.perf_counter()
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            what = "holds another run" if (self.folder / "config.json").is_file() else "is not an empty folder"
+            raise ValueError(f"{str(self.folder)!r} {what}: nothing was changed. Choose another --out, or remove it first")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write(
+            "config.json",
+            {
+                "command": shlex.join(["lmgym", *sys.argv[1:]]),
+                "task": options.get("task"),
+                "model": options.get("model"),
+                "seed": options.get("seed"),
+                "options": options,
+                "versions": {"python": platform.python_version()} | versions(),
+                "revision": revision(),
+                "hardware": hardware(),
+                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            },
+        )
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = _tensorboard(self.folder)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+
+    def path(self, name: str) -> Path:
+        """A path in the folder."""
+        return self.folder / name
+
+    def write(self, name: str, data: Any) -> None:
+        """Writes a JSON file."""
+        self.path(name).write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a JSON Lines file."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self.path(name).write_text(text, encoding="utf-8")
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a row of metrics."""
+        row = {"stage": stage, "step": step, "seconds": round(time.perf_counter() - self.started, 3), **metrics}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(f"{stage}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        """Tells the user something, with the time."""
+        self.console.print(f"[dim]{time.perf_counter() - self.started:6.1f} s[/dim]  {text}", highlight=False)
+
+    def follow(
+        self, stage: str, rows: Iterator[Mapping[str, float]], total: int, show: Mapping[str, str]
+    ) -> Iterator[Mapping[str, float]]:
+        """Logs the metrics that a stage yields, shows them on a progress bar, and passes them on.
+
+        Args:
+            stage: its name.
+            rows: an algorithm's `train`.
+            total: how many rows there will be.
+            show: labels of the live figures, and the metrics that they show.
+        """
+        with self._bar(stage, total) as advance:
+            for step, metrics in enumerate(rows):
+                self.log(stage, step, metrics)
+                advance("  ".join(f"{label} {metrics[name]:.3g}" for label, name in show.items() if name in metrics))
+                yield metrics
+
+    @contextmanager
+    def _bar(self, stage: str, total: int) -> Iterator[Any]:
+        if not self.console.is_terminal:
+            # A log file wants a line now and then, not a bar.
+            done = 0
+
+            def line(text: str) -> None:
+                nonlocal done
+                done += 1
+                if done % max(1, total // 10) == 0 or done == total:
+                    self.say(f"{stage} {done}/{total}  {text}")
+
+            yield line
+            return
+        columns = (
+            TextColumn("{task.description:14}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[live]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(stage, total=total, live="", speed="")
+            began = time.perf_counter()
+
+            def move(text: str) -> None:
+                done = progress.tasks[0].completed + 1
+                speed = f"{done / (time.perf_counter() - began):.1f}/s"
+                progress.update(task, advance=1, live=text, speed=speed)
+
+            yield move
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def revision() -> str:
+    """The git revision of the code, with a mark where it has been changed since; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def hardware() -> str:
+    """The machine in words."""
+    cores = f"{platform.machine()}, {torch.get_num_threads()} torch threads"
+    return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,106 @@
+"""Supervised fine-tuning: maximum likelihood of demonstrations (Ouyang et al. 2022, section 3.1)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents import functional as F
+from agents.learner import Learner
+from lmgym.models import LanguageModel, Sequences
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text to imitate: `completion` is learned, `prompt` is given. Both may hold anything but be empty together."""
+
+    prompt: str
+    completion: str
+    finished: bool = True
+    """Whether the text ends here, so that ending is learned too."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Supervised fine-tuning's own settings."""
+
+    epochs: int = 1
+    """Passes over the examples."""
+    minibatch_rows: int = 32
+    """Examples per optimizer step."""
+    max_tokens: int = 256
+    """Longer texts are cut here."""
+
+
+METRICS = {
+    "loss/train": "negative log-likelihood of the minibatch's learned tokens, mean over tokens, in nats",
+    "loss/test": "the same on held-out examples",
+    "optimizer/grad_norm": "norm of the gradient before clipping",
+}
+
+
+def encode(lm: LanguageModel, example: Example, max_tokens: int) -> tuple[list[int], int]:
+    """Token ids of a text, and how many of them are the prompt's.
+
+    Prompt and completion are tokenised together where that leaves the prompt's tokens as they are: it is what the policy
+    will see before it, and the completion's tokens are the natural ones.
+    """
+    prompt = lm.encode(example.prompt) if example.prompt else []
+    whole = lm.encode(example.prompt + example.completion)
+    if whole[: len(prompt)] != prompt:
+        whole = prompt + lm.tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+    whole = whole + [lm.eos_ids[0]] if example.finished else whole
+    # Without a prompt the first token has nothing before it, and so is given.
+    return whole[:max_tokens], max(1, len(prompt))
+
+
+def nll(lm: LanguageModel, rows: Sequence[tuple[list[int], int]], adapter: str | None = None) -> tuple[Tensor, Tensor]:
+    """[B, T] negative log-likelihood of each token that follows the first, in nats, and the mask of learned ones."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [lm.pad_id] * (width - len(ids)) for ids, _ in rows], device=lm.device)
+    position = torch.arange(1, width, device=lm.device)
+    first = torch.tensor([start for _, start in rows], device=lm.device)[:, None]
+    last = torch.tensor([len(ids) for ids, _ in rows], device=lm.device)[:, None]
+    everything = torch.ones(width - 1, lm.vocabulary, dtype=torch.bool, device=lm.device)
+    sequences = Sequences(ids[:, :1], torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, 1:], position < last, everything)
+    logits, _ = lm.evaluate(sequences, adapter)
+    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return loss.view_as(ids[:, 1:]), (position >= first) & (position < last)
+
+
+@torch.no_grad()
+def evaluate(lm: LanguageModel, examples: Sequence[Example], config: Config, adapter: str | None = None) -> float:
+    """Mean negative log-likelihood of the examples' learned tokens, in nats."""
+    total, count = 0.0, 0
+    for start in range(0, len(examples), 64):
+        loss, mask = nll(lm, [encode(lm, e, config.max_tokens) for e in examples[start : start + 64]], adapter)
+        total, count = total + float(loss[mask].sum()), count + int(mask.sum())
+    return total / max(1, count)
+
+
+def train(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    learner: Learner,
+    config: Config,
+    adapter: str | None = None,
+) -> Iterator[dict[str, float]]:
+    """Trains on the examples; yields `METRICS` after each step, with the held-out loss in the first and last."""
+    if not examples:
+        raise ValueError("there are no examples to fine-tune on")
+    rows = [encode(lm, example, config.max_tokens) for example in examples]
+    steps = config.epochs * -(-len(rows) // config.minibatch_rows)
+    step = 0
+    before = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out else {}
+    for _ in range(config.epochs):
+        for batch in learner.minibatches(len(rows), config.minibatch_rows):
+            learner.schedule(step / steps)
+            loss, mask = nll(lm, [rows[i] for i in batch.tolist()], adapter)
+            learner.metrics.add("loss/train", loss, mask)
+            learner.step(F.masked_mean(loss, mask))
+            step += 1
+            after = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out and step == steps else {}
+            yield learner.metrics.drain() | before | after
+            before = {}

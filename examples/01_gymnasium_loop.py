@@ -1,0 +1,42 @@
+"""A language model as a Gymnasium environment: the plain loop, with random actions, then with the model's own.
+
+    python examples/01_gymnasium_loop.py
+"""
+
+import gymnasium as gym
+
+import lmgym
+
+
+def main() -> None:
+    env = gym.make("lmgym/Sentiment-v0", render_mode="ansi")
+    _, info = env.reset(seed=0)
+    total, ended = 0.0, False
+    while not ended:
+        action = env.action_space.sample(info["action_mask"])
+        _, reward, terminated, truncated, info = env.step(action)
+        total, ended = total + float(reward), terminated or truncated
+    print("Random tokens:", env.render())
+    print(f"return {total:.2f}, score {info['score']:.2f}, ended by {info['finish_reason']}\n")
+
+    # The same environment, batched in torch, driven by the model that it is made of.
+    lm = lmgym.load("tiny")
+    rows = gym.make_vec("lmgym/Sentiment-v0", num_envs=4, model=lm, autoreset_mode="Disabled").unwrapped
+    assert isinstance(rows, lmgym.TokenVectorEnv)
+    policy = lmgym.Policy(lm, adapter=None, critic="none")
+    observation, info = rows.reset(seed=0)
+    state = policy.start(observation["input_ids"], observation["attention_mask"])
+    uniforms = lmgym.Stream(seed=0, update=0).uniforms(4, rows.max_new_tokens, rows.model.device)
+    for t in range(rows.max_new_tokens):
+        action = policy.act(state, uniforms[:, t], rows.action_mask_table[t])
+        # `append` moves the state and leaves the rewards for later; `step` would pay them now.
+        if not rows.append(action.token).any():
+            break
+        state = policy.advance(state, action.token)
+    outcome = rows.settle()
+    for prompt, completion, score in zip(rows.prompts, rows.completions(), outcome.score.tolist(), strict=True):
+        print(f"{score:+.2f}  {prompt.text}|{completion.text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Comparisons in the field's JSONL form."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmgym.jsonl import read_jsonl
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Completions of one prompt, ranked.
+
+    Attributes:
+        prompt: the prompt's text.
+        ranked: at least two completions, the best first.
+    """
+
+    prompt: str
+    ranked: tuple[str, ...]
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs the ranking holds: K (K − 1) / 2."""
+        return len(self.ranked) * (len(self.ranked) - 1) // 2
+
+
+def read_comparisons(path: str | os.PathLike[str]) -> list[Comparison]:
+    """Reads rows `{"prompt", "chosen", "rejected"}`, or `{"prompt", "ranking": [best, ..., worst]}`.
+
+    Raises:
+        ValueError: the file is missing, empty or malformed; it names file and line.
+    """
+    found = []
+    for number, row in enumerate(read_jsonl(path, required=("prompt",)), start=1):
+        ranked = row["ranking"] if "ranking" in row else [row.get("chosen"), row.get("rejected")]
+        texts = isinstance(ranked, list) and len(ranked) >= 2 and all(isinstance(text, str) for text in ranked)
+        if not texts or not isinstance(row["prompt"], str):
+            raise ValueError(
+                f"{path}, record {number}: a comparison needs the texts 'prompt', 'chosen' and 'rejected', or 'prompt' "
+                "and 'ranking', a list of at least two texts, the best first"
+            )
+        found.append(Comparison(row["prompt"], tuple(ranked)))
+    return found
+
+
+def write_comparisons(path: str | os.PathLike[str], comparisons: Iterable[Comparison]) -> None:
+    """Writes what `read_comparisons` reads."""
+    rows = []
+    for comparison in comparisons:
+        row: dict[str, object] = {"prompt": comparison.prompt}
+        if len(comparison.ranked) == 2:
+            row["chosen"], row["rejected"] = comparison.ranked
+        else:
+            row["ranking"] = list(comparison.ranked)
+        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    Path(path).write_text("".join(rows), encoding="utf-8")
