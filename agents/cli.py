@@ -93,9 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        ["lmgym COMMAND ...: reinforcement learning on small language models", "", *lines, "", "lmgym COMMAND --help lists the options of a command."]
-    )  # fmt: skip
+    first = "lmgym COMMAND ...: reinforcement learning on small language models"
+    return "\n".join([first, "", *lines, "", "lmgym COMMAND --help lists the options of a command."])
 
 
 def _parse(command: str, kind: Any, argv: Sequence[str]) -> Any:
@@ -187,12 +186,10 @@ def _preferences(argv: Sequence[str]) -> int:
 
 
 def _reward(argv: Sequence[str]) -> int:
-    from agents import reward_model
-    from agents.learner import Learner
-    from agents.pipeline import RewardOptions
+    from agents.pipeline import RewardOptions, train_reward_model
+    from agents.reward_model import normalise
     from agents.run import Run
     from lmgym.preferences import read_comparisons
-    from lmgym.reward_model import RewardModel
 
     @dataclass(frozen=True)
     class Reward:
@@ -225,23 +222,10 @@ def _reward(argv: Sequence[str]) -> int:
         comparisons, held_out = comparisons[kept:], comparisons[:kept]
     lm = _load(wanted.model, wanted)
     with Run(wanted.out, _plain(wanted)) as run:
-        options = wanted.options
-        model = RewardModel.from_language_model(lm, options.lora_rank, 2 * options.lora_rank, wanted.seed)
-        learner = Learner(model.parameters(), options, wanted.seed)
-        total = options.epochs * -(-len(comparisons) // options.minibatch_prompts)
-        rows = reward_model.train(model, comparisons, held_out, learner, options)
-        last: Any = {}
-        for last in run.follow("reward_model", rows, total, {"loss": "loss/train", "accuracy": "accuracy/train"}):
-            pass
-        shown = held_out or comparisons
-        reward_model.normalise(model, [c.prompt + text for c in shown for text in c.ranked][: options.normalise_on])
+        model = train_reward_model(lm, wanted.options, wanted.seed, run, comparisons, held_out)
+        texts = [c.prompt + text for c in held_out or comparisons for text in c.ranked]
+        normalise(model, texts[: wanted.options.normalise_on])
         model.save(run.path("reward_model"))
-        if held_out:
-            run.say(
-                f"{len(held_out)} held-out comparisons: accuracy {last['accuracy/test']:.3f} "
-                f"(± {(last['accuracy/test'] * (1 - last['accuracy/test']) / len(held_out)) ** 0.5:.3f}), "
-                f"calibration error {last['calibration/ece']:.3f}"
-            )
         run.say(f"reward model: {run.path('reward_model')}")
     return 0
 
@@ -286,7 +270,7 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 def _sample(argv: Sequence[str]) -> int:
     from lmgym.policy import Policy
-    from lmgym.rollout import RolloutBuffer, Stream, collect
+    from lmgym.rollout import RolloutBuffer, Stream, decode
 
     @dataclass(frozen=True)
     class Sample(Common):
@@ -311,9 +295,11 @@ def _sample(argv: Sequence[str]) -> int:
         if wanted.policy
         else Policy(lm, None, wanted.temperature, "none")
     )
-    env = setting.env(wanted.count, "test", kl="none", temperature=wanted.temperature, score=lambda p, c: [0.0] * len(c))
+    env = setting.env(
+        wanted.count, "test", kl="none", temperature=wanted.temperature, score=lambda p, c: [0.0] * len(c)
+    )
     prompts = [wanted.prompt] * wanted.count if wanted.prompt is not None else None
-    collect(policy, env, RolloutBuffer.like(env), Stream(wanted.seed, 0), prompts)
+    decode(policy, env, RolloutBuffer.like(env), Stream(wanted.seed, 0), prompts)
     for prompt, completion in zip(env.prompts, env.completions(), strict=True):
         end = "" if completion.finish_reason == "stop" else " …"
         print(f"{printable(prompt.text)}|{printable(completion.text)}{end}")
@@ -374,13 +360,17 @@ def _setting(wanted: Common, reward: str, preferences: str | None = None) -> "Se
     gold = _function(wanted.gold) if wanted.gold else None
     if wanted.gold and not wanted.prompts:
         raise ValueError("--gold scores prompts of your own: give them with --prompts FILE")
-    learned = reward == "learned" or (reward == "default" and (wanted.prompts is not None or entry.reward_model is not None))
+    learned = reward == "learned" or (
+        reward == "default" and (wanted.prompts is not None or entry.reward_model is not None)
+    )
     score: Score | None = None
     if reward not in ("default", "learned", "task"):
         score = _score(reward)
     if wanted.prompts is not None:
         if gold is None and score is None and not preferences:
-            raise ValueError("prompts of your own need a score: --gold module:function, --preferences FILE or --reward MODEL")
+            raise ValueError(
+                "prompts of your own need a score: --gold module:function, --preferences FILE or --reward MODEL"
+            )
         task = _prompt_list(wanted, gold or (score if score is not None else _no_gold))
     else:
         task = make_task(entry)
@@ -459,8 +449,8 @@ def _function(name: str) -> "ScoreFunction":
         function = getattr(module, attribute)
     except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
         raise ValueError(
-            f"no function {name!r} ({error}): write it as package.module:function or path/to/file.py:function; it takes "
-            "lists of prompts and completions and returns one number for each"
+            f"no function {name!r} ({error}): write it as package.module:function or path/to/file.py:function; it "
+            "takes lists of prompts and completions and returns one number for each"
         ) from error
     if not callable(function):
         raise ValueError(f"{name!r} is not a function")

@@ -43,7 +43,7 @@ METRICS = {
     "gold": "gold score of held-out completions, which no learner sees",
     "score": "the score that the learner is paid",
     "kl_nats_per_sequence": "KL to the reference, k1 summed over a completion's tokens, in nats",
-    "kl_exact_nats_per_sequence": "KL to the reference, exact over the vocabulary at each visited state, summed, in nats",
+    "kl_exact_nats_per_sequence": "KL to the reference, exact over the vocabulary at visited states, summed, in nats",
     "entropy_nats_per_token": "entropy of the next-token distribution, in nats",
     "tokens": "tokens per completion",
     "finished_share": "share of completions that ended before the token budget",
@@ -52,7 +52,9 @@ METRICS = {
 
 
 @torch.no_grad()
-def evaluate(policy: Policy, env: TokenVectorEnv, seed: int = 0, samples: int = 12, gamma: float = 1.0, lam: float = 0.95) -> Report:
+def evaluate(
+    policy: Policy, env: TokenVectorEnv, seed: int = 0, samples: int = 12, gamma: float = 1.0, lam: float = 0.95
+) -> Report:
     """Runs one episode in each row and measures it.
 
     The same seed gives the same prompts and the same random numbers, so that two policies are compared on both.
@@ -96,7 +98,9 @@ def distinct(texts: Sequence[str], n: int = 2) -> float:
     return len(set(grams)) / max(1, len(grams))
 
 
-def _over_vocabulary(policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32) -> tuple[Tensor, Tensor]:
+def _over_vocabulary(
+    policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32
+) -> tuple[Tensor, Tensor]:
     """[B, T] exact KL to the reference, and entropy, at every visited state; 0 where no token was chosen."""
     kls, entropies = [], []
     for start in range(0, sequences.tokens.shape[0], rows):
@@ -114,7 +118,9 @@ def _sample(env: TokenVectorEnv, buffer: RolloutBuffer, advantages: Tensor, row:
     prompt = buffer.prompt_ids[row][buffer.prompt_mask[row]].tolist()
     chosen = buffer.tokens[row][buffer.is_action[row]].tolist()
     kl = (buffer.logp - buffer.reference_logp)[row].tolist()
-    columns = zip(chosen, buffer.rewards[row].tolist(), kl, buffer.values[row].tolist(), advantages[row].tolist(), strict=False)
+    columns = zip(
+        chosen, buffer.rewards[row].tolist(), kl, buffer.values[row].tolist(), advantages[row].tolist(), strict=False
+    )
     tokens, before = [], ""
     for count, (token, reward, token_kl, value, advantage) in enumerate(columns, start=1):
         text = env.model.decode_completion(prompt, chosen[:count])

@@ -22,8 +22,8 @@ def gae(
 
     δ_t = r_t + γ V(s_{t+1}) − V(s_t);  A_t = δ_t + γλ A_{t+1}.
 
-    Behind a row's last action the value is `bootstrap`: 0 where the episode ended, the critic's estimate where it was cut
-    off.
+    Behind a row's last action the value is `bootstrap`: 0 where the episode ended, the critic's estimate where it was
+    cut off.
     """
     following = torch.cat([is_action[:, 1:], torch.zeros_like(is_action[:, :1])], 1)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
@@ -79,7 +79,7 @@ def explained_variance(
 
 
 def bradley_terry(scores: Float[Tensor, " K"], rejected: Float[Tensor, " K"], margin: float = 0.0) -> Float[Tensor, ""]:
-    """−log σ(r_chosen − r_rejected − margin), the mean over pairs (Bradley & Terry 1952; Stiennon et al. 2020, eq. 1)."""
+    """−log σ(r_chosen − r_rejected − margin), the mean over pairs (Bradley & Terry 1952; Stiennon et al. 2020)."""
     return -torch.nn.functional.logsigmoid(scores - rejected - margin).mean()
 
 

@@ -1,4 +1,4 @@
-"""Makes the "tiny" language model that ships with lmgym: python -m agents.make_assets OUT_DIR
+"""Makes the models that ship with lmgym, "tiny" and "tiny-reward": python -m agents.make_assets OUT_DIR
 
 Trains a byte-level BPE tokenizer and a Llama of 0.56M parameters on texts that the tasks themselves generate: reviews
 of `lmgym.tasks.grammar`, and the rule tasks' prompts with demonstrations, half of which are wrong. It sees training
@@ -19,8 +19,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from agents import reward_model
+from agents.learner import Learner, LearnerConfig
+from lmgym.models import LanguageModel
+from lmgym.preferences import Comparison, SimulatedAnnotator, ask
+from lmgym.reward_model import RewardModel
 from lmgym.tasks import Arithmetic, Completion, Prompt, Reverse, RuleTask, Sentiment, Sort, Split, Task
-from lmgym.tasks.grammar import labelled_continuation
+from lmgym.tasks.grammar import continuation, labelled_continuation
 
 SEED = 0
 VOCABULARY = 512
@@ -256,10 +261,31 @@ def _edit_json(file: Path, changes: Mapping[str, Any] | None = None, drop: Seque
     file.write_text(json.dumps(content | dict(changes or {}), indent=2, sort_keys=True) + "\n")
 
 
+def train_reward_model(lm: LanguageModel, folder: Path, comparisons: int = 6000, test: int = 500) -> None:
+    """Trains the reward model of the Sentiment task from simulated comparisons of generated reviews, and saves it."""
+    task, rng = Sentiment(), np.random.default_rng(np.random.SeedSequence(SEED, spawn_key=(3,)))
+
+    def compare(count: int, split: Split, annotator: SimulatedAnnotator, skip_ties: bool) -> list[Comparison]:
+        prompts = [task.sample(rng, split) for _ in range(count)]
+        groups = [[Completion(continuation(rng, p.text, rng.uniform(0.1, 0.8))) for _ in range(2)] for p in prompts]
+        return ask(task, prompts, groups, annotator, rng, skip_ties)
+
+    model = RewardModel.from_language_model(lm, rank=16, alpha=32, seed=SEED)
+    learner = Learner(model.parameters(), LearnerConfig(lr=3e-3), SEED)
+    train = compare(comparisons, "train", SimulatedAnnotator(), False)
+    held_out = compare(test, "test", SimulatedAnnotator(0.0, 1e6), True)
+    for step, metrics in enumerate(reward_model.train(model, train, held_out, learner, reward_model.Config())):
+        if step % 20 == 0 or "accuracy/test" in metrics:
+            print(f"reward model, step {step}", {name: round(value, 3) for name, value in metrics.items()}, flush=True)
+    samples = [task.sample(rng) for _ in range(400)]
+    reward_model.normalise(model, [p.text + continuation(rng, p.text, 0.4) for p in samples])
+    model.save_adapter(folder)
+
+
 def main() -> None:
     """Makes everything, in order, and prints how good it is."""
-    parser = argparse.ArgumentParser(description="Makes the tiny language model that ships with lmgym.")
-    parser.add_argument("out_dir", type=Path, help="the folder to put tiny/ into")
+    parser = argparse.ArgumentParser(description="Makes the models that ship with lmgym.")
+    parser.add_argument("out_dir", type=Path, help="the folder to put tiny/ and tiny-reward/ into")
     parser.add_argument("--steps", type=int, default=3000, help="optimizer steps of pretraining")
     parser.add_argument("--documents", type=int, default=100_000, help="documents in the corpus")
     arguments = parser.parse_args()
@@ -278,6 +304,7 @@ def main() -> None:
     pretrain(model, rows, order_rng, arguments.steps)
     save(model, tokenizer, arguments.out_dir / "tiny")
     measure(model, tokenizer)
+    train_reward_model(LanguageModel(model, tokenizer, "tiny"), arguments.out_dir / "tiny-reward")
 
 
 if __name__ == "__main__":

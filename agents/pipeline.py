@@ -16,7 +16,7 @@ from lmgym.policy import Critic, Policy
 from lmgym.preferences import Comparison, SimulatedAnnotator, ask, write_comparisons
 from lmgym.reward import AdaptiveKL, FixedKL, KLController, Score
 from lmgym.reward_model import RewardModel
-from lmgym.rollout import RolloutBuffer, Stream, collect
+from lmgym.rollout import RolloutBuffer, Stream, decode
 from lmgym.tasks.base import Completion, Prompt, Split, Task
 
 ROWS_AT_ONCE = 256
@@ -31,7 +31,7 @@ class SFTOptions(LearnerConfig, sft.Config):
     """Peak learning rate."""
     schedule: Schedule = "cosine"
     """What follows the warm-up."""
-    examples: int = 1500
+    examples: int = 1000
     """Demonstrations to train on; 0 leaves the model as it is."""
     test_examples: int = 200
     """Held-out demonstrations for the test loss."""
@@ -43,12 +43,12 @@ class SFTOptions(LearnerConfig, sft.Config):
 class PreferenceOptions:
     """What simulated annotators are asked."""
 
-    prompts: int = 1500
+    prompts: int = 1000
     """Prompts to sample completions for."""
-    test_prompts: int = 300
+    test_prompts: int = 200
     """Held-out prompts for the accuracy of the reward model."""
-    completions: int = 2
-    """Completions per prompt, ranked together."""
+    completions: int = 4
+    """Completions per prompt, ranked together: K completions are K readings and K (K − 1) / 2 pairs."""
     error_rate: float = 0.168
     """How often the annotator is wrong."""
 
@@ -59,7 +59,7 @@ class RewardOptions(LearnerConfig, reward_model.Config):
 
     lr: float = 1e-3
     """Peak learning rate."""
-    lora_rank: int = 16
+    lora_rank: int = 0
     """Rank of the adapter trained beside the head; 0 trains all weights."""
     normalise_on: int = 256
     """Completions of the fine-tuned model that get mean 0 and standard deviation 1."""
@@ -142,7 +142,9 @@ def run_all(setting: Setting, options: Options, run: Run) -> tuple[Report, Repor
     score = setting.score
     if score is None:
         comparisons, held_out, noise_free = gather_preferences(setting, options, run)
-        model = train_reward_model(setting, options, run, comparisons, held_out, noise_free)
+        model = train_reward_model(setting.lm, options.reward, setting.seed, run, comparisons, held_out, noise_free)
+        normalise_on_samples(setting, options, run, model)
+        model.save(run.path("reward_model"))
         score = Score({"reward_model": model})
     before, after = reinforce(setting, options, run, score)
     run.write("evaluation.json", {"before": before.as_data(), "after": after.as_data(), "best_gold": setting.task.best})
@@ -235,44 +237,53 @@ def sample_groups(
     def batches() -> Iterator[dict[str, float]]:
         for batch in range(-(-count // at_once)):
             # Not the numbers that PPO's rollouts draw: those start from the seed itself.
-            collect(policy, env, buffer, Stream(setting.seed + (1 << 20) + (split == "test"), batch, each))
+            decode(policy, env, buffer, Stream(setting.seed + (1 << 20) + (split == "test"), batch, each))
             completions = env.completions()
             prompts.extend(env.prompts[::each])
             groups.extend(completions[i : i + each] for i in range(0, len(completions), each))
-            yield {"tokens/mean": float(buffer.is_action.sum(1).float().mean())}
+            yield {"tokens/mean": float(env.length.float().mean())}
 
     for _ in run.follow(f"sample {split}", batches(), -(-count // at_once), {"tokens": "tokens/mean"}):
         pass
     return prompts[:count], groups[:count]
 
 
+def normalise_on_samples(setting: Setting, options: Options, run: Run, model: RewardModel) -> None:
+    """Gives the fine-tuned model's own completions a mean score of 0 and a standard deviation of 1."""
+    each = options.preferences.completions
+    prompts, groups = sample_groups(setting, options, run, "train", -(-options.reward.normalise_on // each))
+    shown = [(p.text + c.text, c.finish_reason == "stop") for p, g in zip(prompts, groups, strict=True) for c in g]
+    reward_model.normalise(model, [text for text, _ in shown], [finished for _, finished in shown])
+
+
 def train_reward_model(
-    setting: Setting,
-    options: Options,
+    lm: LanguageModel,
+    wanted: RewardOptions,
+    seed: int,
     run: Run,
     comparisons: Sequence[Comparison],
     held_out: Sequence[Comparison],
     noise_free: Sequence[Comparison] = (),
 ) -> RewardModel:
-    """Trains a reward model from the fine-tuned model, normalises it, and saves it as `reward_model`."""
-    wanted = options.reward
-    model = RewardModel.from_language_model(setting.lm, wanted.lora_rank, 2 * wanted.lora_rank, setting.seed)
-    learner = Learner(model.parameters(), wanted, setting.seed)
+    """Trains a reward model from a language model, and reports its accuracy and calibration."""
+    model = RewardModel.from_language_model(lm, wanted.lora_rank, 2 * wanted.lora_rank, seed)
+    learner = Learner(model.parameters(), wanted, seed)
     total = wanted.epochs * -(-len(comparisons) // wanted.minibatch_prompts)
     rows = reward_model.train(model, comparisons, held_out, learner, wanted)
-    last: Mapping[str, float] = {}
-    for last in run.follow("reward_model", rows, total, {"loss": "loss/train", "accuracy": "accuracy/train"}):
-        pass
-    said = f"accuracy {last['accuracy/test']:.3f}, calibration error {last['calibration/ece']:.3f} on held-out labels"
+    *_, last = run.follow("reward_model", rows, total, {"loss": "loss/train", "accuracy": "accuracy/train"})
+    if held_out:
+        accuracy, pairs = last["accuracy/test"], sum(c.pairs for c in held_out)
+        error = (accuracy * (1 - accuracy) / pairs) ** 0.5
+        run.say(
+            f"reward model: accuracy {accuracy:.3f} ± {error:.3f}, calibration error {last['calibration/ece']:.3f} on "
+            f"{pairs} held-out pairs"
+        )
     if noise_free:
         accuracy = reward_model.evaluate(model, noise_free)["accuracy/test"]
         run.log("reward_model", total, {"accuracy/noise_free": accuracy})
-        said += f", accuracy {accuracy:.3f} without label errors"
-    run.say(f"reward model: {said}")
-    prompts, groups = sample_groups(setting, options, run, "train", wanted.normalise_on)
-    shown = [(p.text + c.text, c.finish_reason == "stop") for p, group in zip(prompts, groups, strict=True) for c in group]
-    reward_model.normalise(model, [text for text, _ in shown], [finished for _, finished in shown])
-    model.save(run.path("reward_model"))
+        run.say(
+            f"reward model: accuracy {accuracy:.3f} on {sum(c.pairs for c in noise_free)} pairs without label errors"
+        )
     return model
 
 

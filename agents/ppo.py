@@ -8,8 +8,6 @@ values come from the pass that decoded the tokens; the critic shares the policy'
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from agents import functional as F
 from agents.learner import Learner
 from lmgym.env import Finish, TokenVectorEnv
@@ -22,9 +20,9 @@ from lmgym.rollout import RolloutBuffer, Stream, collect
 class Config:
     """PPO's own settings; those of the optimizer are in `LearnerConfig`."""
 
-    updates: int = 100
+    updates: int = 40
     """Rollouts, each followed by `epochs` passes over it."""
-    epochs: int = 4
+    epochs: int = 2
     """Passes over a rollout."""
     minibatch_rows: int = 16
     """Completions per optimizer step."""

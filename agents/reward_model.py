@@ -22,7 +22,7 @@ class Config:
 
     epochs: int = 1
     """Passes over the comparisons."""
-    minibatch_prompts: int = 32
+    minibatch_prompts: int = 16
     """Comparisons (prompts) per optimizer step."""
 
 

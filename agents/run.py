@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ class Run:
         self.started = time.perf_counter()
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             what = "holds another run" if (self.folder / "config.json").is_file() else "is not an empty folder"
-            raise ValueError(f"{str(self.folder)!r} {what}: nothing was changed. Choose another --out, or remove it first")
+            raise ValueError(
+                f"{str(self.folder)!r} {what}: nothing was changed. Choose another --out, or remove it first"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write(
             "config.json",
@@ -51,7 +53,7 @@ class Run:
                 "versions": {"python": platform.python_version()} | versions(),
                 "revision": revision(),
                 "hardware": hardware(),
-                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")

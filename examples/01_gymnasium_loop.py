@@ -1,6 +1,6 @@
 """A language model as a Gymnasium environment: the plain loop, with random actions, then with the model's own.
 
-    python examples/01_gymnasium_loop.py
+python examples/01_gymnasium_loop.py
 """
 
 import gymnasium as gym

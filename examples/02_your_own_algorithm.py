@@ -1,6 +1,6 @@
 """REINFORCE with a batch baseline, on `lmgym` alone: an algorithm of your own in 40 lines.
 
-    python examples/02_your_own_algorithm.py
+python examples/02_your_own_algorithm.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """PPO against the exact optimum, which a small enough environment lets us compute.
 
-    python examples/03_exact_optimum.py
+python examples/03_exact_optimum.py
 """
 
 import numpy as np
@@ -21,7 +21,9 @@ def main(updates: int = 30, rows: int = 256) -> None:
     )
     tree = enumerate_tree(env, env.task.sample(np.random.default_rng(0)))
     optimum, start = tree.optimum, tree.objective(tree.reference_logp)
-    print(f"{len(tree.paths)} completions of {tree.prompt.text!r}; E[score] − β·KL at best {optimum:.4f}, now {start:.4f}")
+    print(
+        f"{len(tree.paths)} completions of {tree.prompt.text!r}; E[score] − β·KL at best {optimum:.4f}, now {start:.4f}"
+    )
     learner = Learner(policy.parameters(), LearnerConfig(lr=5e-3))
     config = ppo.Config(updates=updates, minibatch_rows=rows // 4)
     for update, metrics in enumerate(ppo.train(policy, env, learner, config)):
@@ -29,7 +31,7 @@ def main(updates: int = 30, rows: int = 256) -> None:
             logp = policy_logp(tree, policy.log_probs)
             share = (tree.objective(logp) - start) / (optimum - start)
             print(
-                f"update {update:3}  sampled reward {metrics['reward/sequence']:.3f}  exact {tree.objective(logp):.4f}  "
+                f"update {update:3}  sampled {metrics['reward/sequence']:.3f}  exact {tree.objective(logp):.4f}  "
                 f"{share:.0%} of the way  total variation {tree.total_variation(logp):.3f}"
             )
 

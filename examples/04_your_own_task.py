@@ -1,6 +1,6 @@
 """A task of your own: plain Python, registered, checked, and trained on.
 
-    python examples/04_your_own_task.py
+python examples/04_your_own_task.py
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Brief(lmgym.Task):
 def main(updates: int = 20) -> None:
     check_task(Brief())
     if "you/Brief-v0" not in gym.registry:
-        lmgym.register_task("you/Brief-v0", Brief, max_prompt_tokens=32, max_new_tokens=32)
+        lmgym.register_task("you/Brief-v0", Brief, max_prompt_tokens=40, max_new_tokens=32)
     lm = lmgym.load("tiny")
     lm.add_adapter("policy")
     env = gym.make_vec("you/Brief-v0", num_envs=32, model=lm, kl="sampled", beta=0.02).unwrapped

@@ -1,6 +1,6 @@
 """Stable-Baselines3 trains on the environments as they are.
 
-    python examples/05_stable_baselines3.py
+python examples/05_stable_baselines3.py
 """
 
 import gymnasium as gym

@@ -183,7 +183,7 @@ class TokenVectorEnv(VectorEnv):
         reference_adapter: str | None = None,
         banned_tokens: Sequence[int] = (),
         stop: Sequence[str] = (),
-        missing_eos_score: float | None | Literal["task"] = "task",
+        missing_eos_score: float | Literal["task"] | None = "task",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         output: Literal["torch", "numpy"] = "torch",
         render_mode: Literal["ansi", "human"] | None = None,
@@ -201,7 +201,9 @@ class TokenVectorEnv(VectorEnv):
                 f"min_new_tokens={min_new_tokens} between 0 and max_new_tokens"
             )
         if on_limit == "truncate" and max_new_tokens < 2:
-            raise ValueError("on_limit='truncate' needs max_new_tokens of at least 2: a row may not end at its first step")
+            raise ValueError(
+                "on_limit='truncate' needs max_new_tokens of at least 2: a row may not end at its first step"
+            )
         longest = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and max_prompt_tokens + max_new_tokens > longest:
             raise ValueError(
@@ -248,6 +250,7 @@ class TokenVectorEnv(VectorEnv):
         self.length = zeros(num_envs, dtype=torch.long)
         self.finish = zeros(num_envs, dtype=torch.int8)
         self.prompts: list[Prompt] = []
+        self._prompt_lengths = [1] * num_envs
         self._eos = torch.tensor(model.eos_ids, device=model.device)
         self._reference_logp = zeros(num_envs, dtype=torch.float32)
         self._score = zeros(num_envs, dtype=torch.float32)
@@ -388,9 +391,13 @@ class TokenVectorEnv(VectorEnv):
         steps = torch.arange(self.max_new_tokens, device=self.model.device)
         is_action = steps < self.length[:, None]
         tokens = self.tokens.masked_fill(~is_action, self.model.pad_id)
-        return Sequences(
-            self.prompt_ids.clone(), self.prompt_mask.clone(), tokens, is_action, self.action_mask_table
-        )
+        prompt_ids, prompt_mask = self.prompt_block()
+        return Sequences(prompt_ids.clone(), prompt_mask.clone(), tokens, is_action, self.action_mask_table)
+
+    def prompt_block(self) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
+        """Ids and mask of the prompts, left-padded to the longest one that is there: less to read than P columns."""
+        width = max(self._prompt_lengths)
+        return self.prompt_ids[:, -width:], self.prompt_mask[:, -width:]
 
     # More about the state ------------------------------------------------------------------------------------------
 
@@ -516,15 +523,17 @@ class TokenVectorEnv(VectorEnv):
     def _reset_rows(self, mask: Tensor, given: Any = None) -> None:
         rows = mask.nonzero()[:, 0]
         prompts = list(self.prompts) or [Prompt("")] * self.num_envs
+        lengths = list(self._prompt_lengths)
         ids = np.full((len(rows), self.max_prompt_tokens), self.model.pad_id, np.int64)
         used = np.zeros((len(rows), self.max_prompt_tokens), np.bool_)
         for i, row in enumerate(rows.tolist()):
             prompts[row] = self._prompt(row, given)
             chosen = self._encode(prompts[row])
+            lengths[row] = len(chosen)
             ids[i, -len(chosen) :] = chosen
             used[i, -len(chosen) :] = True
         # Only now, when every prompt is known to be good, is anything changed.
-        self.prompts = prompts
+        self.prompts, self._prompt_lengths = prompts, lengths
         self.prompt_ids[rows] = torch.from_numpy(ids).to(self.model.device)
         self.prompt_mask[rows] = torch.from_numpy(used).to(self.model.device)
         for tensor in (self.tokens, self.length, self.finish, self._reference_logp, self._score, self._token_rewards):

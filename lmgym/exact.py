@@ -1,13 +1,14 @@
 """Exact optima: for an environment small enough to enumerate, with any model.
 
-With reward `score − β · KL(π ‖ π_ref)` the best policy is known in closed form (Ziegler et al. 2019, eq. 3; Rafailov et al.
-2023, eq. 4; Levine 2018 for the recursion). Over a tree of tokens, backwards from the leaves:
+With reward `score − β · KL(π ‖ π_ref)` the best policy is known in closed form (Ziegler et al. 2019, eq. 3; Rafailov et
+al. 2023, eq. 4; Levine 2018 for the recursion). Over a tree of tokens, backwards from the leaves:
 
     Q(s, a) = score(s + a)  at the end,  V(s + a)  otherwise
     V(s)    = β log Σ_a π_ref(a | s) exp(Q(s, a) / β)
     π*(a|s) = π_ref(a | s) exp((Q(s, a) − V(s)) / β)
 
-so V(prompt) = β log Z, the value of the objective that no policy exceeds. This is how we know that an algorithm is right.
+so V(prompt) = β log Z, the value of the objective that no policy exceeds. This is how we know that an algorithm is
+right.
 """
 
 from collections.abc import Callable
@@ -60,7 +61,9 @@ class Tree:
         """V(s) of every inner state, by the backward recursion; V of the empty path is β log Z."""
         children: dict[Path, dict[int, float]] = {}
         reference = {
-            path[:t]: row[t] for path, row in zip(self.paths, self._steps.double(), strict=True) for t in range(len(path))
+            path[:t]: row[t]
+            for path, row in zip(self.paths, self._steps.double(), strict=True)
+            for t in range(len(path))
         }
         values: dict[Path, float] = dict(zip(self.paths, self.scores.double().tolist(), strict=True))
         leaves = set(self.paths)

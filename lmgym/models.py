@@ -28,8 +28,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -38,6 +38,8 @@ from transformers.utils import logging as transformers_logging
 
 BUILT_IN = ("tiny", "probe")
 Mask = Bool[Tensor, "B P"] | Int[Tensor, "B P"]
+ONE_MASK = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+"""Architectures in which one mask serves all layers, and nothing but attention reads it; see test_models.py."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -91,23 +93,53 @@ class Decoding:
         Returns:
             False, having changed nothing, where the model's cache is not plain keys and values.
         """
-        layers, new = self.cache.layers, fresh.cache.layers
-        if any(type(layer) is not DynamicLayer for layer in layers):
+        if not all(isinstance(layer, _GrowingLayer) for layer in self.cache.layers):
             return False
-        width = fresh.attention_mask.shape[1]
-        for layer, fresh_layer in zip(layers, new, strict=True):
-            layer.keys = layer.keys[:, :, -keep:].clone()
-            layer.values = layer.values[:, :, -keep:].clone()
-            layer.keys[rows, :, -width:] = fresh_layer.keys
-            layer.values[rows, :, -width:] = fresh_layer.values
+        for layer, fresh_layer in zip(self.cache.layers, fresh.cache.layers, strict=True):
+            layer.replace_rows(rows, fresh_layer, keep)
         self.attention_mask = self.attention_mask[:, -keep:].clone()
         self.attention_mask[rows] = 0
-        self.attention_mask[rows, -width:] = fresh.attention_mask
+        self.attention_mask[rows, -fresh.attention_mask.shape[1] :] = fresh.attention_mask
         for name in ("logits", "hidden", "position"):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(fresh, name)))
         if self.critic is not None and fresh.critic is not None:
             return self.critic.replace_rows(rows, fresh.critic, keep)
         return True
+
+
+class _GrowingLayer(DynamicLayer):
+    """Keys and values with room to grow: a step writes one position, where transformers' own layer copies them all."""
+
+    ROOM = 64
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        used = self.get_seq_length() if self.is_initialized else 0
+        end = used + key_states.shape[-2]
+        if not self.is_initialized or end > self._store[0].shape[-2]:
+            self._reserve(key_states, value_states, end + self.ROOM, used)
+        for store, new in zip(self._store, (key_states, value_states), strict=True):
+            store[:, :, used:end] = new
+        self.keys, self.values = (store[:, :, :end] for store in self._store)
+        return self.keys, self.values
+
+    def _reserve(self, keys: Tensor, values: Tensor, room: int, used: int) -> None:
+        old = (self.keys, self.values)
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._store = tuple(x.new_empty(*x.shape[:2], room, x.shape[3]) for x in (keys, values))
+        if used:
+            for store, x in zip(self._store, old, strict=True):
+                store[:, :, :used] = x
+
+    def replace_rows(self, rows: Tensor, fresh: DynamicLayer, keep: int) -> None:
+        """Puts the rows of `fresh` at the right end of these rows, and drops all but the newest `keep` positions."""
+        assert self.keys is not None and self.values is not None and fresh.keys is not None and fresh.values is not None
+        width, used = fresh.keys.shape[-2], min(keep, self.keys.shape[-2])
+        if used < self.keys.shape[-2]:
+            self.keys, self.values = self.keys[:, :, -used:], self.values[:, :, -used:]
+            self._reserve(self.keys, self.values, used + self.ROOM, used)
+            self.keys, self.values = (store[:, :, :used] for store in self._store)
+        self.keys[rows, :, -width:] = fresh.keys
+        self.values[rows, :, -width:] = fresh.values
 
 
 def log_probs(
@@ -220,8 +252,8 @@ class LanguageModel:
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.model.peft_config) if isinstance(self.model, PeftModel) else ()
 
-    def add_adapter(self, name: str, rank: int = 8, alpha: float = 16, seed: int = 0, base: str | None = None) -> None:
-        """Adds a LoRA adapter on all linear layers (Hu et al. 2021): `W + alpha/rank · B A` with B = 0, so the identity.
+    def add_adapter(self, name: str, rank: int = 8, alpha: int = 16, seed: int = 0, base: str | None = None) -> None:
+        """Adds a LoRA adapter on all linear layers (Hu et al. 2021): `W + alpha/rank · B A`, B = 0, so the identity.
 
         Args:
             name: a new name.
@@ -239,7 +271,7 @@ class LanguageModel:
             self._require(base)
             config = copy.deepcopy(self.model.peft_config[base])
         else:
-            config = LoraConfig(r=rank, lora_alpha=int(alpha), target_modules="all-linear", task_type="CAUSAL_LM")
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(devices=[]), quietly():
             torch.manual_seed(seed)
             if isinstance(self.model, PeftModel):
@@ -302,6 +334,11 @@ class LanguageModel:
         self._active = None
         self.model.requires_grad_(False)
 
+    def adapter_rank(self, name: str) -> int:
+        """The rank r of an adapter."""
+        self._require(name)
+        return self.model.peft_config[name].r
+
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """The adapter's weights, in a fixed order."""
         self._require(name)
@@ -355,19 +392,27 @@ class LanguageModel:
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, return_dict=True, **more
         )
 
+    def _step_mask(self, mask: Tensor) -> Tensor:
+        """The mask for one more token: [B, 1, 1, S], which transformers takes as it is, where the model allows it.
+
+        A [B, S] mask it reads on the host at every pass, to see whether it is all ones.
+        """
+        config = self.model.config.get_text_config()
+        plain = config.model_type in ONE_MASK and not getattr(config, "sliding_window", None)
+        return mask[:, None, None].bool() if plain and config._attn_implementation == "sdpa" else mask
+
     def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask, adapter: str | None = None) -> Decoding:
         """Reads left-padded prompts."""
         mask = attention_mask.long()
         # Under left padding a model would otherwise count the padding: 3.7 to 5 nats on absolute positions.
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache()
+        cache.layer_class_to_replicate = _GrowingLayer
         with self.using(adapter):
             out = self._forward(
                 input_ids.long(), mask, position_ids, past_key_values=cache, use_cache=True, logits_to_keep=1
             )
-        return Decoding(
-            out.logits[:, -1], out.hidden_states[-1][:, -1], mask, position_ids[:, -1], out.past_key_values
-        )
+        return Decoding(out.logits[:, -1], out.hidden_states[-1][:, -1], mask, position_ids[:, -1], out.past_key_values)
 
     def advance(self, decoding: Decoding, token: Int[Tensor, " B"], adapter: str | None = None) -> Decoding:
         """Reads one more token in each row. The cache inside `decoding` is extended in place."""
@@ -375,7 +420,12 @@ class LanguageModel:
         position = decoding.position + 1
         with self.using(adapter):
             out = self._forward(
-                token[:, None], mask, position[:, None], past_key_values=decoding.cache, use_cache=True, logits_to_keep=1
+                token[:, None],
+                self._step_mask(mask),
+                position[:, None],
+                past_key_values=decoding.cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
         return replace(
             decoding,
@@ -549,13 +599,18 @@ def _probe() -> LanguageModel:
     letters.pre_tokenizer = Split("", "isolated")  # pyright: ignore[reportAttributeAccessIssue]
     letters.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>")
-    config = LlamaConfig(
+    # Absolute positions: without a beginning-of-sequence token, a rotary model cannot tell "a" from "aa" (it averages
+    # equal values), and then no policy on it reaches the optimum of a tree.
+    config = GPT2Config(
         vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
+        n_embd=32,
+        n_inner=64,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
@@ -563,5 +618,5 @@ def _probe() -> LanguageModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
+        model = GPT2LMHeadModel(config)
     return LanguageModel(model, tokenizer, "probe")

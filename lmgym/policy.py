@@ -80,8 +80,8 @@ class Policy:
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         if critic == "adapter" and "value" not in lm.adapters:
-            rank = lm.model.peft_config[adapter].r if adapter is not None else 8
-            lm.add_adapter("value", rank=rank, alpha=2.0 * rank, seed=seed + 1)
+            rank = lm.adapter_rank(adapter) if adapter is not None else 8
+            lm.add_adapter("value", rank=rank, alpha=2 * rank, seed=seed + 1)
         for parameter in self.parameters() if adapter is not None else ():
             parameter.requires_grad_(True)
 
@@ -107,6 +107,7 @@ class Policy:
             parameters += list(self.value_head.parameters())
         return parameters
 
+    @torch.no_grad()
     def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask) -> Decoding:
         """Reads left-padded prompts and stands ready to act."""
         decoding = self.lm.start(input_ids, attention_mask, self.adapter)
@@ -114,9 +115,8 @@ class Policy:
             decoding.critic = self.lm.start(input_ids, attention_mask, "value")
         return decoding
 
-    def act(
-        self, decoding: Decoding, uniform: Float[Tensor, " B"], action_mask: Bool[Tensor, "*rows V"]
-    ) -> Action:
+    @torch.no_grad()
+    def act(self, decoding: Decoding, uniform: Float[Tensor, " B"], action_mask: Bool[Tensor, "*rows V"]) -> Action:
         """Draws the next token by inverse CDF, and gives its log-probability and the state's value.
 
         Args:
@@ -133,6 +133,7 @@ class Policy:
         token = torch.searchsorted(cumulative, threshold, right=True)
         return Action(token[:, 0], logp.gather(1, token)[:, 0], self.value(decoding))
 
+    @torch.no_grad()
     def advance(self, decoding: Decoding, token: Int[Tensor, " B"]) -> Decoding:
         """Reads the chosen tokens."""
         following = self.lm.advance(decoding, token, self.adapter)

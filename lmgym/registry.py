@@ -15,7 +15,6 @@ from lmgym.tasks.base import Task
 if TYPE_CHECKING:
     from lmgym.env import TokenEnv, TokenVectorEnv
     from lmgym.models import LanguageModel
-    from lmgym.reward import Score
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,7 @@ def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
     model: str | LanguageModel = arguments.pop("model", entry.model)
     arguments["model"] = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
     arguments.setdefault("task", make_task(entry))
-    score: str | Score | None = arguments.pop("score", None)
-    if score is None:
-        score = entry.reward_model
+    score = arguments.pop("score", None) or entry.reward_model
     if isinstance(score, str):
         from lmgym.reward import Score
         from lmgym.reward_model import RewardModel
@@ -140,7 +137,7 @@ def register_all() -> None:
         "lmgym.tasks.sentiment:Sentiment",
         summary="continue an opening so that it reads positive; scored by a learned reward model",
         reward_model="tiny-reward",
-        max_prompt_tokens=32,
+        max_prompt_tokens=40,
         max_new_tokens=48,
     )
     for name, summary in (

@@ -170,9 +170,7 @@ class Score:
         return self.total(self.breakdown(prompts, completions))
 
 
-def _checked(
-    name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
-) -> list[float]:
+def _checked(name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
     try:
         values = [float(s) for s in scores]
     except TypeError:

@@ -1,7 +1,7 @@
 """A reward model: a language model with one number read at the last token. It scores text, with its own tokenizer.
 
-It is an ordinary `AutoModelForSequenceClassification` with one label, so that what is saved loads in plain transformers,
-and what others have trained loads here.
+It is an ordinary `AutoModelForSequenceClassification` with one label, so that what is saved loads in plain
+transformers, and what others have trained loads here.
 """
 
 import json
@@ -41,8 +41,8 @@ class RewardModel:
     def __init__(self, model: Any, tokenizer: Any, shift: float = 0.0, ends_with_eos: bool = False):
         if model.config.num_labels != 1:
             raise ValueError(
-                f"a reward model gives one number, and this one has {model.config.num_labels} labels: load a model with "
-                "num_labels=1, or wrap a classifier in a function of your own that returns one score per completion"
+                f"a reward model gives one number, and this one has {model.config.num_labels} labels: load a model "
+                "with num_labels=1, or wrap a classifier in a function that returns one score per completion"
             )
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
             raise ValueError(
@@ -116,14 +116,15 @@ class RewardModel:
         self.shift *= gain
 
     def _head(self) -> nn.Linear:
-        head = self.model.get_base_model().score if isinstance(self.model, PeftModel) else self.model.score
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        head: Any = model.score
         # peft keeps the trained copy of a module beside the original.
         return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
 
     # Making and keeping --------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_language_model(cls, lm: LanguageModel, rank: int = 8, alpha: float = 16, seed: int = 0) -> "RewardModel":
+    def from_language_model(cls, lm: LanguageModel, rank: int = 8, alpha: int = 16, seed: int = 0) -> "RewardModel":
         """A fresh reward model on a copy of a language model's trunk, such as the fine-tuned one's.
 
         The head starts from N(0, 1/(d + 1)) (Stiennon et al. 2020, appendix B.1).
@@ -143,7 +144,7 @@ class RewardModel:
             nn.init.normal_(model.score.weight, std=(lm.hidden_size + 1) ** -0.5)
             if rank:
                 config = LoraConfig(
-                    r=rank, lora_alpha=int(alpha), target_modules="all-linear", task_type="SEQ_CLS",
+                    r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="SEQ_CLS",
                     modules_to_save=["score"],
                 )  # fmt: skip
                 model = get_peft_model(model, config)
@@ -182,9 +183,9 @@ class RewardModel:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
-                f"no reward model {str(folder)!r}: built in is {', '.join(BUILT_IN)}; anything else must be a folder with "
-                "a sequence-classification model in safetensors (or a peft adapter for one), or a name on the Hugging "
-                f"Face hub that can be reached ({reason})"
+                f"no reward model {str(folder)!r}: built in is {', '.join(BUILT_IN)}; anything else must be a "
+                "folder with a sequence-classification model in safetensors (or a peft adapter for one), or a name on "
+                f"the Hugging Face hub that can be reached ({reason})"
             ) from error
         extra = folder / "lmgym.json"
         settings = json.loads(extra.read_text()) if extra.is_file() else {}

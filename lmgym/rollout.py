@@ -32,6 +32,7 @@ class RolloutBuffer:
         score: [B] the composed score.
         finish: [B] why the row ended, a `lmgym.env.Finish` number.
         action_mask: [T, V] True where a token was allowed.
+        prompt_width: how many of the P columns the longest prompt of this rollout takes.
     """
 
     def __init__(self, rows: int, prompt_tokens: int, new_tokens: int, action_mask: Tensor):
@@ -52,6 +53,7 @@ class RolloutBuffer:
         self.score = empty(rows)
         self.finish = empty(rows, dtype=torch.int8)
         self.action_mask = action_mask
+        self.prompt_width = prompt_tokens
 
     @classmethod
     def like(cls, env: TokenVectorEnv) -> "RolloutBuffer":
@@ -64,10 +66,12 @@ class RolloutBuffer:
 
     @property
     def sequences(self) -> Sequences:
-        return Sequences(self.prompt_ids, self.prompt_mask, self.tokens, self.is_action, self.action_mask)
+        """Prompts and actions, without the columns that pad every prompt."""
+        prompt_ids, prompt_mask = (x[:, -self.prompt_width :] for x in (self.prompt_ids, self.prompt_mask))
+        return Sequences(prompt_ids, prompt_mask, self.tokens, self.is_action, self.action_mask)
 
     def clear(self) -> None:
-        for tensor in (self.is_action, self.logp, self.values, self.bootstrap):
+        for tensor in (self.prompt_mask, self.is_action, self.logp, self.values, self.bootstrap):
             tensor.zero_()
 
 
@@ -106,10 +110,7 @@ def collect(
     stream: Stream,
     prompts: Sequence[Prompt | str] | None = None,
 ) -> RolloutBuffer:
-    """Fills the buffer with one episode a row.
-
-    The loop is an environment loop: start, act, append, advance. The policy's KV cache is its hidden state. Nothing in
-    it waits for the device, but one question every `CHECK_EVERY` steps whether all rows have ended.
+    """Fills the buffer with one episode a row: `decode`, then the rewards of the whole batch at once.
 
     Args:
         policy: chooses the tokens.
@@ -119,29 +120,15 @@ def collect(
         prompts: one a row, instead of drawing them.
 
     Raises:
-        ValueError: policy and environment disagree about model or temperature.
+        ValueError: policy and environment disagree about model or temperature, or the policy is its own reference.
     """
-    _agree(policy, env)
-    uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
-    env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
-    buffer.clear()
+    decode(policy, env, buffer, stream, prompts)
     with torch.inference_mode():
-        decoding = policy.start(env.prompt_ids, env.prompt_mask)
-        for t in range(env.max_new_tokens):
-            action = policy.act(decoding, uniforms[:, t], env.action_mask_table[t])
-            buffer.logp[:, t] = action.logp
-            buffer.values[:, t] = action.value
-            env.append(action.token)
-            if (t + 1) % CHECK_EVERY == 0 and t + 1 < env.max_new_tokens and not env.any_running():
-                break
-            if t + 1 < env.max_new_tokens or env.on_limit == "truncate":
-                decoding = policy.advance(decoding, action.token)
-        if env.on_limit == "truncate":
-            buffer.bootstrap.copy_(policy.value(decoding))
         outcome = env.settle(buffer.logp)
         sequences = env.sequences()
-    buffer.prompt_ids.copy_(sequences.prompt_ids)
-    buffer.prompt_mask.copy_(sequences.prompt_mask)
+    buffer.prompt_width = sequences.prompt_ids.shape[1]
+    buffer.prompt_ids[:, -buffer.prompt_width :] = sequences.prompt_ids
+    buffer.prompt_mask[:, -buffer.prompt_width :] = sequences.prompt_mask
     buffer.tokens.copy_(sequences.tokens)
     buffer.is_action.copy_(outcome.is_action)
     buffer.reference_logp.copy_(outcome.reference_logp)
@@ -154,11 +141,48 @@ def collect(
     return buffer
 
 
+@torch.inference_mode()
+def decode(
+    policy: Policy,
+    env: TokenVectorEnv,
+    buffer: RolloutBuffer,
+    stream: Stream,
+    prompts: Sequence[Prompt | str] | None = None,
+) -> None:
+    """Writes a completion in every row of the environment, and log-probabilities and values into the buffer.
+
+    It is an environment loop: start, act, append, advance. The policy's KV cache is its hidden state. Nothing in it waits
+    for the device, but one question every `CHECK_EVERY` steps whether all rows have ended. Arguments as in `collect`.
+    """
+    _agree(policy, env)
+    uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
+    env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
+    buffer.clear()
+    decoding = policy.start(*env.prompt_block())
+    for t in range(env.max_new_tokens):
+        action = policy.act(decoding, uniforms[:, t], env.action_mask_table[t])
+        buffer.logp[:, t] = action.logp
+        buffer.values[:, t] = action.value
+        env.append(action.token)
+        last = t + 1 == env.max_new_tokens
+        if (t + 1) % CHECK_EVERY == 0 and not last and not env.any_running():
+            break
+        if not last or env.on_limit == "truncate":  # rows that are cut off are bootstrapped from what comes after
+            decoding = policy.advance(decoding, action.token)
+    if env.on_limit == "truncate":
+        buffer.bootstrap.copy_(policy.value(decoding))
+
+
 def _agree(policy: Policy, env: TokenVectorEnv) -> None:
     if policy.temperature != env.reference.temperature:
         raise ValueError(
             f"the policy samples at temperature {policy.temperature} and the environment measures its reference at "
             f"{env.reference.temperature}: make the environment with temperature={policy.temperature}"
+        )
+    if policy.lm is env.model and policy.adapter is not None and policy.adapter == env.reference.adapter:
+        raise ValueError(
+            f"the policy's adapter {policy.adapter!r} is its own reference, and KL would read as 0: make the "
+            "environment with reference_adapter=None, or with a frozen adapter"
         )
     if policy.lm.vocabulary != env.model.vocabulary or policy.lm.eos_ids != env.model.eos_ids:
         raise ValueError(

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmgym.tasks.base import Completion, Prompt, Split, Task
+from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task
 
 
 def check_task(task: Task, draws: int = 50, allow_shared_prompts: bool = False) -> None:
     """Checks that a task keeps its promises; put it into the test of a task of your own.
 
-    It asks for prompts of both splits and scores demonstrations (or, where there are none, a few odd texts): prompts depend
-    on the generator alone, the splits share no prompt, scoring gives one finite number for each completion whatever its
-    text, in any batch and any order, and changes nothing.
+    It asks for prompts of both splits and scores demonstrations (or, where there are none, a few odd texts): prompts
+    depend on the generator alone, the splits share no prompt, and scoring gives one finite number for each completion
+    whatever its text, in any batch and any order.
 
     Args:
         task: what is checked.
@@ -34,7 +34,7 @@ def check_task(task: Task, draws: int = 50, allow_shared_prompts: bool = False) 
         )
         for prompt in first:
             assert isinstance(prompt, Prompt), f"sample() must return a Prompt, not {prompt!r}"
-            assert isinstance(prompt.text, str) and prompt.text, f"a prompt needs a text that is not empty: {prompt!r}"
+            assert prompt.text, f"a prompt needs a text that is not empty: {prompt!r}"
         prompts += first
         texts[split] = [prompt.text for prompt in first]
     shared = set(texts["train"]) & set(texts["test"])
@@ -43,8 +43,8 @@ def check_task(task: Task, draws: int = 50, allow_shared_prompts: bool = False) 
         "lmgym.tasks.sample_in_split"
     )
     completions = [_completion(task, prompt, index) for index, prompt in enumerate(prompts)]
-    for method in (task.score, task.gold):
-        _check_scores(method.__name__, method, prompts, completions)
+    for name, method in (("score", task.score), ("gold", task.gold)):
+        _check_scores(name, method, prompts, completions)
     if task.best is not None:
         most = max(task.gold(prompts, completions))
         assert most <= task.best + 1e-9, f"gold() gave {most}, which is above best = {task.best}"
@@ -67,8 +67,9 @@ def _completion(task: Task, prompt: Prompt, index: int) -> Completion:
     return Completion(text, "stop", len(text))
 
 
-def _check_scores(name: str, method: object, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> None:
-    assert callable(method)
+def _check_scores(
+    name: str, method: ScoreFunction, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> None:
     scores = [float(s) for s in method(prompts, completions)]
     assert len(scores) == len(completions), f"{name}() gave {len(scores)} numbers for {len(completions)} completions"
     for score, prompt, completion in zip(scores, prompts, completions, strict=True):

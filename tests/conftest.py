@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,7 +44,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def probe() -> "LanguageModel":
-    """A random Llama over the letters a to d, pad 0 and eos 1: rotary positions."""
+    """The built-in random GPT-2 over the letters a to d, pad 0 and eos 1: absolute positions."""
     import lmgym
 
     return lmgym.load("probe")
@@ -56,16 +56,28 @@ def gpt2() -> "LanguageModel":
     return random_gpt2()
 
 
-def random_gpt2(positions: int = 24, seed: int = 0) -> "LanguageModel":
-    from transformers import GPT2Config, GPT2LMHeadModel
+@pytest.fixture
+def llama() -> "LanguageModel":
+    """A random Llama with the probe's tokenizer: rotary positions."""
+    return random_model("LlamaConfig")
+
+
+def random_gpt2(positions: int = 24) -> "LanguageModel":
+    dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+    return random_model("GPT2Config", n_inner=64, max_position_embeddings=positions, **dropout)
+
+
+def random_model(config: str, **settings: Any) -> "LanguageModel":
+    """A small untrained model of any architecture, in training mode as transformers makes it."""
+    import transformers
 
     import lmgym
 
-    config = GPT2Config(
-        vocab_size=6, n_positions=positions, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3,
-        resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1, bos_token_id=None, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 6}
+    ids = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    sizes |= {} if config == "GPT2Config" else {"intermediate_size": 64, "max_position_embeddings": 64}
+    made = getattr(transformers, config)(**(sizes | ids | {"initializer_range": 0.3} | settings))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
-    return lmgym.LanguageModel(model.train(), lmgym.load("probe").tokenizer, "gpt2")
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(made)
+    return lmgym.LanguageModel(model.train(), lmgym.load("probe").tokenizer, config)

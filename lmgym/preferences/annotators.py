@@ -16,8 +16,8 @@ class SimulatedAnnotator:
 
     P(a before b) = error_rate + (1 − 2 error_rate) σ(scale · (gold(a) − gold(b))).
 
-    An annotator who is right 83.2 % of the time agrees with another such one 72 % of the time, which is what Stiennon et
-    al. (2020) measured of theirs; hence the default.
+    An annotator who is right 83.2 % of the time agrees with another such one 72 % of the time, which is what Stiennon
+    et al. (2020) measured of theirs; hence the default.
 
     Attributes:
         error_rate: how often the label is wrong whatever the texts.
@@ -59,8 +59,8 @@ def ask(
 ) -> list[Comparison]:
     """Has an annotator compare completions of the same prompt.
 
-    Unfinished completions are not shown (Ziegler et al. 2019), nor are repetitions; what then has fewer than two texts is
-    left out.
+    Unfinished completions are not shown (Ziegler et al. 2019), nor are repetitions; what then has fewer than two texts
+    is left out.
 
     Args:
         task: gives the gold score.

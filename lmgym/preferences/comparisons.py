@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmgym.jsonl import read_jsonl
 
@@ -35,7 +36,7 @@ def read_comparisons(path: str | os.PathLike[str]) -> list[Comparison]:
     """
     found = []
     for number, row in enumerate(read_jsonl(path, required=("prompt",)), start=1):
-        ranked = row["ranking"] if "ranking" in row else [row.get("chosen"), row.get("rejected")]
+        ranked: Any = row["ranking"] if "ranking" in row else [row.get("chosen"), row.get("rejected")]
         texts = isinstance(ranked, list) and len(ranked) >= 2 and all(isinstance(text, str) for text in ranked)
         if not texts or not isinstance(row["prompt"], str):
             raise ValueError(

@@ -1,0 +1,34 @@
+"""The README's code blocks and the examples run as they stand."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(BLOCKS) >= 3
+    assert len(EXAMPLES) >= 5
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_readme_block(number: int) -> None:
+    exec(compile(BLOCKS[number], f"README.md, python block {number}", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Fewer updates than a reader would run: here the question is whether it runs.
+    short = {
+        "02": {"updates": 2, "rows": 8},
+        "03": {"updates": 2, "rows": 32},
+        "04": {"updates": 1},
+        "05": {"steps": 256},
+    }
+    runpy.run_path(str(path))["main"](**short.get(path.stem[:2], {}))
+    assert capsys.readouterr().out.strip()

@@ -1,0 +1,391 @@
+"""Models and adapters, against plain transformers and peft."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_gpt2, random_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lmgym
+from lmgym import LanguageModel, Policy
+from lmgym.models import Decoding, Sequences, log_probs
+
+PAD, EOS, A, B, C, D = range(6)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
+    return request.getfixturevalue(request.param)
+
+
+def perturb(lm: LanguageModel, name: str, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in lm.adapter_parameters(name):
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+
+
+def left_padded(rows: list[list[int]], width: int) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def plain_logits(model: nn.Module, ids: list[int]) -> Tensor:
+    """[L, V] by the model alone: one row, no padding, no cache."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
+PROMPTS = [[A], [B, C, D], [D, D], [C, A, B, A]]
+TOKENS = torch.randint(1, 6, (4, 6), generator=torch.Generator().manual_seed(0))
+
+
+def sequences(steps: int = 6) -> Sequences:
+    ids, mask = left_padded(PROMPTS, 5)
+    tokens = TOKENS[:, :steps]
+    allowed = torch.ones(steps, 6, dtype=torch.bool)
+    allowed[:, PAD] = False
+    return Sequences(ids, mask.bool(), tokens, torch.ones_like(tokens, dtype=torch.bool), allowed)
+
+
+def test_cached_decoding_and_one_pass_equal_the_plain_model(lm: LanguageModel) -> None:
+    ids, mask = left_padded(PROMPTS, 5)
+    decoding = lm.start(ids, mask)
+    whole, hidden = lm.evaluate(sequences())
+    for t in range(6):
+        for row, prompt in enumerate(PROMPTS):
+            plain = plain_logits(lm.model, prompt + TOKENS[row, :t].tolist())[-1]
+            # Observed: 1e-6.
+            torch.testing.assert_close(decoding.logits[row], plain, atol=1e-4, rtol=0)
+            torch.testing.assert_close(whole[row, t], plain, atol=1e-4, rtol=0)
+        torch.testing.assert_close(decoding.hidden, hidden[:, t], atol=1e-4, rtol=0)
+        decoding = lm.advance(decoding, TOKENS[:, t])
+    assert decoding.attention_mask.sum(1).tolist() == [len(p) + 6 for p in PROMPTS]
+    assert decoding.position.tolist() == [len(p) + 5 for p in PROMPTS]
+
+
+@pytest.mark.parametrize("config", ["GPTNeoXConfig", "Qwen2Config", "Qwen3Config", "MistralConfig", "Gemma3TextConfig"])
+def test_other_architectures_decode_as_they_evaluate(config: str) -> None:
+    """Gemma 3 and Mistral see a window of four tokens only."""
+    extra: dict[str, Any] = {"sliding_window": 4} if config[0] in "GM" and config != "GPTNeoXConfig" else {}
+    extra |= {} if config == "GPTNeoXConfig" else {"num_key_value_heads": 1, "head_dim": 16}
+    test_cached_decoding_and_one_pass_equal_the_plain_model(random_model(config, **extra))
+
+
+def test_generate_of_transformers_walks_the_same_path(lm: LanguageModel) -> None:
+    ids, mask = left_padded(PROMPTS, 5)
+    out = lm.model.generate(
+        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=5, min_new_tokens=5, pad_token_id=PAD
+    )
+    decoding, chosen = lm.start(ids, mask), []
+    for _ in range(5):
+        logits = decoding.logits.clone()
+        logits[:, EOS] = -torch.inf
+        chosen.append(logits.argmax(1))
+        decoding = lm.advance(decoding, chosen[-1])
+    assert torch.equal(torch.stack(chosen, 1), out[:, 5:])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampling_and_scoring_agree(lm: LanguageModel, temperature: float) -> None:
+    lm.add_adapter("policy")
+    perturb(lm, "policy")
+    for critic in ("head", "adapter", "none"):
+        policy = Policy(lm, temperature=temperature, critic=critic)
+        nn.init.normal_(policy.value_head.weight)
+        decoding = policy.start(*left_padded(PROMPTS, 5))
+        table = sequences().action_mask
+        uniform = torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
+        tokens, logp, value = [], [], []
+        for t in range(6):
+            action = policy.act(decoding, uniform[:, t], table[t])
+            tokens.append(action.token)
+            logp.append(action.logp)
+            value.append(action.value)
+            decoding = policy.advance(decoding, action.token)
+        s = sequences()
+        s = Sequences(s.prompt_ids, s.prompt_mask, torch.stack(tokens, 1), s.is_action, table)
+        evaluation = policy.evaluate(s)
+        torch.testing.assert_close(torch.stack(logp, 1), evaluation.logp, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.stack(value, 1), evaluation.value, atol=1e-5, rtol=0)
+        with lm.using("policy"):
+            for row, prompt in enumerate(PROMPTS):
+                chosen = s.tokens[row].tolist()
+                logits = plain_logits(lm.model, prompt + chosen)[len(prompt) - 1 : -1] / temperature
+                logits[:, PAD] = -torch.inf
+                expected = torch.distributions.Categorical(logits=logits).log_prob(s.tokens[row])
+                torch.testing.assert_close(evaluation.logp[row], expected, atol=1e-5, rtol=0)
+
+
+def test_rows_that_restart_equal_a_fresh_prefill(lm: LanguageModel) -> None:
+    lm.add_adapter("value")
+    perturb(lm, "value")
+    decoding = lm.start(*left_padded(PROMPTS, 5))
+    decoding.critic = lm.start(*left_padded(PROMPTS, 5), "value")
+    for t in range(4):
+        critic = decoding.critic
+        decoding = lm.advance(decoding, TOKENS[:, t])
+        assert critic is not None
+        decoding.critic = lm.advance(critic, TOKENS[:, t], "value")
+    fresh_rows, new = torch.tensor([0, 2]), [[D, C], [B, B, A, C]]
+    fresh = lm.start(*left_padded(new, 5))
+    fresh.critic = lm.start(*left_padded(new, 5), "value")
+    assert decoding.replace_rows(fresh_rows, fresh, keep=8)
+    assert decoding.attention_mask.shape == (4, 8)
+    texts = [new[0], PROMPTS[1] + TOKENS[1, :4].tolist(), new[1], PROMPTS[3] + TOKENS[3, :4].tolist()]
+    for t in range(3):
+        for adapter, part in ((None, decoding), ("value", decoding.critic)):
+            assert isinstance(part, Decoding)
+            assert part.attention_mask.sum(1).tolist() == [min(8 + t, len(text) + t) for text in texts]
+            with lm.using(adapter):
+                for row, text in enumerate(texts):
+                    plain = plain_logits(lm.model, text + TOKENS[row, :t].tolist())[-1]
+                    torch.testing.assert_close(part.logits[row], plain, atol=1e-4, rtol=0)
+        critic = decoding.critic
+        decoding = lm.advance(decoding, TOKENS[:, t])
+        assert critic is not None
+        decoding.critic = lm.advance(critic, TOKENS[:, t], "value")
+
+
+# Adapters ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_adapter_is_the_base_exactly(lm: LanguageModel) -> None:
+    before, _ = lm.evaluate(sequences())
+    lm.add_adapter("policy")
+    for adapter in ("policy", None):
+        after, _ = lm.evaluate(sequences(), adapter)
+        assert torch.equal(before, after)
+    perturb(lm, "policy")
+    assert (lm.evaluate(sequences(), "policy")[0] - before).abs().max() > 0.01
+    assert torch.equal(lm.evaluate(sequences(), None)[0], before)
+
+
+def test_using_restores_and_leaks_nothing(lm: LanguageModel) -> None:
+    lm.add_adapter("policy")
+    lm.add_adapter("other", seed=1)
+    perturb(lm, "policy", 0)
+    perturb(lm, "other", 1)
+    Policy(lm)
+    flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
+    alone = {adapter: lm.evaluate(sequences(), adapter)[0].detach() for adapter in (None, "policy", "other")}
+    with lm.using("policy"):
+        with lm.using("other"), lm.using(None):
+            assert torch.equal(lm.model(input_ids=torch.tensor([[A]])).logits, plain_logits(lm.model, [A])[None])
+        with pytest.raises(RuntimeError, match="inside"), lm.using(None):
+            raise RuntimeError("inside")
+        inner = plain_logits(lm.model, [A, B])
+    with lm.using("policy"):
+        assert torch.equal(inner, plain_logits(lm.model, [A, B]))
+    for adapter, logits in alone.items():
+        assert torch.equal(lm.evaluate(sequences(), adapter)[0], logits)
+    assert {name: p.requires_grad for name, p in lm.model.named_parameters()} == flags
+    assert not torch.equal(alone["policy"], alone["other"])
+    with pytest.raises(ValueError, match=r"no adapter 'none' \(it has policy, other\)"), lm.using("none"):
+        pass
+
+
+def test_gradients_reach_policy_and_value_adapter_in_one_graph(lm: LanguageModel) -> None:
+    lm.add_adapter("policy")
+    lm.add_adapter("frozen")
+    policy = Policy(lm, critic="adapter")
+    nn.init.normal_(policy.value_head.weight)
+    perturb(lm, "policy")
+    perturb(lm, "value")
+    evaluation = policy.evaluate(sequences())
+    with torch.no_grad(), lm.using(None):
+        pass  # the reference is read between forward and backward
+    (evaluation.logp.sum() + evaluation.value.sum()).backward()
+    for name in ("policy", "value"):
+        assert all(p.grad is not None and bool(p.grad.any()) for p in lm.adapter_parameters(name)), name
+    trained = {id(p) for p in policy.parameters()}
+    assert all(p.grad is None for p in lm.model.parameters() if id(p) not in trained)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, of transformers
+def test_a_saved_adapter_loads_in_plain_peft(lm: LanguageModel, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    lm.save(tmp_path / "base")
+    lm.add_adapter("policy", rank=4, alpha=8)
+    lm.add_adapter("value", rank=2)
+    perturb(lm, "policy")
+    perturb(lm, "value", 1)
+    lm.save_adapter(tmp_path / "policy", "policy")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {f.name for f in (tmp_path / "policy").iterdir()}
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    plain = PeftModel.from_pretrained(base, str(tmp_path / "policy")).eval()
+    with lm.using("policy"):
+        ours = plain_logits(lm.model, [A, B, C])
+    torch.testing.assert_close(plain_logits(plain, [A, B, C]), ours, atol=1e-5, rtol=0)
+
+    again = lmgym.load(str(tmp_path / "base"))
+    again.load_adapter(tmp_path / "policy", "copied")
+    with again.using("copied"):
+        torch.testing.assert_close(plain_logits(again.model, [A, B, C]), ours, atol=1e-5, rtol=0)
+    again.add_adapter("twin", base="copied")
+    with again.using("twin"):
+        torch.testing.assert_close(plain_logits(again.model, [A, B, C]), ours, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="already an adapter 'copied'"):
+        again.load_adapter(tmp_path / "policy", "copied")
+    with pytest.raises(ValueError, match="no adapter in"):
+        again.load_adapter(tmp_path / "base", "new")
+
+
+def test_a_policy_comes_back_from_its_folder(lm: LanguageModel, tmp_path: Path) -> None:
+    lm.save(tmp_path / "base")
+    lm.add_adapter("policy")
+    policy = Policy(lm, critic="adapter")
+    for name in ("policy", "value"):
+        perturb(lm, name)
+    nn.init.normal_(policy.value_head.weight)
+    policy.save(tmp_path / "saved")
+    again = Policy.load(lmgym.load(str(tmp_path / "base")), tmp_path / "saved")
+    assert again.critic == "adapter"
+    for ours, theirs in zip(policy.evaluate(sequences()), again.evaluate(sequences()), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    assert all(p.requires_grad for p in again.parameters())
+
+
+def test_a_merged_adapter_is_the_model(lm: LanguageModel, tmp_path: Path) -> None:
+    lm.add_adapter("sft")
+    perturb(lm, "sft")
+    with lm.using("sft"):
+        before = plain_logits(lm.model, [A, B, C])
+    with pytest.raises(ValueError, match="without adapters"):
+        lm.save(tmp_path)
+    lm.merge_adapter()
+    assert lm.adapters == ()
+    lm.save(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(plain_logits(plain, [A, B, C]), before, atol=1e-4, rtol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"] == [A, B]
+    lm.add_adapter("policy")
+    torch.testing.assert_close(lm.evaluate(sequences(), "policy")[0], lm.evaluate(sequences())[0], atol=0, rtol=0)
+
+
+def test_adapter_seeds_and_global_random_state(lm: LanguageModel) -> None:
+    state = torch.get_rng_state()
+    lm.add_adapter("one", seed=3)
+    lm.add_adapter("two", seed=3)
+    lm.add_adapter("three", seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    one, two, three = (torch.cat([p.flatten() for p in lm.adapter_parameters(n)]) for n in ("one", "two", "three"))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+    with pytest.raises(ValueError, match="already an adapter 'one'"):
+        lm.add_adapter("one")
+
+
+# Dropout, padding, ends --------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_off_for_good() -> None:
+    lm = random_gpt2()
+    lm.add_adapter("policy")
+    lm.model.train()
+    first, second = (lm.evaluate(sequences(), "policy")[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert not [m.p for m in lm.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+
+
+def test_pad_must_not_be_eos_and_the_remedy_works(tmp_path: Path) -> None:
+    lm = lmgym.load("probe")
+    lm.tokenizer.pad_token = "<eos>"
+    with pytest.raises(ValueError, match=r"padding token that also ends texts.*--pad-token"):
+        LanguageModel(lm.model, lm.tokenizer)
+    lm.tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="no padding token"):
+        LanguageModel(lm.model, lm.tokenizer)
+
+    before = plain_logits(lm.model, [A, B])
+    known = LanguageModel(lm.model, lm.tokenizer, pad_token="<pad>")
+    assert (known.pad_id, known.vocabulary) == (PAD, 6)
+    grown = LanguageModel(lm.model, lm.tokenizer, pad_token="<|new|>")
+    assert (grown.pad_id, grown.vocabulary) == (6, 7)
+    assert grown.model.get_input_embeddings().weight.shape[0] == 7
+    assert 6 in grown.banned_ids
+    torch.testing.assert_close(plain_logits(grown.model, [A, B])[:, :6], before, atol=0, rtol=0)
+    decoding = grown.start(torch.tensor([[6, 6, A, B]]), torch.tensor([[0, 0, 1, 1]]))
+    torch.testing.assert_close(decoding.logits[0, :6], before[-1], atol=1e-5, rtol=0)
+    grown.save(tmp_path)
+    again = lmgym.load(str(tmp_path))
+    assert (again.pad_id, again.vocabulary) == (6, 7)
+
+
+def test_ids_beyond_the_tokenizer_are_banned() -> None:
+    lm = lmgym.load("probe")
+    lm.model.resize_token_embeddings(9, mean_resizing=False)
+    lm = LanguageModel(lm.model, lm.tokenizer)
+    assert lm.vocabulary == 9
+    assert lm.banned_ids == (PAD, 6, 7, 8)
+
+
+def test_a_beginning_token_is_kept_and_an_end_is_not() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    lm = lmgym.load("probe")
+    backend = lm.tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single="a $A <eos>", special_tokens=[("a", A), ("<eos>", EOS)])
+    assert lm.encode("bc") == [A, B, C]
+    assert lm.encode("") == [A]
+
+
+def test_several_ends_come_from_the_generation_config(probe: LanguageModel) -> None:
+    probe.model.generation_config.eos_token_id = [1, 4]
+    assert LanguageModel(probe.model, probe.tokenizer).eos_ids == (1, 4)
+
+
+# Loading -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_loads_and_an_unknown_name_says_what_there_is(lm: LanguageModel, tmp_path: Path) -> None:
+    lm.save(tmp_path)
+    again = lmgym.load(str(tmp_path))
+    torch.testing.assert_close(again.evaluate(sequences())[0], lm.evaluate(sequences())[0], atol=1e-6, rtol=0)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(ValueError, match="no model 'no-such-model': built-in models are tiny and probe"):
+        lmgym.load("no-such-model")
+    with pytest.raises(ValueError, match="dtype='float8' is unknown"):
+        lmgym.load("probe", dtype="float8")
+
+
+def test_the_probe_is_the_same_every_time() -> None:
+    state = torch.get_rng_state()
+    one, two = lmgym.load("probe"), lmgym.load("probe")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.evaluate(sequences())[0], two.evaluate(sequences())[0])
+
+
+def test_log_probabilities_are_float32_whatever_the_weights() -> None:
+    lm = lmgym.load("probe", dtype="bfloat16")
+    lm.add_adapter("policy")
+    evaluation = Policy(lm).evaluate(sequences())
+    assert {x.dtype for x in evaluation} == {torch.float32}
+    assert lm.model.dtype == torch.bfloat16
+    assert log_probs(torch.zeros(6).bfloat16(), 1.0, torch.ones(6, dtype=torch.bool)).dtype == torch.float32
+
+
+def test_a_real_model(shared_data: Path) -> None:
+    """stories260K: `<s>` begins and also ends a story, two ids end, `<unk>` pads."""
+    lm = lmgym.load(str(shared_data / "stories260K"))
+    assert set(lm.eos_ids) == {1, 2}
+    assert lm.pad_id == 0
+    ids = lm.encode("Once upon a time")
+    assert ids[0] == 1
+    assert ids[-1] not in lm.eos_ids
+    plain: Any = AutoModelForCausalLM.from_pretrained(shared_data / "stories260K").eval()
+    expected = plain.generate(input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=12, pad_token_id=0)[0]
+    decoding = lm.start(*left_padded([ids, ids[:3]], len(ids) + 3))
+    chosen = []
+    for _ in range(12):
+        chosen.append(int(decoding.logits[0].argmax()))
+        decoding = lm.advance(decoding, decoding.logits.argmax(1))
+    assert chosen == expected[len(ids) :].tolist()
+    text = lm.decode_completion(ids, chosen)
+    assert lm.decode(ids) + text == lm.decode([*ids, *chosen])
+    assert text.startswith(",")

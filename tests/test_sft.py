@@ -1,0 +1,65 @@
+"""Supervised fine-tuning: what is learned, what is masked, and that it learns."""
+
+import math
+
+import pytest
+import torch
+
+from agents import sft
+from agents.learner import Learner, LearnerConfig
+from lmgym import LanguageModel
+
+PAD, EOS, A, B, C, D = range(6)
+
+
+def by_hand(lm: LanguageModel, ids: list[int], start: int, adapter: str | None = None) -> list[float]:
+    with torch.no_grad(), lm.using(adapter):
+        logits = lm.model(input_ids=torch.tensor([ids])).logits[0]
+    return [-float(logits[t - 1].log_softmax(0)[ids[t]]) for t in range(start, len(ids))]
+
+
+def test_prompt_is_given_completion_and_its_end_are_learned(probe: LanguageModel) -> None:
+    assert sft.encode(probe, sft.Example("ab", "cd"), 10) == ([A, B, C, D, EOS], 2)
+    assert sft.encode(probe, sft.Example("ab", "cd", finished=False), 10) == ([A, B, C, D], 2)
+    assert sft.encode(probe, sft.Example("", "cd"), 10) == ([C, D, EOS], 1)
+    assert sft.encode(probe, sft.Example("ab", "cdcd"), 3) == ([A, B, C], 2)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_loss_by_hand_over_padded_rows(architecture: str, request: pytest.FixtureRequest) -> None:
+    lm: LanguageModel = request.getfixturevalue(architecture)
+    examples = [sft.Example("a", "bcd"), sft.Example("abc", "d"), sft.Example("", "dd", finished=False)]
+    rows = [sft.encode(lm, example, 10) for example in examples]
+    loss, mask = sft.nll(lm, rows)
+    expected = [by_hand(lm, ids, start) for ids, start in rows]
+    for row, values in enumerate(expected):
+        assert loss[row][mask[row]].tolist() == pytest.approx(values, abs=1e-5)
+    every = [value for values in expected for value in values]
+    assert sft.evaluate(lm, examples, sft.Config()) == pytest.approx(sum(every) / len(every), abs=1e-5)
+    # The end-of-sequence token is learned where the text ends.
+    assert [int(m.sum()) for m in mask] == [4, 2, 1]
+
+
+def test_it_learns_and_reports_what_it_says(probe: LanguageModel) -> None:
+    """Two texts, each half of the time: the entropy is log 2 spread over five tokens."""
+    probe.add_adapter("sft", rank=8)
+    examples = [sft.Example("a", "bcdb"), sft.Example("a", "dcdb")] * 64
+    for parameter in probe.adapter_parameters("sft"):
+        parameter.requires_grad_(True)
+    learner = Learner(probe.adapter_parameters("sft"), LearnerConfig(lr=1e-2))
+    config = sft.Config(epochs=8, minibatch_rows=16)
+    rows = list(sft.train(probe, examples, examples[:4], learner, config, "sft"))
+    assert len(rows) == 8 * 8
+    assert set().union(*rows) == set(sft.METRICS)
+    assert [i for i, row in enumerate(rows) if "loss/test" in row] == [0, 63]
+    # Observed: 0.15 nats a token against the 0.139 that nobody can beat.
+    assert math.log(2) / 5 - 1e-3 < rows[-1]["loss/test"] < 0.2 < rows[0]["loss/test"]
+    assert rows[-1]["loss/test"] == pytest.approx(sft.evaluate(probe, examples[:4], config, "sft"), abs=1e-6)
+    ended = by_hand(probe, [A, B, C, D, B, EOS], 5, "sft")
+    assert ended[0] < 0.2, "stopping is learned"
+
+
+def test_no_examples_are_refused(probe: LanguageModel) -> None:
+    learner = Learner([torch.nn.Parameter(torch.zeros(1))], LearnerConfig())
+    with pytest.raises(ValueError, match="no examples"):
+        next(sft.train(probe, [], [], learner, sft.Config()))
