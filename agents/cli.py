@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
@@ -27,6 +27,9 @@ COMMANDS = {
     "envs": "list the registered environments",
     "report": "write report.html for the folder of a run",
 }
+
+SMALL = 5_000_000
+"""Models of fewer parameters are fastest on one thread."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Common:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights; log-probabilities are float32 in any case."""
     threads: int = 0
-    """torch's CPU threads; 0 leaves torch's default."""
+    """torch's CPU threads; 0 is one thread for models below five million parameters, else torch's own default. Two
+    threads on two cores of which another process uses one are many times slower than one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,6 +213,8 @@ def _reward(argv: Sequence[str]) -> int:
         """Of everything that is random."""
         device: str = "auto"
         """"cpu", "cuda", or "auto"."""
+        threads: int = 0
+        """torch's CPU threads, as in `lmgym train`."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Of the weights."""
         options: Annotated[RewardOptions, tyro.conf.arg(name="")] = field(default_factory=RewardOptions)
@@ -454,7 +460,7 @@ def _function(name: str) -> "ScoreFunction":
         ) from error
     if not callable(function):
         raise ValueError(f"{name!r} is not a function")
-    return function
+    return cast("ScoreFunction", function)
 
 
 def _load(name: str, wanted: Any) -> "LanguageModel":
@@ -462,19 +468,23 @@ def _load(name: str, wanted: Any) -> "LanguageModel":
 
     from lmgym.models import load
 
-    if getattr(wanted, "threads", 0):
-        torch.set_num_threads(wanted.threads)
     device = wanted.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
+    lm = load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
+    if wanted.threads or lm.model.num_parameters() < SMALL:
+        torch.set_num_threads(wanted.threads or 1)
+    return lm
 
 
 def _about(setting: "Setting") -> str:
+    import torch
+
     model = setting.lm.model
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     paid = "a reward model that is trained first" if setting.score is None else ", ".join(setting.score.names)
-    return f"{setting.task.name}: {setting.lm.name} ({millions:.2f} M parameters, {setting.lm.device}), paid by {paid}"
+    threads = f", {torch.get_num_threads()} CPU threads" if setting.lm.device.type == "cpu" else ""
+    return f"{setting.task.name}: {setting.lm.name} ({millions:.2f} M parameters, {setting.lm.device}{threads}); paid by {paid}"
 
 
 def _plain(value: Any) -> dict[str, Any]:

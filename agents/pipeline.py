@@ -43,9 +43,9 @@ class SFTOptions(LearnerConfig, sft.Config):
 class PreferenceOptions:
     """What simulated annotators are asked."""
 
-    prompts: int = 1000
+    prompts: int = 700
     """Prompts to sample completions for."""
-    test_prompts: int = 200
+    test_prompts: int = 192
     """Held-out prompts for the accuracy of the reward model."""
     completions: int = 4
     """Completions per prompt, ranked together: K completions are K readings and K (K − 1) / 2 pairs."""
@@ -59,6 +59,10 @@ class RewardOptions(LearnerConfig, reward_model.Config):
 
     lr: float = 1e-3
     """Peak learning rate."""
+    epochs: int = 2
+    """Passes over the comparisons. The papers make one, over a hundred times as many."""
+    minibatch_prompts: int = 8
+    """Comparisons (prompts) per optimizer step."""
     lora_rank: int = 0
     """Rank of the adapter trained beside the head; 0 trains all weights."""
     normalise_on: int = 256
@@ -98,8 +102,6 @@ class Options:
 
     test_prompts: int = 256
     """Held-out prompts for evaluation."""
-    evaluate_every: int = 10
-    """PPO updates between held-out evaluations; 0 evaluates before and after alone."""
     samples: int = 12
     """Completions kept from before and after, with the figures of every token."""
     sft: SFTOptions = field(default_factory=SFTOptions)
@@ -128,6 +130,12 @@ class Setting:
     comparisons: Sequence[Comparison] | None = None
     seed: int = 0
 
+    @property
+    def scores_unfinished(self) -> bool:
+        """Whether completions that reach the budget are scored by their text."""
+        rule = self.budgets.get("missing_eos_score", "task")
+        return (self.task.missing_eos_score if rule == "task" else rule) is None
+
     def env(self, rows: int, split: Split = "train", **more: Any) -> TokenVectorEnv:
         return TokenVectorEnv(rows, task=self.task, model=self.lm, split=split, **{**self.budgets, **more})
 
@@ -142,7 +150,9 @@ def run_all(setting: Setting, options: Options, run: Run) -> tuple[Report, Repor
     score = setting.score
     if score is None:
         comparisons, held_out, noise_free = gather_preferences(setting, options, run)
-        model = train_reward_model(setting.lm, options.reward, setting.seed, run, comparisons, held_out, noise_free)
+        model = train_reward_model(
+            setting.lm, options.reward, setting.seed, run, comparisons, held_out, noise_free, not setting.scores_unfinished
+        )
         normalise_on_samples(setting, options, run, model)
         model.save(run.path("reward_model"))
         score = Score({"reward_model": model})
@@ -157,10 +167,8 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
     """Fine-tunes the base model on the task's demonstrations, in place, and saves it as `sft`."""
     wanted = options.sft
     if wanted.examples:
-        train, test = (
-            demonstrations(setting.task, split, count, setting.seed)
-            for split, count in (("train", wanted.examples), ("test", wanted.test_examples))
-        )
+        train = demonstrations(setting.task, "train", wanted.examples, setting.seed)
+        test = demonstrations(setting.task, "test", wanted.test_examples, setting.seed)
         lm = setting.lm
         adapter = "sft" if wanted.lora_rank else None
         if adapter:
@@ -207,10 +215,12 @@ def gather_preferences(
     annotator = SimulatedAnnotator(wanted.error_rate)
     rng = np.random.default_rng(np.random.SeedSequence((setting.seed, 2)))
     prompts, groups = sample_groups(setting, options, run, "train", wanted.prompts)
-    comparisons = ask(setting.task, prompts, groups, annotator, rng)
+    cut = setting.scores_unfinished
+    comparisons = ask(setting.task, prompts, groups, annotator, rng, unfinished_too=cut)
     test_prompts, test_groups = sample_groups(setting, options, run, "test", wanted.test_prompts)
-    held_out = ask(setting.task, test_prompts, test_groups, annotator, rng)
-    noise_free = ask(setting.task, test_prompts, test_groups, SimulatedAnnotator(0.0, 1e6), rng, skip_ties=True)
+    held_out = ask(setting.task, test_prompts, test_groups, annotator, rng, unfinished_too=cut)
+    exact = SimulatedAnnotator(0.0, 1e6)
+    noise_free = ask(setting.task, test_prompts, test_groups, exact, rng, skip_ties=True, unfinished_too=cut)
     write_comparisons(run.path("preferences.jsonl"), comparisons)
     write_comparisons(run.path("preferences_test.jsonl"), held_out)
     run.say(f"preferences: {len(comparisons)} comparisons, {len(held_out)} held out")
@@ -264,9 +274,10 @@ def train_reward_model(
     comparisons: Sequence[Comparison],
     held_out: Sequence[Comparison],
     noise_free: Sequence[Comparison] = (),
+    ends_with_eos: bool = True,
 ) -> RewardModel:
     """Trains a reward model from a language model, and reports its accuracy and calibration."""
-    model = RewardModel.from_language_model(lm, wanted.lora_rank, 2 * wanted.lora_rank, seed)
+    model = RewardModel.from_language_model(lm, wanted.lora_rank, 2 * wanted.lora_rank, seed, ends_with_eos)
     learner = Learner(model.parameters(), wanted, seed)
     total = wanted.epochs * -(-len(comparisons) // wanted.minibatch_prompts)
     rows = reward_model.train(model, comparisons, held_out, learner, wanted)
@@ -306,10 +317,9 @@ def reinforce(setting: Setting, options: Options, run: Run, score: Score) -> tup
     live = {"score": "score/mean", "KL": "kl/sequence_nats", "gold": "gold/mean"}
 
     def updates() -> Iterator[dict[str, float]]:
-        for update, metrics in enumerate(ppo.train(policy, env, learner, wanted), start=1):
-            if options.evaluate_every and update % options.evaluate_every == 0 and update < wanted.updates:
-                metrics["gold/mean"] = examine().figures["gold"].mean
-            yield metrics
+        for metrics in ppo.train(policy, env, learner, wanted):
+            gold = env.task.gold(env.prompts, env.completions())
+            yield metrics | {"gold/mean": sum(gold) / len(gold)}
 
     for _ in run.follow("ppo", updates(), wanted.updates, live):
         pass

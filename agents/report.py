@@ -33,13 +33,13 @@ _DEFINITIONS = {
     "sft": sft.METRICS,
     "reward_model": reward_model.METRICS
     | {"accuracy/noise_free": "the same on held-out comparisons, against labels without annotators' errors"},
-    "ppo": ppo.METRICS | {"gold/mean": evaluate.METRICS["gold"]},
+    "ppo": ppo.METRICS | {"gold/mean": "gold score of the rollout's completions, which no learner sees, mean over rows"},
     "evaluation": evaluate.METRICS,
 }
 # What a reader looks at first, in this order; every other metric is drawn below, folded away.
 _TITLES = {
     "score/mean": "Score",
-    "gold/mean": "Gold score, held out",
+    "gold/mean": "Gold score",
     "kl/sequence_nats": "KL, nats per sequence",
     "kl/beta": "β, score per nat",
     "policy/entropy_nats": "Entropy, nats per token",
@@ -579,13 +579,13 @@ def _write(ax: Axes, text: str, at: tuple[float, float], points_above: int, **op
 
 
 def _score_against_kl(rows: list[Row]) -> _Html:
-    """What the score cost, and whether the held-out gold score came along: over-optimisation shows as a bend down."""
+    """What the score cost, and whether the gold score came along: over-optimisation shows as a bend down."""
     score = _thin(_series(rows, "kl/sequence_nats", "score/mean"))
     gold = _series(rows, "kl/sequence_nats", "gold/mean")
     score, gold = (table[np.isfinite(table).all(axis=1)] for table in (score, gold))
     if len(score) < 2:
         return _Html("")
-    panels = [("score", score)] + ([("gold, held out", gold)] if len(gold) else [])
+    panels = [("score", score)] + ([("gold", gold)] if len(gold) else [])
     figure, axes = _figure(10.4 if len(gold) else 5.2, 3.3, len(panels))
     last = max(1.0, score[:, 0].max())
     for ax, (label, table) in zip(axes, panels, strict=True):
@@ -613,7 +613,7 @@ def _score_against_kl(rows: list[Row]) -> _Html:
     caption = _tag("figcaption", _tag("b", "Score against KL"), " ", legend)
     if not len(gold):
         return _tag("figure", caption, _svg(figure, spoken), class_="wide half")
-    aside = _tag("small", "Where the score still rises and the held-out gold score turns down, the score is gamed.")
+    aside = _tag("small", "Where the score still rises and the gold score turns down, the score is gamed.")
     return _tag("figure", caption, _svg(figure, spoken), aside, class_="wide")
 
 

@@ -1,7 +1,6 @@
 """Reward modelling: Bradley-Terry maximum likelihood of comparisons (Stiennon et al. 2020; Ouyang et al. 2022).
 
-All completions of one prompt stand in one minibatch, and each is read once for all the pairs it is in. One epoch:
-a second one overfits.
+All completions of one prompt stand in one minibatch, and each is read once for all the pairs that it is in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +37,7 @@ METRICS = {
 def scores_of(model: RewardModel, comparisons: Sequence[Comparison]) -> list[Tensor]:
     """The scores of each comparison's completions, [K] each, from one differentiable pass."""
     texts = [c.prompt + text for c in comparisons for text in c.ranked]
-    scores = model.forward(*model.encode(texts, [True] * len(texts))).float()
+    scores = model.read(texts, [True] * len(texts), rows=16)
     return list(scores.split([len(c.ranked) for c in comparisons]))
 
 

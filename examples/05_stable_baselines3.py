@@ -15,11 +15,13 @@ def main(steps: int = 4096) -> None:
     env = gym.make("lmgym/Bandit-v0", kl="none")
     print(f"lmgym {lmgym.__version__}: the bandit's best arm scores 1.0, a random one about 0.3")
     # An episode's only reward comes at its end: a discount below 1 would shrink it.
-    for algorithm, settings in ((PPO, {"n_steps": 256, "batch_size": 64}), (A2C, {"n_steps": 64})):
-        model = algorithm("MultiInputPolicy", env, gamma=1.0, seed=0, device="cpu", learning_rate=3e-3, **settings)
+    for model in (
+        PPO("MultiInputPolicy", env, gamma=1.0, n_steps=256, batch_size=64, learning_rate=3e-3, seed=0, device="cpu"),
+        A2C("MultiInputPolicy", env, gamma=1.0, n_steps=64, learning_rate=3e-3, seed=0, device="cpu"),
+    ):
         model.learn(steps)
         mean, _ = evaluate_policy(model, env, n_eval_episodes=50, warn=False)
-        print(f"{algorithm.__name__}: mean score {np.mean(mean):.2f} after {steps} steps")
+        print(f"{type(model).__name__}: mean score {np.mean(mean):.2f} after {steps} steps")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class _GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def _reserve(self, keys: Tensor, values: Tensor, room: int, used: int) -> None:
-        old = (self.keys, self.values)
+        old = cast(tuple[Tensor, Tensor], (self.keys, self.values))
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self._store = tuple(x.new_empty(*x.shape[:2], room, x.shape[3]) for x in (keys, values))
         if used:
@@ -132,7 +132,10 @@ class _GrowingLayer(DynamicLayer):
 
     def replace_rows(self, rows: Tensor, fresh: DynamicLayer, keep: int) -> None:
         """Puts the rows of `fresh` at the right end of these rows, and drops all but the newest `keep` positions."""
-        assert self.keys is not None and self.values is not None and fresh.keys is not None and fresh.values is not None
+        assert self.keys is not None
+        assert self.values is not None
+        assert fresh.keys is not None
+        assert fresh.values is not None
         width, used = fresh.keys.shape[-2], min(keep, self.keys.shape[-2])
         if used < self.keys.shape[-2]:
             self.keys, self.values = self.keys[:, :, -used:], self.values[:, :, -used:]
@@ -322,7 +325,7 @@ class LanguageModel:
         if self.adapters:
             raise ValueError("save() writes a base model without adapters; use merge_adapter() or save_adapter()")
         with quietly():
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(folder)
 
     def merge_adapter(self) -> None:
@@ -337,7 +340,8 @@ class LanguageModel:
     def adapter_rank(self, name: str) -> int:
         """The rank r of an adapter."""
         self._require(name)
-        return self.model.peft_config[name].r
+        config: Any = self.model.peft_config[name]
+        return config.r
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """The adapter's weights, in a fixed order."""
@@ -549,7 +553,7 @@ def load_folder(
             f"no model {name!r}: built-in models are {' and '.join(BUILT_IN)}; anything else must be a folder with a "
             f"transformers causal LM in safetensors, or a name on the Hugging Face hub that can be reached ({reason})"
         ) from error
-    return LanguageModel(model.to(device), tokenizer, name, pad_token)
+    return LanguageModel(cast(Any, model).to(device), tokenizer, name, pad_token)
 
 
 @contextmanager

@@ -74,16 +74,18 @@ class RewardModel:
     def score_texts(
         self, texts: Sequence[str], finished: Sequence[bool] | None = None, rows: int = 64
     ) -> Float[Tensor, " N"]:
-        """The plain scores of texts, exactly those of transformers, `rows` texts at a time."""
-        finished = [True] * len(texts) if finished is None else finished
-        # Texts of similar length together, so that little is padded.
+        """The plain scores of texts, exactly those of transformers, on the CPU."""
+        return self.read(texts, [True] * len(texts) if finished is None else finished, rows).cpu()
+
+    def read(self, texts: Sequence[str], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
+        """Plain scores, differentiable. Texts of similar length are read together, `rows` at a time: little is padded."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        scores = torch.empty(len(texts))
+        parts = []
         for start in range(0, len(order), rows):
             part = order[start : start + rows]
-            ids, mask = self.encode([texts[i] for i in part], [finished[i] for i in part])
-            scores[part] = self.forward(ids, mask).float().cpu()
-        return scores
+            parts.append(self.forward(*self.encode([texts[i] for i in part], [finished[i] for i in part])).float())
+        # Back into the order of the texts.
+        return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
 
     def encode(self, texts: Sequence[str], finished: Sequence[bool]) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
         """Right-padded token ids and attention mask; a text longer than the model's positions loses its beginning."""
@@ -124,7 +126,7 @@ class RewardModel:
     # Making and keeping --------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_language_model(cls, lm: LanguageModel, rank: int = 8, alpha: int = 16, seed: int = 0) -> "RewardModel":
+    def from_language_model(cls, lm: LanguageModel, rank: int = 8, alpha: int = 16, seed: int = 0, ends_with_eos: bool = True) -> "RewardModel":
         """A fresh reward model on a copy of a language model's trunk, such as the fine-tuned one's.
 
         The head starts from N(0, 1/(d + 1)) (Stiennon et al. 2020, appendix B.1).
@@ -134,6 +136,8 @@ class RewardModel:
             rank: of the LoRA adapter that is trained beside the head; 0 trains all weights.
             alpha: LoRA's scale is alpha / rank.
             seed: of adapter and head.
+            ends_with_eos: whether it reads the end-of-sequence token of finished texts; False where the texts to score
+                are cut at a budget, as those that it is trained on then are.
         """
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), quietly():
             torch.manual_seed(seed)
@@ -149,7 +153,7 @@ class RewardModel:
                 )  # fmt: skip
                 model = get_peft_model(model, config)
                 model.peft_config["default"].base_model_name_or_path = lm.name
-        return cls(model, lm.tokenizer, ends_with_eos=True)
+        return cls(model, lm.tokenizer, ends_with_eos=ends_with_eos)
 
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "RewardModel":

@@ -151,8 +151,9 @@ def decode(
 ) -> None:
     """Writes a completion in every row of the environment, and log-probabilities and values into the buffer.
 
-    It is an environment loop: start, act, append, advance. The policy's KV cache is its hidden state. Nothing in it waits
-    for the device, but one question every `CHECK_EVERY` steps whether all rows have ended. Arguments as in `collect`.
+    It is an environment loop: start, act, append, advance. The policy's KV cache is its hidden state. Nothing in it
+    waits for the device, but one question every `CHECK_EVERY` steps whether all rows have ended. Arguments as in
+    `collect`.
     """
     _agree(policy, env)
     uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)

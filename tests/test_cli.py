@@ -22,7 +22,6 @@ QUICK = [
     "--ppo.rows=8",
     "--ppo.epochs=1",
     "--test-prompts=16",
-    "--evaluate-every=1",
     "--samples=2",
 ]
 

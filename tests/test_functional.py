@@ -153,8 +153,9 @@ def test_the_first_gradient_of_ppo_is_the_policy_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "old", "target", "loss"), [(1.5, 1.0, 2.0, 0.32), (1.1, 1.0, 2.0, 0.405), (0.0, 1.0, 0.5, 0.125), (3.0, 1.0, 1.0, 2.0)]
-)  # fmt: skip
+    ("value", "old", "target", "loss"),
+    [(1.5, 1.0, 2.0, 0.32), (1.1, 1.0, 2.0, 0.405), (0.0, 1.0, 0.5, 0.125), (3.0, 1.0, 1.0, 2.0)],
+)
 def test_clipped_value_loss(value: float, old: float, target: float, loss: float) -> None:
     found = F.clipped_value_loss(torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), 0.2)
     assert float(found) == pytest.approx(loss, abs=1e-6)

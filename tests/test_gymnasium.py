@@ -53,15 +53,20 @@ def equal(ours: Any, theirs: Any, where: str) -> None:
         assert ours == theirs, where
 
 
-@pytest.mark.parametrize("steps", [40, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [30, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("on_limit", ["terminate", "truncate"])
 @pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MODES])
 def test_the_vector_environment_equals_gymnasiums_of_scalar_ones(
     probe: lmgym.LanguageModel, mode: AutoresetMode, on_limit: str, steps: int
 ) -> None:
     arguments: dict[str, Any] = {
-        "task": Tree(), "model": probe, "max_prompt_tokens": 3, "max_new_tokens": 4, "on_limit": on_limit, "stop": ("bc",)
-    }  # fmt: skip
+        "task": Tree(),
+        "model": probe,
+        "max_prompt_tokens": 3,
+        "max_new_tokens": 4,
+        "on_limit": on_limit,
+        "stop": ("bc",),
+    }
     ours = TokenVectorEnv(3, autoreset_mode=mode, output="numpy", **arguments)
     theirs = SyncVectorEnv([lambda: TokenEnv(**arguments)] * 3, autoreset_mode=mode)
     assert ours.observation_space == theirs.observation_space

@@ -249,9 +249,9 @@ def test_the_same_seed_is_the_same_run_and_another_is_not() -> None:
 @pytest.mark.parametrize("critic", ["head", "adapter"])
 def test_both_critics_learn(critic: str) -> None:
     run = make(rows=128, critic=critic)
-    explained = [row["value/explained_variance"] for row in train(run, updates=8, minibatch_rows=64, **EXACT)]
+    explained = [row["value/explained_variance"] for row in train(run, updates=7, minibatch_rows=64, **EXACT)]
     assert abs(explained[0]) < 0.05, "a critic of zeros explains nothing"
-    # Observed: 0.40 and 0.38.
+    # Observed: 0.39 and 0.41.
     assert sum(explained[-3:]) / 3 > 0.25
 
 
@@ -263,8 +263,8 @@ def test_truncated_rows_are_bootstrapped_and_train() -> None:
 
 
 def test_the_score_rises() -> None:
-    run = make(rows=128, kl="none")
-    rows = train(run, updates=12, minibatch_rows=64)
+    run = make(rows=64, kl="none")
+    rows = train(run, updates=8, minibatch_rows=32)
     assert rows[-1]["score/mean"] > rows[0]["score/mean"] + 0.1
     assert rows[-1]["policy/entropy_nats"] < rows[0]["policy/entropy_nats"]
 
@@ -278,7 +278,7 @@ def test_an_update_ends_when_the_policy_has_moved_too_far() -> None:
 def test_metrics_are_those_that_are_documented_and_are_true() -> None:
     run = make(rows=32, beta=lmgym.AdaptiveKL(beta=0.2, target_nats_per_sequence=1.0, horizon=100.0))
     perturb(run.policy)
-    row, second = train(run, updates=2)
+    row, second = train(run, updates=2, epochs=4, minibatch_rows=16, target_kl=0.0)
     assert set(row) == set(ppo.METRICS)
     again = make(rows=32)
     perturb(again.policy)

@@ -113,16 +113,11 @@ def test_texts_that_are_too_long_lose_their_beginning() -> None:
 
 def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     tokenizer = lmgym.load("probe").tokenizer
-    config = LlamaConfig(
-        vocab_size=6, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, pad_token_id=0,
-        num_labels=2,
-    )  # fmt: skip
     with pytest.raises(ValueError, match="this one has 2 labels"):
-        RewardModel(LlamaForSequenceClassification(config), tokenizer)
-    config.num_labels = 1
+        RewardModel(random_classifier(vocabulary=6, labels=2), tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.raises(ValueError, match="other than its end-of-sequence token"):
-        RewardModel(LlamaForSequenceClassification(config), tokenizer)
+        RewardModel(random_classifier(vocabulary=6), tokenizer)
     with pytest.raises(ValueError, match=r"no reward model .*missing.*: built in is tiny-reward"):
         RewardModel.load(tmp_path / "missing")
 
@@ -164,6 +159,22 @@ def test_normalise_gives_mean_zero_and_deviation_one(probe: LanguageModel) -> No
         training.normalise(model, texts)
 
 
+def random_classifier(vocabulary: int, labels: int = 1) -> Any:
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        initializer_range=0.5,
+    )
+    config.num_labels = labels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForSequenceClassification(config)
+
+
 def foreign() -> RewardModel:
     """Words of its own: the letters come in another order, after three other tokens."""
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "[END]": 2, "d": 3, "c": 4, "b": 5, "a": 6}
@@ -171,12 +182,7 @@ def foreign() -> RewardModel:
     letters.pre_tokenizer = Split("", "isolated")  # pyright: ignore[reportAttributeAccessIssue]
     letters.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="[PAD]", eos_token="[END]")
-    config = LlamaConfig(
-        vocab_size=7, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0,
-        num_labels=1, initializer_range=0.5,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return RewardModel(LlamaForSequenceClassification(config), tokenizer)
+    return RewardModel(random_classifier(vocabulary=7), tokenizer)
 
 
 def test_a_foreign_tokenizer_scores_the_text_in_an_environment(probe: LanguageModel) -> None:

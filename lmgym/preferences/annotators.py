@@ -56,10 +56,11 @@ def ask(
     annotator: SimulatedAnnotator,
     rng: np.random.Generator,
     skip_ties: bool = False,
+    unfinished_too: bool = False,
 ) -> list[Comparison]:
     """Has an annotator compare completions of the same prompt.
 
-    Unfinished completions are not shown (Ziegler et al. 2019), nor are repetitions; what then has fewer than two texts
+    Repetitions are not shown, nor are unfinished completions (Ziegler et al. 2019); what then has fewer than two texts
     is left out.
 
     Args:
@@ -68,14 +69,15 @@ def ask(
         groups: the completions of each prompt.
         annotator: who compares.
         rng: draws the annotator's labels.
+        unfinished_too: show unfinished completions, for tasks that score them like any other text.
         skip_ties: leave out completions whose gold score equals that of one before, for noise-free test labels.
     """
     found = []
     for prompt, group in zip(prompts, groups, strict=True):
         shown: dict[str, float] = {}
-        finished = [completion for completion in group if completion.finish_reason == "stop"]
-        golds = task.gold([prompt] * len(finished), finished)
-        for completion, gold in zip(finished, golds, strict=True):
+        fit = [completion for completion in group if unfinished_too or completion.finish_reason == "stop"]
+        golds = task.gold([prompt] * len(fit), fit)
+        for completion, gold in zip(fit, golds, strict=True):
             if completion.text not in shown and not (skip_ties and gold in shown.values()):
                 shown[completion.text] = gold
         if len(shown) >= 2:

@@ -22,6 +22,8 @@ class Sentiment(Task):
 
     name = "sentiment"
     best = 1.0
+    # A standard deviation below the mean of the reward model's scores, which are normalised.
+    missing_eos_score = -1.0
 
     def __init__(self, scorer: ScoreFunction | None = None, demonstration_positivity: float = 0.4):
         self.scorer = scorer

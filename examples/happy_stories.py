@@ -1,0 +1,32 @@
+"""A gold score for stories: how happily they read. Used as `--gold examples/happy_stories.py:happy`.
+
+    lmgym train --model path/to/a/story/model --prompts stories.jsonl --opening-words 20 \
+        --gold examples/happy_stories.py:happy
+"""
+
+import re
+from collections.abc import Sequence
+
+from lmgym.tasks import Completion, Prompt
+
+HAPPY = frozenset(
+    "happy happily glad smile smiled smiles laugh laughed laughing fun love loved loves hug hugged friend friends play "
+    "played playing kind nice good great best proud excited thank thanked share shared enjoy enjoyed beautiful safe joy".split()
+)
+SAD = frozenset(
+    "sad sadly cry cried crying scared afraid angry mad hurt bad mean lost alone broke broken worried sorry hard dark cold "
+    "no not never couldn't didn't fell scream screamed".split()
+)
+
+
+def happy(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+    """Different happy words less sad words, at most 5 and at least −5, over 5: in [−1, 1].
+
+    A happy word counts once however often it stands there, so that saying one thing again and again does not pay.
+    """
+    scores = []
+    for completion in completions:
+        words = re.findall(r"[a-z']+", completion.text.lower())
+        balance = len(HAPPY & set(words)) - sum(word in SAD for word in words)
+        scores.append(max(-5, min(5, balance)) / 5)
+    return scores
