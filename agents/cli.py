@@ -484,7 +484,8 @@ def _about(setting: "Setting") -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     paid = "a reward model that is trained first" if setting.score is None else ", ".join(setting.score.names)
     threads = f", {torch.get_num_threads()} CPU threads" if setting.lm.device.type == "cpu" else ""
-    return f"{setting.task.name}: {setting.lm.name} ({millions:.2f} M parameters, {setting.lm.device}{threads}); paid by {paid}"
+    about = f"{millions:.2f} M parameters, {setting.lm.device}{threads}"
+    return f"{setting.task.name}: {setting.lm.name} ({about}); paid by {paid}"
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class PPOOptions(LearnerConfig, ppo.Config):
     """Where values come from: a head on the policy's trunk, an adapter of their own, or nowhere."""
     temperature: float = 1.0
     """Of sampling, scoring and reference alike."""
-    beta: float = 0.1
+    beta: float = 0.05
     """β, in score per nat; where KL is steered to a target, only its start."""
     kl_target_nats: float = 0.0
     """Steer β so that KL per sequence reaches this; 0 keeps β fixed."""
@@ -151,7 +151,14 @@ def run_all(setting: Setting, options: Options, run: Run) -> tuple[Report, Repor
     if score is None:
         comparisons, held_out, noise_free = gather_preferences(setting, options, run)
         model = train_reward_model(
-            setting.lm, options.reward, setting.seed, run, comparisons, held_out, noise_free, not setting.scores_unfinished
+            setting.lm,
+            options.reward,
+            setting.seed,
+            run,
+            comparisons,
+            held_out,
+            noise_free,
+            not setting.scores_unfinished,
         )
         normalise_on_samples(setting, options, run, model)
         model.save(run.path("reward_model"))

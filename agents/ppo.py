@@ -20,7 +20,7 @@ from lmgym.rollout import RolloutBuffer, Stream, collect
 class Config:
     """PPO's own settings; those of the optimizer are in `LearnerConfig`."""
 
-    updates: int = 30
+    updates: int = 24
     """Rollouts, each followed by `epochs` passes over it."""
     epochs: int = 2
     """Passes over a rollout."""

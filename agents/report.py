@@ -33,7 +33,8 @@ _DEFINITIONS = {
     "sft": sft.METRICS,
     "reward_model": reward_model.METRICS
     | {"accuracy/noise_free": "the same on held-out comparisons, against labels without annotators' errors"},
-    "ppo": ppo.METRICS | {"gold/mean": "gold score of the rollout's completions, which no learner sees, mean over rows"},
+    "ppo": ppo.METRICS
+    | {"gold/mean": "gold score of the rollout's completions, which no learner sees, mean over rows"},
     "evaluation": evaluate.METRICS,
 }
 # What a reader looks at first, in this order; every other metric is drawn below, folded away.

@@ -10,12 +10,38 @@ from collections.abc import Sequence
 from lmgym.tasks import Completion, Prompt
 
 HAPPY = frozenset(
-    "happy happily glad smile smiled smiles laugh laughed laughing fun love loved loves hug hugged friend friends play "
-    "played playing kind nice good great best proud excited thank thanked share shared enjoy enjoyed beautiful safe joy".split()
+    {
+        "played",
+        "playing",
+        "kind",
+        "nice",
+        "good",
+        "great",
+        "best",
+        "proud",
+        "excited",
+        "thank",
+        "thanked",
+        "share",
+        "shared",
+        "enjoy",
+        "enjoyed",
+        "beautiful",
+        "safe",
+        "joy",
+    }
 )
 SAD = frozenset(
-    "sad sadly cry cried crying scared afraid angry mad hurt bad mean lost alone broke broken worried sorry hard dark cold "
-    "no not never couldn't didn't fell scream screamed".split()
+    {
+        "no",
+        "not",
+        "never",
+        "couldn't",
+        "didn't",
+        "fell",
+        "scream",
+        "screamed",
+    }
 )
 
 

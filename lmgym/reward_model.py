@@ -78,7 +78,7 @@ class RewardModel:
         return self.read(texts, [True] * len(texts) if finished is None else finished, rows).cpu()
 
     def read(self, texts: Sequence[str], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
-        """Plain scores, differentiable. Texts of similar length are read together, `rows` at a time: little is padded."""
+        """Plain scores, differentiable; texts of similar length are read together, `rows` at a time."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         parts = []
         for start in range(0, len(order), rows):
@@ -126,7 +126,9 @@ class RewardModel:
     # Making and keeping --------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_language_model(cls, lm: LanguageModel, rank: int = 8, alpha: int = 16, seed: int = 0, ends_with_eos: bool = True) -> "RewardModel":
+    def from_language_model(
+        cls, lm: LanguageModel, rank: int = 8, alpha: int = 16, seed: int = 0, ends_with_eos: bool = True
+    ) -> "RewardModel":
         """A fresh reward model on a copy of a language model's trunk, such as the fine-tuned one's.
 
         The head starts from N(0, 1/(d + 1)) (Stiennon et al. 2020, appendix B.1).
