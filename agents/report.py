@@ -542,7 +542,7 @@ def _panel(stage: str, rows: list[Row], key: str, names: list[str], best: float 
     if best is not None:
         ax.axhline(best, color=_MUTED, linestyle=(0, (4, 3)), linewidth=0.9)
         placing = {"xycoords": ax.get_yaxis_transform(), "ha": "right", "va": "top", "color": _MUTED}
-        _write(ax, f"best {_number(best)}", (1, best), -3, **placing)
+        _write(ax, f"best {_number(best)}", (1.0, best), -3, **placing)
     if len(names) > 1:
         ax.legend(
             loc="lower left", bbox_to_anchor=(-0.14, 0.98), ncols=3, borderaxespad=0, handlelength=1.6, columnspacing=1

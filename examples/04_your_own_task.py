@@ -11,7 +11,7 @@ import numpy as np
 import lmgym
 from agents import ppo
 from agents.learner import Learner, LearnerConfig
-from lmgym.tasks import sample_in_split
+from lmgym.tasks import Split, sample_in_split
 from lmgym.tasks.grammar import opening
 from lmgym.testing import check_task
 
@@ -25,7 +25,7 @@ class Brief(lmgym.Task):
     def __init__(self, words: int = 8):
         self.words = words
 
-    def sample(self, rng: np.random.Generator, split: lmgym.tasks.base.Split = "train") -> lmgym.Prompt:
+    def sample(self, rng: np.random.Generator, split: Split = "train") -> lmgym.Prompt:
         return sample_in_split(lambda: lmgym.Prompt(opening(rng)), split)
 
     def score(self, prompts: Sequence[lmgym.Prompt], completions: Sequence[lmgym.Completion]) -> list[float]:

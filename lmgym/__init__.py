@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lmgym.registry import register_all, register_task
-from lmgym.tasks.base import Completion, Prompt, Task
 
 if TYPE_CHECKING:
     from lmgym.env import TokenAction, TokenEnv, TokenVectorEnv
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from lmgym.reward import AdaptiveKL, FixedKL, Score
     from lmgym.reward_model import RewardModel
     from lmgym.rollout import RolloutBuffer, Stream, collect
+    from lmgym.tasks.base import Completion, Prompt, Task
 
 __version__ = "0.1.0.dev0"
 
@@ -35,6 +35,9 @@ _LAZY = {
     "RolloutBuffer": "lmgym.rollout",
     "Stream": "lmgym.rollout",
     "collect": "lmgym.rollout",
+    "Completion": "lmgym.tasks.base",
+    "Prompt": "lmgym.tasks.base",
+    "Task": "lmgym.tasks.base",
 }
 
 __all__ = [

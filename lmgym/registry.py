@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from lmgym.tasks.base import Task
-
 if TYPE_CHECKING:
     from lmgym.env import TokenEnv, TokenVectorEnv
     from lmgym.models import LanguageModel
+    from lmgym.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Entry:
     """
 
     id: str
-    task: Callable[[], Task] | str
+    task: "Callable[[], Task] | str"
     summary: str
     model: str = "tiny"
     reward_model: str | None = None
@@ -43,7 +42,7 @@ TABLE: dict[str, Entry] = {}
 
 def register_task(
     id: str,
-    task: Callable[[], Task] | str,
+    task: "Callable[[], Task] | str",
     *,
     summary: str = "",
     model: str = "tiny",
@@ -89,7 +88,7 @@ def find(name: str) -> Entry:
     )
 
 
-def make_task(entry: Entry) -> Task:
+def make_task(entry: Entry) -> "Task":
     """Makes the task of a table row."""
     if isinstance(entry.task, str):
         module, name = entry.task.split(":")

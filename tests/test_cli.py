@@ -51,16 +51,17 @@ def test_help_answers_at_once_and_imports_no_torch() -> None:
 
 
 def test_importing_lmgym_is_quick_and_imports_no_torch() -> None:
+    """Its own share, in processor time, so that a busy machine does not decide; gymnasium and NumPy are the rest."""
     program = (
-        "import time; t = time.perf_counter(); import lmgym, sys; "
-        "print(time.perf_counter() - t, 'torch' in sys.modules)"
+        "import gymnasium, sys, time; t = time.process_time(); import lmgym; "
+        "print(time.process_time() - t, any(name in sys.modules for name in ('torch', 'transformers', 'tyro')))"
     )
     took = []
-    for _ in range(5):
-        seconds, torch_too = run_python("-c", program)[0].stdout.split()
-        assert torch_too == "False"
+    for _ in range(3):
+        seconds, heavy = run_python("-c", program)[0].stdout.split()
+        assert heavy == "False"
         took.append(float(seconds))
-    assert min(took) < 0.3
+    assert min(took) < 0.05
 
 
 @pytest.mark.parametrize(
