@@ -43,7 +43,7 @@ class SFTOptions(LearnerConfig, sft.Config):
 class PreferenceOptions:
     """What simulated annotators are asked."""
 
-    prompts: int = 700
+    prompts: int = 850
     """Prompts to sample completions for."""
     test_prompts: int = 192
     """Held-out prompts for the accuracy of the reward model."""
@@ -83,7 +83,7 @@ class PPOOptions(LearnerConfig, ppo.Config):
     """Where values come from: a head on the policy's trunk, an adapter of their own, or nowhere."""
     temperature: float = 1.0
     """Of sampling, scoring and reference alike."""
-    beta: float = 0.05
+    beta: float = 0.08
     """β, in score per nat; where KL is steered to a target, only its start."""
     kl_target_nats: float = 0.0
     """Steer β so that KL per sequence reaches this; 0 keeps β fixed."""
@@ -245,7 +245,7 @@ def sample_groups(
     """Samples several completions of each of `count` prompts from the model without adapters."""
     each = options.preferences.completions
     policy = Policy(setting.lm, adapter=None, temperature=options.ppo.temperature, critic="none")
-    at_once = max(1, ROWS_AT_ONCE // each)
+    at_once = max(1, min(count, ROWS_AT_ONCE // each))
     env = setting.env(at_once * each, split, kl="none", score=_unscored, temperature=options.ppo.temperature)
     buffer = RolloutBuffer.like(env)
     prompts: list[Prompt] = []

@@ -234,7 +234,7 @@ class LanguageModel:
         Raises:
             ValueError: the text has no tokens.
         """
-        ids: list[int] = self.tokenizer(text)["input_ids"]
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
         while len(ids) > 1 and ids[-1] in self.eos_ids:
             ids = ids[:-1]
         if not ids:

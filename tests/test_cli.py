@@ -11,12 +11,15 @@ import pytest
 
 from agents import cli
 
+# Whole pipelines, on machines that may be busy.
+pytestmark = pytest.mark.timeout(400)
+
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
-    "--sft.examples=64",
+    "--sft.examples=32",
     "--sft.test-examples=8",
-    "--preferences.prompts=64",
-    "--preferences.test-prompts=32",
+    "--preferences.prompts=24",
+    "--preferences.test-prompts=12",
     "--reward.normalise-on=16",
     "--ppo.updates=2",
     "--ppo.rows=8",
