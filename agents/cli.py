@@ -14,6 +14,7 @@ import tyro
 if TYPE_CHECKING:
     from agents.pipeline import Setting
     from lmgym.models import LanguageModel
+    from lmgym.policy import Policy
     from lmgym.reward import Score
     from lmgym.tasks.base import ScoreFunction, Task
 
@@ -241,7 +242,6 @@ def _evaluate(argv: Sequence[str]) -> int:
     from rich.table import Table
 
     from agents.evaluate import METRICS, evaluate
-    from lmgym.policy import Policy
 
     @dataclass(frozen=True)
     class Evaluate(Common):
@@ -259,11 +259,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     wanted = _parse("evaluate", Evaluate, argv)
     setting = _setting(wanted, wanted.reward)
     lm = setting.lm
-    policy = (
-        Policy.load(lm, wanted.policy, wanted.temperature)
-        if wanted.policy
-        else Policy(lm, None, wanted.temperature, "none")
-    )
+    policy = _policy(lm, wanted.policy, wanted.temperature)
     score = setting.score or _default_score(wanted.task, lm)
     env = setting.env(wanted.count, "test", kl="sampled", temperature=wanted.temperature, score=score)
     report = evaluate(policy, env, wanted.seed)
@@ -275,7 +271,6 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _sample(argv: Sequence[str]) -> int:
-    from lmgym.policy import Policy
     from lmgym.rollout import RolloutBuffer, Stream, decode
 
     @dataclass(frozen=True)
@@ -296,11 +291,7 @@ def _sample(argv: Sequence[str]) -> int:
     wanted = _parse("sample", Sample, argv)
     setting = _setting(wanted, "task")
     lm = setting.lm
-    policy = (
-        Policy.load(lm, wanted.policy, wanted.temperature)
-        if wanted.policy
-        else Policy(lm, None, wanted.temperature, "none")
-    )
+    policy = _policy(lm, wanted.policy, wanted.temperature)
     env = setting.env(
         wanted.count, "test", kl="none", temperature=wanted.temperature, score=lambda p, c: [0.0] * len(c)
     )
@@ -475,6 +466,12 @@ def _load(name: str, wanted: Any) -> "LanguageModel":
     if wanted.threads or lm.model.num_parameters() < SMALL:
         torch.set_num_threads(wanted.threads or 1)
     return lm
+
+
+def _policy(lm: "LanguageModel", folder: str | None, temperature: float) -> "Policy":
+    from lmgym.policy import Policy
+
+    return Policy.load(lm, folder, temperature) if folder else Policy(lm, None, temperature, "none")
 
 
 def _about(setting: "Setting") -> str:
