@@ -1,11 +1,21 @@
 """Around every algorithm: optimizer steps, learning-rate schedule, shuffled minibatches, masked means of metrics."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from agents import functional as F
+from lmgym.env import Finish, TokenVectorEnv
+from lmgym.models import LanguageModel, Sequences
+from lmgym.policy import Evaluation, TokenPolicy
+from lmgym.reward import kl_estimates
+from lmgym.rollout import RolloutBuffer
+from lmgym.texts import Example, Texts, encode, pack
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -26,6 +36,75 @@ class LearnerConfig:
     """Adam's epsilon, as in PPO's reference code."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
+    ema_decay: float = 0.0
+    """Keeps an exponential moving average of the parameters over the optimizer steps, with which the run ends (Ouyang
+    et al. 2022: 0.992); 0 keeps none."""
+
+
+ROLLOUT_METRICS = {
+    "score/mean": "composed score of the rollout's completions, mean over rows",
+    "reward/sequence": "what the environment paid: score less β·KL where it pays KL; summed over a row, mean over rows",
+    "kl/sequence_nats": "KL to the reference, k1 summed over a row's tokens, mean over rows, in nats",
+    "kl/token_k3_nats": "KL to the reference by k3, mean over tokens, in nats",
+    "kl/beta": "β, in score per nat",
+    "tokens/mean": "tokens per completion",
+    "tokens/unfinished_share": "share of completions that reached the token budget",
+    "optimizer/lr": "learning rate",
+    "optimizer/steps": "optimizer steps of the update",
+}
+"""What `Learner.report` measures, whatever the algorithm."""
+
+STEP_METRICS = {"optimizer/grad_norm": "norm of the gradient before clipping, mean over optimizer steps"}
+"""What `Learner.step` measures."""
+
+METRICS = (
+    ROLLOUT_METRICS
+    | STEP_METRICS
+    | {
+        "policy/loss": "the loss, each action weighted as the algorithm weighs it, mean over optimizer steps",
+        "policy/entropy_nats": "entropy of the next-token distribution, mean over tokens of the whole update, in nats",
+        "policy/old_kl_nats": "KL(old ‖ new) by k3, mean over tokens of the whole update, in nats",
+        "policy/ratio_deviation": "|ratio − 1|, mean over tokens of the first minibatch; 0 but for rounding",
+    }
+)
+"""What `Learner.fit` and `Learner.report` measure."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rollout as an update learns from it; indexing takes rows.
+
+    Attributes:
+        sequences: prompts and actions.
+        mask: [B, T] True where an action was taken.
+        logp: [B, T] log π_old of the actions in nats.
+        values: [B, T] the critic's estimates when they were taken.
+        reference_logp: [B, T] log π_ref of the actions in nats.
+        advantages: [B, T] how much better than expected an action was.
+        returns: [B, T] what the critic should have said.
+    """
+
+    sequences: Sequences
+    mask: Bool[Tensor, "B T"]
+    logp: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"]
+    reference_logp: Float[Tensor, "B T"]
+    advantages: Float[Tensor, "B T"]
+    returns: Float[Tensor, "B T"]
+
+    @classmethod
+    def of(cls, buffer: RolloutBuffer, advantages: Tensor, returns: Tensor | None = None) -> "Batch":
+        """A rollout with its advantages: [B, T], or [B] for all of a row's actions alike."""
+        advantages = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(buffer.logp)
+        kept = (buffer.sequences, buffer.is_action, buffer.logp, buffer.values, buffer.reference_logp)
+        return cls(*kept, advantages, buffer.values if returns is None else returns)
+
+    def __getitem__(self, rows: Tensor) -> "Batch":
+        return Batch(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+Loss = Callable[[Evaluation, Batch], Tensor]
+"""An algorithm's loss of each action, [B, T], from what the policy says now and what was true when it acted."""
 
 
 class Learner:
@@ -53,6 +132,8 @@ class Learner:
         # On the device, so that shuffling moves no indices.
         self.generator = torch.Generator(device=self.device).manual_seed(seed)
         self.metrics = Metrics()
+        self.steps = 0
+        self._average = [p.detach().clone() for p in self.parameters] if config.ema_decay else []
 
     def schedule(self, progress: float) -> float:
         """Sets the learning rate for a point of the run between 0 and 1, and returns it."""
@@ -68,6 +149,62 @@ class Learner:
             group["lr"] = lr
         return lr
 
+    def fit(
+        self,
+        policy: TokenPolicy,
+        batch: Batch,
+        loss: Loss,
+        *,
+        epochs: int = 1,
+        minibatch_rows: int = 0,
+        weigh: Callable[[Tensor], Tensor] = F.token_mean,
+        target_kl: float = 0.0,
+        extra: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Steps down the gradient of an algorithm's loss.
+
+        Args:
+            policy: what is trained.
+            batch: a rollout with its advantages.
+            loss: of each action.
+            epochs: passes over the rollout.
+            minibatch_rows: rows per optimizer step; 0 takes them all.
+            weigh: the weight of each action's loss in a minibatch, from its mask: `F.token_mean` and its like.
+            target_kl: ends the epochs when KL(old ‖ new) per token, in nats, exceeds this; 0 never does.
+            extra: a loss that is added in every step.
+        """
+        for _ in range(epochs):
+            for rows in self.minibatches(len(batch.mask), minibatch_rows or len(batch.mask)):
+                old = batch[rows]
+                new = policy.evaluate(old.sequences)
+                # An entry without an action may hold anything; `where` keeps it out of sum and gradient alike.
+                per_action = torch.where(old.mask, loss(new, old), 0.0)
+                weighted = (weigh(old.mask) * per_action).sum()
+                self.metrics.add("policy/loss", weighted)
+                log_ratio = (new.logp - old.logp).detach()
+                if not self.steps:
+                    self.metrics.add("policy/ratio_deviation", log_ratio.exp().sub(1).abs(), old.mask)
+                self.metrics.add("policy/entropy_nats", new.entropy, old.mask)
+                self.metrics.add("policy/old_kl_nats", torch.expm1(log_ratio) - log_ratio, old.mask)
+                self.step(weighted if extra is None else weighted + extra())
+            if target_kl and self.metrics.mean("policy/old_kl_nats") > target_kl:
+                break
+
+    def report(self, buffer: RolloutBuffer, env: TokenVectorEnv) -> dict[str, float]:
+        """Ends an update: `ROLLOUT_METRICS` and whatever else was added to `metrics`, in one transfer; and steers β."""
+        estimates = kl_estimates(buffer.logp, buffer.reference_logp)
+        self.metrics.add("score/mean", buffer.score)
+        self.metrics.add("reward/sequence", buffer.rewards.sum(1))
+        self.metrics.add("kl/sequence_nats", torch.where(buffer.is_action, estimates["k1"], 0.0).sum(1))
+        self.metrics.add("kl/token_k3_nats", estimates["k3"], buffer.is_action)
+        self.metrics.add("tokens/mean", buffer.is_action.sum(1))
+        self.metrics.add("tokens/unfinished_share", (buffer.finish == Finish.LENGTH).float())
+        beta, lr = env.kl_controller.beta, self.optimizer.param_groups[0]["lr"]
+        row = self.metrics.drain() | {"kl/beta": beta, "optimizer/lr": lr, "optimizer/steps": float(self.steps)}
+        self.steps = 0
+        env.kl_controller.update(row["kl/sequence_nats"], buffer.rows)
+        return row
+
     def minibatches(self, rows: int, size: int) -> Iterator[Tensor]:
         """Indices of all rows in random order, `size` at a time, on the device."""
         yield from torch.randperm(rows, generator=self.generator, device=self.device).split(size)
@@ -79,6 +216,37 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
         self.metrics.add("optimizer/grad_norm", norm)
         self.optimizer.step()
+        self.steps += 1
+        if self._average:
+            with torch.no_grad():
+                for average, parameter in zip(self._average, self.parameters, strict=True):
+                    average.lerp_(parameter, 1 - self.config.ema_decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Runs the body with the moving average of the parameters, where `ema_decay` keeps one."""
+        kept = [p.detach().clone() for p in self.parameters] if self._average else []
+        self.keep_average()
+        try:
+            yield
+        finally:
+            self._copy(kept)
+
+    def keep_average(self) -> None:
+        """Ends with the moving average of the parameters, where `ema_decay` keeps one."""
+        self._copy(self._average)
+
+    @torch.no_grad()
+    def _copy(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=False):
+            parameter.copy_(value)
+
+    def example_batches(self, lm: LanguageModel, examples: Sequence[Example], rows: int) -> Iterator[Texts]:
+        """Minibatches of texts in random order, without end."""
+        encoded = [encode(lm, example) for example in examples]
+        while True:
+            for batch in self.minibatches(len(encoded), rows):
+                yield pack(lm, [encoded[i] for i in batch.tolist()])
 
 
 class Metrics:
@@ -108,3 +276,21 @@ class Metrics:
         means = torch.stack([self._sums[n] / self._counts[n].clamp(min=1) for n in names]).tolist()
         self._sums, self._counts = {}, {}
         return dict(zip(names, means, strict=True))
+
+
+class RunningScale:
+    """The standard deviation of all numbers seen so far (Chan et al. 1979), to scale scores by; on their device."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares = 0, torch.zeros(()), torch.zeros(())
+
+    def update(self, x: Tensor) -> Tensor:
+        """Takes in more numbers; returns the standard deviation, 1 until there is one."""
+        count, mean = x.numel(), x.mean()
+        before = self._mean.to(x.device)
+        share = count / (self._count + count)
+        gap = mean - before
+        self._squares = self._squares.to(x.device) + (x - mean).square().sum() + gap.square() * self._count * share
+        self._mean, self._count = before + gap * share, self._count + count
+        deviation = (self._squares / max(1, self._count - 1)).sqrt()
+        return torch.where(deviation > 0, deviation, 1.0)

@@ -18,6 +18,7 @@ from lmgym.reward import AdaptiveKL, FixedKL, KLController, Score
 from lmgym.reward_model import RewardModel
 from lmgym.rollout import RolloutBuffer, Stream, decode
 from lmgym.tasks.base import Completion, Prompt, Split, Task
+from lmgym.texts import Example
 
 ROWS_AT_ONCE = 256
 """Completions sampled together where nothing is trained."""
@@ -195,11 +196,11 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
     setting.lm.save(run.path("sft"))
 
 
-def demonstrations(task: Task, split: Split, count: int, seed: int) -> list[sft.Example]:
+def demonstrations(task: Task, split: Split, count: int, seed: int) -> list[Example]:
     """Draws prompts and has the task demonstrate them."""
     rng = np.random.default_rng(np.random.SeedSequence((seed, 1, split == "test")))
     prompts = [task.sample(rng, split) for _ in range(count)]
-    return [sft.Example(prompt.text, task.demonstrate(prompt, rng)) for prompt in prompts]
+    return [Example(prompt.text, task.demonstrate(prompt, rng)) for prompt in prompts]
 
 
 def gather_preferences(

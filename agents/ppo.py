@@ -5,15 +5,22 @@ discount is 1; the reward is a score at the last token, less β·KL to the refer
 values come from the pass that decoded the tokens; the critic shares the policy's trunk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from agents import functional as F
-from agents.learner import Learner
-from lmgym.env import Finish, TokenVectorEnv
-from lmgym.policy import Policy
-from lmgym.reward import kl_estimates
+from agents import learner as common
+from agents import needs
+from agents.learner import Batch, Learner, RunningScale
+from lmgym.env import TokenVectorEnv
+from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
+from lmgym.texts import Example
+
+DEFAULTS = {"critic": "head"}
+"""What `lmgym train` sets for this algorithm, where the user says nothing."""
 
 
 @dataclass(frozen=True)
@@ -25,95 +32,126 @@ class Config:
     epochs: int = 2
     """Passes over a rollout."""
     minibatch_rows: int = 16
-    """Completions per optimizer step."""
+    """Completions per optimizer step; 0 takes the whole rollout."""
     gamma: float = 1.0
     """Discount."""
     lam: float = 0.95
     """GAE's λ."""
     clip: float = 0.2
     """Clips the probability ratio to 1 ± this."""
+    dual_clip: float = 0.0
+    """Bounds the loss of actions of negative advantage to this many times −A (Ye et al. 2020: 3); 0 does not."""
     value_clip: float = 0.2
     """Clips the change of the value."""
     value_coef: float = 0.1
-    """Weight of the value loss."""
+    """Weight of the value loss; 0 with a policy that has no critic (and then λ wants to be 1)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, per token in nats."""
     whiten_advantages: bool = True
     """Centre and scale advantages over the rollout."""
+    whiten_rewards: bool = False
+    """Scale rewards over the rollout, their mean left as it is (Ziegler et al. 2019)."""
+    scale_score: bool = False
+    """Divide scores by the standard deviation of all that were seen so far."""
+    score_clip: float = 0.0
+    """Clip scores, after scaling, to ± this; 0 does not."""
     target_kl: float = 1.0
     """Ends an update's epochs when KL(old ‖ new) per token, in nats, exceeds this; 0 never does."""
+    kl_loss: str = "none"
+    """KL in the loss, by "k2" or "ratio_k3", for an environment that does not pay it in the reward."""
+    reference_refresh: int = 0
+    """Makes the policy its own reference every so many updates (DeepSeek-R1: 400 steps); 0 never does."""
+    ptx_coef: float = 0.0
+    """Weight of the log-likelihood of given texts, per token in nats ("PPO-ptx", Ouyang et al. 2022); 0 needs none."""
+    ptx_rows: int = 16
+    """Given texts per optimizer step."""
+
+    @property
+    def env_kl(self) -> str:
+        """The environment's `kl` that goes with these settings."""
+        return "sampled" if self.kl_loss == "none" else "none"
 
 
-METRICS = {
-    "score/mean": "composed score of the rollout's completions, mean over rows",
-    "reward/sequence": "score less β·KL, summed over a row's tokens, mean over rows",
-    "kl/sequence_nats": "KL to the reference, k1 summed over a row's tokens, mean over rows, in nats",
-    "kl/token_k3_nats": "KL to the reference by k3, mean over tokens, in nats",
-    "kl/beta": "β, in score per nat",
-    "tokens/mean": "tokens per completion",
-    "tokens/unfinished_share": "share of completions that reached the token budget",
-    "policy/loss": "clipped surrogate, mean over tokens of the whole update",
-    "policy/entropy_nats": "entropy of the next-token distribution, mean over tokens, in nats",
-    "policy/old_kl_nats": "KL(old ‖ new) by k3, mean over tokens of the whole update, in nats",
+METRICS = common.METRICS | {
     "policy/clip_share": "share of tokens whose ratio was clipped",
-    "policy/ratio_deviation": "|ratio − 1|, mean over tokens of the first minibatch; 0 but for rounding",
     "value/loss": "clipped value loss, mean over tokens",
     "value/explained_variance": "1 − Var(return − value) / Var(return)",
-    "optimizer/grad_norm": "norm of the gradient before clipping, mean over optimizer steps",
-    "optimizer/lr": "learning rate",
-    "optimizer/steps": "optimizer steps of the update",
+    "ptx/loss": "negative log-likelihood of given texts, mean over tokens, in nats; where `ptx_coef` is not 0",
 }
 
 
-def train(policy: Policy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
+def train(
+    policy: TokenPolicy,
+    env: TokenVectorEnv,
+    learner: Learner,
+    config: Config,
+    examples: Sequence[Example] | None = None,
+) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update, and leaves logging, saving and stopping to the caller."""
-    buffer = RolloutBuffer.like(env)
-    metrics = learner.metrics
+    if config.value_coef:
+        needs.critic(policy, "ppo with value_coef")
+    needs.kl(env, "ppo", config.kl_loss)
+    buffer, metrics, scale = RolloutBuffer.like(env), learner.metrics, RunningScale()
+    ptx = _ptx(policy, learner, config, examples) if config.ptx_coef else None
     for update in range(config.updates):
-        lr = learner.schedule(update / config.updates)
+        learner.schedule(update / config.updates)
+        if config.reference_refresh and update and update % config.reference_refresh == 0:
+            lm_policy, adapter = needs.adapter(policy, "reference_refresh")
+            lm_policy.lm.copy_adapter(adapter, "reference")
+            env.set_reference("reference")
 
         # Prompts -> tokens -> scores.
         collect(policy, env, buffer, Stream(learner.seed, update))
+        mask = buffer.is_action
 
         # Scores -> rewards -> advantages.
-        is_action = buffer.is_action
-        advantages, returns = F.gae(
-            buffer.rewards, buffer.values, is_action, buffer.bootstrap, config.gamma, config.lam
-        )
-        if config.whiten_advantages:
-            advantages = F.whiten(advantages, is_action)
+        score = buffer.score / scale.update(buffer.score) if config.scale_score else buffer.score
+        score = score.clamp(-config.score_clip, config.score_clip) if config.score_clip else score
+        rewards = buffer.rewards + buffer.at_last(score - buffer.score)
+        rewards = F.whiten(rewards, mask, shift_mean=False) if config.whiten_rewards else rewards
+        advantages, returns = F.gae(rewards, buffer.values, mask, buffer.bootstrap, config.gamma, config.lam)
+        advantages = F.whiten(advantages, mask) if config.whiten_advantages else advantages
+        metrics.add("value/explained_variance", F.explained_variance(buffer.values, returns, mask))
 
         # Advantages -> steps.
-        steps = 0
-        for _ in range(config.epochs):
-            for rows in learner.minibatches(buffer.rows, config.minibatch_rows):
-                mask, old_logp = is_action[rows], buffer.logp[rows]
-                new = policy.evaluate(buffer.sequences[rows])
-                policy_loss = F.clipped_surrogate(new.logp, old_logp, advantages[rows], config.clip)
-                value_loss = F.clipped_value_loss(new.value, buffer.values[rows], returns[rows], config.value_clip)
-                loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * new.entropy
-                learner.step(F.masked_mean(loss, mask))
+        def loss(new: Evaluation, old: Batch) -> Tensor:
+            policy_loss = F.clipped_surrogate(
+                new.logp, old.logp, old.advantages, config.clip, dual_clip=config.dual_clip
+            )
+            value_loss = F.clipped_value_loss(new.value, old.values, old.returns, config.value_clip)
+            metrics.add("policy/clip_share", F.outside(new.logp, old.logp, config.clip), old.mask)
+            metrics.add("value/loss", value_loss, old.mask)
+            loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * new.entropy
+            if config.kl_loss != "none":
+                kl = F.kl_loss(config.kl_loss, new.logp, old.logp, old.reference_logp)
+                loss = loss + env.kl_controller.beta * kl
+            return loss
 
-                ratio = (new.logp - old_logp).exp().detach()
-                metrics.add("policy/loss", policy_loss, mask)
-                metrics.add("value/loss", value_loss, mask)
-                metrics.add("policy/entropy_nats", new.entropy, mask)
-                metrics.add("policy/old_kl_nats", ratio - 1 - (new.logp - old_logp), mask)
-                metrics.add("policy/clip_share", ((ratio - 1).abs() > config.clip).float(), mask)
-                if steps == 0:
-                    metrics.add("policy/ratio_deviation", (ratio - 1).abs(), mask)
-                steps += 1
-            if config.target_kl and metrics.mean("policy/old_kl_nats") > config.target_kl:
-                break
+        learner.fit(
+            policy,
+            Batch.of(buffer, advantages, returns),
+            loss,
+            epochs=config.epochs,
+            minibatch_rows=config.minibatch_rows,
+            target_kl=config.target_kl,
+            extra=ptx,
+        )
+        yield learner.report(buffer, env)
 
-        estimates = kl_estimates(buffer.logp, buffer.reference_logp)
-        metrics.add("score/mean", buffer.score)
-        metrics.add("reward/sequence", buffer.rewards.sum(1))
-        metrics.add("kl/sequence_nats", (estimates["k1"] * is_action).sum(1))
-        metrics.add("kl/token_k3_nats", estimates["k3"], is_action)
-        metrics.add("tokens/mean", is_action.sum(1))
-        metrics.add("tokens/unfinished_share", (buffer.finish == Finish.LENGTH).float())
-        metrics.add("value/explained_variance", F.explained_variance(buffer.values, returns, is_action))
-        row = metrics.drain() | {"kl/beta": env.kl_controller.beta, "optimizer/lr": lr, "optimizer/steps": float(steps)}
-        env.kl_controller.update(row["kl/sequence_nats"], buffer.rows)
-        yield row
+
+def _ptx(
+    policy: TokenPolicy, learner: Learner, config: Config, examples: Sequence[Example] | None
+) -> Callable[[], Tensor]:
+    needs.given(examples, "texts", "ptx_coef", "give train() examples, or set ptx_coef to 0")
+    assert examples is not None
+    imitator, _ = needs.adapter(policy, "ptx_coef")
+    imitator = imitator.truncated()  # texts that others wrote hold tokens that truncated sampling leaves out
+    batches = learner.example_batches(imitator.lm, examples, config.ptx_rows)
+
+    def loss() -> Tensor:
+        texts = next(batches)
+        nll = F.masked_mean(-imitator.evaluate(texts.sequences).logp, texts.is_learned)
+        learner.metrics.add("ptx/loss", nll)
+        return config.ptx_coef * nll
+
+    return loss

@@ -8,17 +8,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents.learner import Learner
-from lmgym.models import LanguageModel, Sequences
-
-
-@dataclass(frozen=True)
-class Example:
-    """A text to imitate: `completion` is learned, `prompt` is given. Both may hold anything but be empty together."""
-
-    prompt: str
-    completion: str
-    finished: bool = True
-    """Whether the text ends here, so that ending is learned too."""
+from lmgym.models import LanguageModel
+from lmgym.texts import Example, Row, encode, pack
 
 
 @dataclass(frozen=True)
@@ -40,35 +31,13 @@ METRICS = {
 }
 
 
-def encode(lm: LanguageModel, example: Example, max_tokens: int) -> tuple[list[int], int]:
-    """Token ids of a text, and how many of them are the prompt's.
-
-    Prompt and completion are tokenised together where that leaves the prompt's tokens as they are: it is what the
-    policy will see before it, and the completion's tokens are the natural ones.
-    """
-    prompt = lm.encode(example.prompt) if example.prompt else []
-    whole = lm.encode(example.prompt + example.completion)
-    if whole[: len(prompt)] != prompt:
-        whole = prompt + lm.tokenizer(example.completion, add_special_tokens=False)["input_ids"]
-    whole = [*whole, lm.eos_ids[0]] if example.finished else whole
-    # Without a prompt the first token has nothing before it, and so is given.
-    return whole[:max_tokens], max(1, len(prompt))
-
-
-def nll(lm: LanguageModel, rows: Sequence[tuple[list[int], int]], adapter: str | None = None) -> tuple[Tensor, Tensor]:
+def nll(lm: LanguageModel, rows: Sequence[Row], adapter: str | None = None) -> tuple[Tensor, Tensor]:
     """[B, T] negative log-likelihood of each token that follows the first, in nats, and the mask of learned ones."""
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [lm.pad_id] * (width - len(ids)) for ids, _ in rows], device=lm.device)
-    position = torch.arange(1, width, device=lm.device)
-    first = torch.tensor([start for _, start in rows], device=lm.device)[:, None]
-    last = torch.tensor([len(ids) for ids, _ in rows], device=lm.device)[:, None]
-    everything = torch.ones(width - 1, lm.vocabulary, dtype=torch.bool, device=lm.device)
-    sequences = Sequences(
-        ids[:, :1], torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, 1:], position < last, everything
-    )
-    logits, _ = lm.evaluate(sequences, adapter)
-    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return loss.view_as(ids[:, 1:]), (position >= first) & (position < last)
+    texts = pack(lm, rows)
+    logits, _ = lm.evaluate(texts.sequences, adapter)
+    tokens = texts.sequences.tokens
+    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
+    return loss.view_as(tokens), texts.is_learned
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ finished batch with one pass of the reference and one call of the score. Both gi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -104,9 +104,8 @@ class _Track:
     def advance(self, token: Tensor, live: Tensor) -> None:
         decoding = self._current()
         # Ended rows wait for their reset; their position must not run past the model's last one.
-        for part in (decoding, decoding.critic):
-            if part is not None:
-                part.position = part.position * live
+        for part in decoding.parts:
+            part.position = part.position * live
         self.decoding = self.scorer.advance(decoding, token)
 
     def _current(self) -> Decoding:
@@ -432,6 +431,11 @@ class TokenVectorEnv(VectorEnv):
     def bind(self, policy: TokenScorer) -> None:
         """Lets `step` compute log π itself, with the policy that chooses the actions, for `kl="sampled"`."""
         self._tracks["policy"] = _Track(policy, self)
+
+    def set_reference(self, adapter: str | None) -> None:
+        """Measures KL from another frozen adapter from now on, or from the model with adapters off (None)."""
+        self.reference = replace(self.reference, adapter=adapter)
+        self._tracks["reference"] = _Track(self.reference, self)
 
     # Transition ----------------------------------------------------------------------------------------------------
 

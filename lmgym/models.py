@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Tokenizer, decoders
@@ -36,6 +36,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging as transformers_logging
 
+from lmgym.sampling import unpack_bits
+
 BUILT_IN = ("tiny", "probe")
 Mask = Bool[Tensor, "B P"] | Int[Tensor, "B P"]
 ONE_MASK = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
@@ -52,7 +54,8 @@ class Sequences:
         prompt_mask: [B, P] True on the prompt's tokens.
         tokens: [B, T] chosen tokens, pad behind the end.
         is_action: [B, T] True where a token was chosen.
-        action_mask: [T, V] True where a token was allowed at that step.
+        action_mask: [T, V] True where the environment allowed a token at that step.
+        kept: [B, T, W] the tokens that truncated sampling (top-k, top-p) kept, as bits; None where all were.
     """
 
     prompt_ids: Int[Tensor, "B P"]
@@ -60,11 +63,18 @@ class Sequences:
     tokens: Int[Tensor, "B T"]
     is_action: Bool[Tensor, "B T"]
     action_mask: Bool[Tensor, "T V"]
+    kept: UInt8[Tensor, "B T W"] | None = None
 
     def __getitem__(self, rows: Any) -> "Sequences":
-        return Sequences(
-            self.prompt_ids[rows], self.prompt_mask[rows], self.tokens[rows], self.is_action[rows], self.action_mask
-        )
+        kept = None if self.kept is None else self.kept[rows]
+        parts = (self.prompt_ids[rows], self.prompt_mask[rows], self.tokens[rows], self.is_action[rows])
+        return Sequences(*parts, self.action_mask, kept)
+
+    def behaviour_mask(self) -> Bool[Tensor, "*rows T V"]:
+        """[T, V] or [B, T, V] True where the policy that acted could have chosen a token."""
+        if self.kept is None:
+            return self.action_mask
+        return self.action_mask & unpack_bits(self.kept, self.action_mask.shape[1])
 
 
 @dataclass
@@ -78,6 +88,7 @@ class Decoding:
         position: [B] the position id of the newest token.
         cache: keys and values of the S cached positions.
         critic: a second decoding over a value adapter, where the critic has one.
+        nucleus: a second decoding over the adapter whose most probable tokens may be sampled, where that is another.
     """
 
     logits: Float[Tensor, "B V"]
@@ -86,6 +97,12 @@ class Decoding:
     position: Int[Tensor, " B"]
     cache: Any
     critic: "Decoding | None" = None
+    nucleus: "Decoding | None" = None
+
+    @property
+    def parts(self) -> "list[Decoding]":
+        """This decoding and those that go along with it."""
+        return [part for part in (self, self.critic, self.nucleus) if part is not None]
 
     def replace_rows(self, rows: Int[Tensor, " R"], fresh: "Decoding", keep: int) -> bool:
         """Restarts some rows from `fresh`, in place, and forgets all but the newest `keep` positions.
@@ -102,9 +119,8 @@ class Decoding:
         self.attention_mask[rows, -fresh.attention_mask.shape[1] :] = fresh.attention_mask
         for name in ("logits", "hidden", "position"):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(fresh, name)))
-        if self.critic is not None and fresh.critic is not None:
-            return self.critic.replace_rows(rows, fresh.critic, keep)
-        return True
+        pairs = zip(self.parts[1:], fresh.parts[1:], strict=True)
+        return all(own.replace_rows(rows, other, keep) for own, other in pairs)
 
 
 class _GrowingLayer(DynamicLayer):
@@ -275,6 +291,7 @@ class LanguageModel:
             config = copy.deepcopy(self.model.peft_config[base])
         else:
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        trained = self._trained()
         with torch.random.fork_rng(devices=[]), quietly():
             torch.manual_seed(seed)
             if isinstance(self.model, PeftModel):
@@ -282,10 +299,24 @@ class LanguageModel:
             else:
                 self.model = get_peft_model(cast(PreTrainedModel, self.model), config, adapter_name=name)
         if base is not None:
-            with torch.no_grad():
-                for own, other in zip(self.adapter_parameters(name), self.adapter_parameters(base), strict=True):
-                    own.copy_(other)
-        self._settle()
+            self.copy_adapter(base, name)
+        self._settle(trained)
+
+    @torch.no_grad()
+    def copy_adapter(self, source: str, target: str) -> None:
+        """Copies the weights of one adapter into another, which is added, frozen, if it is not there.
+
+        Raises:
+            ValueError: there is no such source, or the two differ in shape.
+        """
+        if target not in self.adapters:
+            self.add_adapter(target, base=source)
+            return
+        sources, targets = self.adapter_parameters(source), self.adapter_parameters(target)
+        if [p.shape for p in sources] != [p.shape for p in targets]:
+            raise ValueError(f"the adapters {source!r} and {target!r} differ in rank or layers, and cannot be copied")
+        for own, other in zip(targets, sources, strict=True):
+            own.copy_(other)
 
     def load_adapter(self, folder: str | Path, name: str = "policy") -> None:
         """Loads a peft adapter from a folder.
@@ -297,12 +328,13 @@ class LanguageModel:
             raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json")
         if name in self.adapters:
             raise ValueError(f"there is already an adapter {name!r}")
+        trained = self._trained()
         with quietly():
             if isinstance(self.model, PeftModel):
                 self.model.load_adapter(str(folder), name)
             else:
                 self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
-        self._settle()
+        self._settle(trained)
 
     def save_adapter(self, folder: str | Path, name: str = "policy") -> None:
         """Saves an adapter so that `PeftModel.from_pretrained(base, folder)` loads it."""
@@ -374,9 +406,15 @@ class LanguageModel:
                 layer._active_adapter = [adapter]
         self._active = adapter
 
-    def _settle(self) -> None:
-        """After peft changed the model: nothing trains by itself, all adapters are off, no dropout."""
+    def _trained(self) -> list[nn.Parameter]:
+        """The weights of adapters that somebody trains now."""
+        return [p for p in self.model.parameters() if p.requires_grad] if self.adapters else []
+
+    def _settle(self, trained: Sequence[nn.Parameter]) -> None:
+        """After peft changed the model: what was trained still is, and nothing else; all adapters off; no dropout."""
         self.model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         without_dropout(self.model)
         self.__dict__.pop("_layers", None)
         self._switch(None)

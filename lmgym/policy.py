@@ -1,14 +1,16 @@
 """A policy over tokens: a language model with an adapter, a sampler and a critic."""
 
+import copy
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmgym.models import Decoding, LanguageModel, Mask, Sequences, chosen_log_probs, log_probs
+from lmgym.sampling import draw, most_probable, pack_bits
 
 Critic = Literal["head", "adapter", "none"]
 
@@ -20,11 +22,13 @@ class Action(NamedTuple):
         token: [B].
         logp: [B] log π(token | state) in nats, float32.
         value: [B] the critic's estimate of the return from this state; 0 without a critic.
+        kept: [B, W] the tokens that truncated sampling kept, as bits (`lmgym.sampling.pack_bits`); None where all were.
     """
 
     token: Int[Tensor, " B"]
     logp: Float[Tensor, " B"]
     value: Float[Tensor, " B"]
+    kept: UInt8[Tensor, "B W"] | None = None
 
 
 class Evaluation(NamedTuple):
@@ -41,6 +45,35 @@ class Evaluation(NamedTuple):
     entropy: Float[Tensor, "B T"]
 
 
+@runtime_checkable
+class TokenPolicy(Protocol):
+    """What `collect` and the algorithms ask of a policy; `Policy` is one, and so is a table (`lmgym.testing`).
+
+    `lmgym.testing.check_policy` checks the whole contract. The state that `start` returns belongs to the policy, and
+    nobody else looks into it.
+
+    Attributes:
+        device: where its tensors live.
+        temperature: divides the logits wherever it samples or scores.
+        critic: "none" where `Action.value` and `Evaluation.value` are zeros.
+        keeps: whether it samples from the most probable tokens alone, and says which in `Action.kept`.
+    """
+
+    temperature: float
+    critic: Any
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def keeps(self) -> bool: ...
+    def parameters(self) -> list[nn.Parameter]: ...
+    def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask) -> Any: ...
+    def act(self, decoding: Any, uniform: Float[Tensor, " B"], action_mask: Bool[Tensor, "*rows V"]) -> Action: ...
+    def advance(self, decoding: Any, token: Int[Tensor, " B"]) -> Any: ...
+    def evaluate(self, sequences: Sequences) -> Evaluation: ...
+    def log_probs(self, sequences: Sequences) -> Float[Tensor, "B T V"]: ...
+
+
 class Policy:
     """Samples tokens, and scores them, at one temperature and under one set of masks.
 
@@ -52,6 +85,10 @@ class Policy:
         critic: "head" reads the value from the policy's own trunk with a linear layer; "adapter" gives the critic a
             LoRA adapter of its own on the same base (a second pass); "none" has no values.
         seed: draws the value adapter.
+        top_k: samples from this many most probable tokens alone; 0 from all. What was kept is stored with a rollout
+            and scored: log π is that of the truncated distribution. The reference is not truncated, so that KL is not 0
+            before training but −log of the probability that was kept.
+        top_p: samples from the fewest most probable tokens that hold this much probability; 1 from all.
     """
 
     def __init__(
@@ -61,6 +98,8 @@ class Policy:
         temperature: float = 1.0,
         critic: Critic = "head",
         seed: int = 0,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ):
         if adapter is not None and adapter not in lm.adapters:
             raise ValueError(
@@ -75,6 +114,7 @@ class Policy:
         self.adapter = adapter
         self.temperature = temperature
         self.critic = critic
+        self._truncate(top_k, top_p, adapter)
         # Zero, so that the critic starts from no opinion (Ziegler et al. 2019); float32 whatever the model's dtype.
         self.value_head = nn.Linear(lm.hidden_size, 1, device=lm.device)
         nn.init.zeros_(self.value_head.weight)
@@ -85,9 +125,31 @@ class Policy:
         for parameter in self.parameters() if adapter is not None else ():
             parameter.requires_grad_(True)
 
+    def _truncate(self, top_k: int, top_p: float, by: str | None) -> None:
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"top_k={top_k} must not be negative, and top_p={top_p} must lie in (0, 1]")
+        self.top_k, self.top_p, self.truncated_by = top_k, top_p, by
+
+    def truncated(self, top_k: int = 0, top_p: float = 1.0, by: str | None = None) -> "Policy":
+        """The same policy, sharing its weights, that samples from the most probable tokens alone.
+
+        Args:
+            top_k: how many; 0 is all.
+            top_p: how much probability they hold; 1 is all.
+            by: the adapter under which they are the most probable; None is the policy's own.
+        """
+        other = copy.copy(self)
+        other._truncate(top_k, top_p, self.adapter if by is None else by)
+        return other
+
     @property
     def device(self) -> torch.device:
         return self.lm.device
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it samples from the most probable tokens alone."""
+        return self.top_k > 0 or self.top_p < 1
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: the adapter, and the critic's head and adapter.
@@ -113,6 +175,8 @@ class Policy:
         decoding = self.lm.start(input_ids, attention_mask, self.adapter)
         if self.critic == "adapter":
             decoding.critic = self.lm.start(input_ids, attention_mask, "value")
+        if self.keeps and self.truncated_by != self.adapter:
+            decoding.nucleus = self.lm.start(input_ids, attention_mask, self.truncated_by)
         return decoding
 
     @torch.no_grad()
@@ -125,13 +189,11 @@ class Policy:
                 but its own numbers.
             action_mask: [V] or [B, V], True where a token is allowed.
         """
-        logp = log_probs(decoding.logits, self.temperature, action_mask)
-        cumulative = logp.exp().cumsum(-1)
-        total = cumulative[:, -1:]
-        # Below the total even after rounding, so that the search stops at a token of positive probability.
-        threshold = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        token = torch.searchsorted(cumulative, threshold, right=True)
-        return Action(token[:, 0], logp.gather(1, token)[:, 0], self.value(decoding))
+        allowed = self._allowed(decoding, action_mask)
+        logp = log_probs(decoding.logits, self.temperature, allowed)
+        token = draw(logp, uniform)
+        kept = pack_bits(allowed) if self.keeps else None
+        return Action(token, logp.gather(1, token[:, None])[:, 0], self.value(decoding), kept)
 
     @torch.no_grad()
     def advance(self, decoding: Decoding, token: Int[Tensor, " B"]) -> Decoding:
@@ -139,6 +201,8 @@ class Policy:
         following = self.lm.advance(decoding, token, self.adapter)
         if decoding.critic is not None:
             following.critic = self.lm.advance(decoding.critic, token, "value")
+        if decoding.nucleus is not None:
+            following.nucleus = self.lm.advance(decoding.nucleus, token, self.truncated_by)
         return following
 
     def value(self, decoding: Decoding) -> Float[Tensor, " B"]:
@@ -152,20 +216,39 @@ class Policy:
         self, decoding: Decoding, token: Int[Tensor, " B"], action_mask: Bool[Tensor, "*rows V"]
     ) -> Float[Tensor, " B"]:
         """log π of a token that may come next, in nats; of a banned one, see `chosen_log_probs`."""
-        return chosen_log_probs(decoding.logits, token, self.temperature, action_mask)
+        return chosen_log_probs(decoding.logits, token, self.temperature, self._allowed(decoding, action_mask))
+
+    def _allowed(self, decoding: Decoding, action_mask: Tensor) -> Tensor:
+        if not self.keeps:
+            return action_mask
+        judge = decoding if decoding.nucleus is None else decoding.nucleus
+        return self._most_probable(judge.logits, action_mask)
+
+    def _most_probable(self, logits: Tensor, action_mask: Tensor) -> Tensor:
+        return most_probable(log_probs(logits, self.temperature, action_mask), self.top_k, self.top_p)
 
     def log_probs(self, sequences: Sequences) -> Float[Tensor, "B T V"]:
-        """log π over the whole vocabulary at every step, −∞ for banned tokens."""
+        """log π over the whole vocabulary at every step, −∞ for banned tokens and those that truncation leaves out."""
         logits, _ = self.lm.evaluate(sequences, self.adapter)
-        return log_probs(logits, self.temperature, sequences.action_mask)
+        return log_probs(logits, self.temperature, self._behaviour_mask(sequences, logits))
+
+    def _behaviour_mask(self, sequences: Sequences, logits: Tensor) -> Tensor:
+        """What could have been chosen: as it was kept, or, for sequences that this policy did not draw, as it would."""
+        if not self.keeps or sequences.kept is not None:
+            return sequences.behaviour_mask()
+        with torch.no_grad():
+            if self.truncated_by != self.adapter:
+                logits, _ = self.lm.evaluate(sequences, self.truncated_by)
+            return self._most_probable(logits, sequences.action_mask)
 
     def evaluate(self, sequences: Sequences) -> Evaluation:
         """Log-probability, value and entropy of tokens that were chosen earlier, in one differentiable pass."""
         logits, hidden = self.lm.evaluate(sequences, self.adapter)
-        logp = log_probs(logits, self.temperature, sequences.action_mask)
+        mask = self._behaviour_mask(sequences, logits)
+        logp = log_probs(logits, self.temperature, mask)
         probs = logp.exp()
         # A banned token has probability 0 and log-probability −∞; p·log p is 0 there, and its gradient too.
-        entropy = -(probs * logp.masked_fill(~sequences.action_mask, 0.0)).sum(-1)
+        entropy = -(probs * logp.masked_fill(~mask, 0.0)).sum(-1)
         chosen = logp.gather(2, sequences.tokens[..., None])[..., 0].masked_fill(~sequences.is_action, 0.0)
         if self.critic == "none":
             return Evaluation(chosen, torch.zeros_like(chosen), entropy)

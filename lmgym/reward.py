@@ -17,6 +17,9 @@ KLEstimator = Literal["k1", "k2", "k3"]
 # Total variation from the optimum π_ref·exp(score/β) at which exact gradient ascent ends, on a small bandit, when the
 # estimator stands in the reward. k1 ends at 0.
 _WRONG_IN_REWARD = {"k2": 0.247, "k3": 0.755}
+# The same where it stands in the loss. k2 ends at 0, and so does k3 times the probability ratio.
+_WRONG_IN_LOSS = {"k1": 0.714, "k3": 0.382}
+_RIGHT_IN_LOSS = ("k2", "ratio_k3")
 
 
 def check_reward_estimator(estimator: str) -> None:
@@ -33,6 +36,23 @@ def check_reward_estimator(estimator: str) -> None:
         )
     if estimator != "k1":
         raise ValueError(f"kl_estimator={estimator!r} is unknown: in the reward only 'k1' is right")
+
+
+def check_loss_estimator(estimator: str) -> None:
+    """Refuses KL estimators whose gradient, as a loss on the policy's own actions, is not that of β·KL(π ‖ π_ref).
+
+    Raises:
+        ValueError: for anything but "k2" and "ratio_k3".
+    """
+    if estimator in _WRONG_IN_LOSS:
+        why = "its gradient is 0 on average" if estimator == "k1" else "its gradient is that of KL(π_ref ‖ π)"
+        raise ValueError(
+            f"kl_loss={estimator!r} optimises something else than score − β·KL ({why}): on a bandit it ends "
+            f"{_WRONG_IN_LOSS[estimator]} in total variation from the optimum, 'k2' and 'ratio_k3' end at 0. Use one "
+            "of those, or pay KL in the reward: kl_loss='none' and an environment with kl='sampled'"
+        )
+    if estimator not in _RIGHT_IN_LOSS:
+        raise ValueError(f"kl_loss={estimator!r} is unknown: choose 'none', 'k2' or 'ratio_k3'")
 
 
 def kl_reward(

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lmgym.env import TokenVectorEnv
 from lmgym.models import Sequences
-from lmgym.policy import Policy
+from lmgym.policy import Policy, TokenPolicy
+from lmgym.sampling import packed_width
 from lmgym.tasks.base import Prompt
 
 CHECK_EVERY = 8
@@ -32,8 +34,11 @@ class RolloutBuffer:
         score: [B] the composed score.
         finish: [B] why the row ended, a `lmgym.env.Finish` number.
         action_mask: [T, V] True where a token was allowed.
+        kept: [B, T, W] the tokens that truncated sampling kept, as bits; None until a policy truncates.
         prompt_width: how many of the P columns the longest prompt of this rollout takes.
     """
+
+    kept: UInt8[Tensor, "B T W"] | None = None
 
     def __init__(self, rows: int, prompt_tokens: int, new_tokens: int, action_mask: Tensor):
         device = action_mask.device
@@ -68,11 +73,23 @@ class RolloutBuffer:
     def sequences(self) -> Sequences:
         """Prompts and actions, without the columns that pad every prompt."""
         prompt_ids, prompt_mask = (x[:, -self.prompt_width :] for x in (self.prompt_ids, self.prompt_mask))
-        return Sequences(prompt_ids, prompt_mask, self.tokens, self.is_action, self.action_mask)
+        return Sequences(prompt_ids, prompt_mask, self.tokens, self.is_action, self.action_mask, self.kept)
 
-    def clear(self) -> None:
+    def at_last(self, x: Float[Tensor, " B"]) -> Float[Tensor, "B T"]:
+        """`x` of each row at the row's last action, 0 elsewhere: where a score is paid."""
+        last = self.is_action.sum(1, keepdim=True) - 1
+        return torch.zeros_like(self.rewards).scatter_(1, last, x[:, None])
+
+    def clear(self, kept_bytes: int = 0) -> None:
+        """Forgets a rollout; with `kept_bytes`, makes room for that many bytes of truncation for each token."""
         for tensor in (self.prompt_mask, self.is_action, self.logp, self.values, self.bootstrap):
             tensor.zero_()
+        if not kept_bytes:
+            self.kept = None
+        elif self.kept is None:
+            self.kept = torch.empty(*self.tokens.shape, kept_bytes, dtype=torch.uint8, device=self.tokens.device)
+        if self.kept is not None:
+            self.kept.fill_(255)  # steps that are never taken keep everything, so that their log-probabilities exist
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Stream:
 
 
 def collect(
-    policy: Policy,
+    policy: TokenPolicy,
     env: TokenVectorEnv,
     buffer: RolloutBuffer,
     stream: Stream,
@@ -143,7 +160,7 @@ def collect(
 
 @torch.inference_mode()
 def decode(
-    policy: Policy,
+    policy: TokenPolicy,
     env: TokenVectorEnv,
     buffer: RolloutBuffer,
     stream: Stream,
@@ -158,12 +175,14 @@ def decode(
     _agree(policy, env)
     uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
     env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
-    buffer.clear()
+    buffer.clear(packed_width(env.model.vocabulary) if policy.keeps else 0)
     decoding = policy.start(*env.prompt_block())
     for t in range(env.max_new_tokens):
         action = policy.act(decoding, uniforms[:, t], env.action_mask_table[t])
         buffer.logp[:, t] = action.logp
         buffer.values[:, t] = action.value
+        if buffer.kept is not None and action.kept is not None:
+            buffer.kept[:, t] = action.kept
         env.append(action.token)
         last = t + 1 == env.max_new_tokens
         if (t + 1) % CHECK_EVERY == 0 and not last and not env.any_running():
@@ -171,15 +190,17 @@ def decode(
         if not last or env.on_limit == "truncate":  # rows that are cut off are bootstrapped from what comes after
             decoding = policy.advance(decoding, action.token)
     if env.on_limit == "truncate":
-        buffer.bootstrap.copy_(policy.value(decoding))
+        buffer.bootstrap.copy_(policy.act(decoding, uniforms[:, 0], env.action_mask_table[-1]).value)
 
 
-def _agree(policy: Policy, env: TokenVectorEnv) -> None:
+def _agree(policy: TokenPolicy, env: TokenVectorEnv) -> None:
     if policy.temperature != env.reference.temperature:
         raise ValueError(
             f"the policy samples at temperature {policy.temperature} and the environment measures its reference at "
             f"{env.reference.temperature}: make the environment with temperature={policy.temperature}"
         )
+    if not isinstance(policy, Policy):
+        return
     if policy.lm is env.model and policy.adapter is not None and policy.adapter == env.reference.adapter:
         raise ValueError(
             f"the policy's adapter {policy.adapter!r} is its own reference, and KL would read as 0: make the "

@@ -120,8 +120,9 @@ def test_stepping_equals_bulk_equals_plain_python(
         running &= ~ended
     assert not bool(running.any())
 
-    torch.testing.assert_close(rewards, bulk.rewards, atol=1e-5, rtol=0)
-    torch.testing.assert_close(reference, bulk.reference_logp, atol=1e-5, rtol=0)
+    # Relative too: log-probabilities of -3 and below differ by up to 1.1e-5 between the two passes on some processors.
+    torch.testing.assert_close(rewards, bulk.rewards, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reference, bulk.reference_logp, atol=1e-5, rtol=1e-5)
     assert torch.equal(finish.long(), bulk.finish.long())
     assert torch.equal(scores, bulk.score)
     assert torch.equal(truncated_rows, bulk.truncated)

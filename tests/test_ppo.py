@@ -152,7 +152,7 @@ def test_one_step_is_reinforce(monkeypatch: pytest.MonkeyPatch) -> None:
     perturb(run.policy)
     taken: list[Tensor] = []
     monkeypatch.setattr(run.learner, "step", lambda loss: taken.append(gradients(run.policy, loss)))
-    train(run, updates=1, epochs=1, minibatch_rows=64, lam=1.0, whiten_advantages=False)
+    train(run, updates=1, epochs=1, minibatch_rows=64, lam=1.0, value_coef=0.0, whiten_advantages=False)
 
     buffer = collect(run.policy, run.env, RolloutBuffer.like(run.env), Stream(0, 0))
     total, count = torch.zeros(()), 0
@@ -279,7 +279,7 @@ def test_metrics_are_those_that_are_documented_and_are_true() -> None:
     run = make(rows=32, beta=lmgym.AdaptiveKL(beta=0.2, target_nats_per_sequence=1.0, horizon=100.0))
     perturb(run.policy)
     row, second = train(run, updates=2, epochs=4, minibatch_rows=16, target_kl=0.0)
-    assert set(row) == set(ppo.METRICS)
+    assert set(row) == set(ppo.METRICS) - {"ptx/loss"}
     again = make(rows=32)
     perturb(again.policy)
     buffer = collect(again.policy, again.env, RolloutBuffer.like(again.env), Stream(0, 0))

@@ -8,6 +8,7 @@ import torch
 from agents import sft
 from agents.learner import Learner, LearnerConfig
 from lmgym import LanguageModel
+from lmgym.texts import Example, encode
 
 PAD, EOS, A, B, C, D = range(6)
 
@@ -19,17 +20,17 @@ def by_hand(lm: LanguageModel, ids: list[int], start: int, adapter: str | None =
 
 
 def test_prompt_is_given_completion_and_its_end_are_learned(probe: LanguageModel) -> None:
-    assert sft.encode(probe, sft.Example("ab", "cd"), 10) == ([A, B, C, D, EOS], 2)
-    assert sft.encode(probe, sft.Example("ab", "cd", finished=False), 10) == ([A, B, C, D], 2)
-    assert sft.encode(probe, sft.Example("", "cd"), 10) == ([C, D, EOS], 1)
-    assert sft.encode(probe, sft.Example("ab", "cdcd"), 3) == ([A, B, C], 2)
+    assert encode(probe, Example("ab", "cd"), 10) == ([A, B, C, D, EOS], 2)
+    assert encode(probe, Example("ab", "cd", finished=False), 10) == ([A, B, C, D], 2)
+    assert encode(probe, Example("", "cd"), 10) == ([C, D, EOS], 1)
+    assert encode(probe, Example("ab", "cdcd"), 3) == ([A, B, C], 2)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_loss_by_hand_over_padded_rows(architecture: str, request: pytest.FixtureRequest) -> None:
     lm: LanguageModel = request.getfixturevalue(architecture)
-    examples = [sft.Example("a", "bcd"), sft.Example("abc", "d"), sft.Example("", "dd", finished=False)]
-    rows = [sft.encode(lm, example, 10) for example in examples]
+    examples = [Example("a", "bcd"), Example("abc", "d"), Example("", "dd", finished=False)]
+    rows = [encode(lm, example, 10) for example in examples]
     loss, mask = sft.nll(lm, rows)
     expected = [by_hand(lm, ids, start) for ids, start in rows]
     for row, values in enumerate(expected):
@@ -43,7 +44,7 @@ def test_the_loss_by_hand_over_padded_rows(architecture: str, request: pytest.Fi
 def test_it_learns_and_reports_what_it_says(probe: LanguageModel) -> None:
     """Two texts, each half of the time: the entropy is log 2 spread over five tokens."""
     probe.add_adapter("sft", rank=8)
-    examples = [sft.Example("a", "bcdb"), sft.Example("a", "dcdb")] * 64
+    examples = [Example("a", "bcdb"), Example("a", "dcdb")] * 64
     for parameter in probe.adapter_parameters("sft"):
         parameter.requires_grad_(True)
     learner = Learner(probe.adapter_parameters("sft"), LearnerConfig(lr=1e-2))

@@ -1,0 +1,60 @@
+"""Distillation (Hinton et al. 2015) from a teacher policy: KL(teacher ‖ policy) on what the teacher writes.
+
+The teacher's completions stand for its distribution over sequences (Kim & Rush 2016); at each of their tokens the KL is
+taken over the whole vocabulary, so that the gradient is exactly 0 where the policy says what the teacher says.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from agents import functional as F
+from agents import learner as common
+from agents import needs
+from agents.learner import Learner
+from lmgym.env import TokenVectorEnv
+from lmgym.policy import TokenPolicy
+from lmgym.rollout import RolloutBuffer, Stream, collect
+
+
+@dataclass(frozen=True)
+class Config:
+    """Distillation's own settings."""
+
+    updates: int = 50
+    """Rollouts of the teacher."""
+    minibatch_rows: int = 0
+    """Completions per optimizer step; 0 takes the whole rollout."""
+
+
+METRICS = (
+    common.ROLLOUT_METRICS
+    | common.STEP_METRICS
+    | {
+        "distill/kl_nats": "KL(teacher ‖ policy) over the vocabulary, mean over the teacher's tokens, in nats",
+    }
+)
+
+
+def train(
+    policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config, teacher: TokenPolicy
+) -> Iterator[dict[str, float]]:
+    """Trains the policy; yields the `METRICS` of each update. Scores, KL and tokens there are the teacher's."""
+    needs.given(teacher, "a teacher", "distill", "pass a policy of the same vocabulary (--teacher RUN)")
+    buffer = RolloutBuffer.like(env)
+    for update in range(config.updates):
+        learner.schedule(update / config.updates)
+
+        # Prompts -> the teacher's tokens.
+        collect(teacher, env, buffer, Stream(learner.seed, update))
+
+        # Tokens -> steps.
+        for rows in learner.minibatches(buffer.rows, config.minibatch_rows or buffer.rows):
+            sequences, mask = buffer.sequences[rows], buffer.is_action[rows]
+            with torch.no_grad():
+                target = teacher.log_probs(sequences)
+            kl = F.forward_kl(target, policy.log_probs(sequences))
+            learner.metrics.add("distill/kl_nats", kl, mask)
+            learner.step(F.masked_mean(kl, mask))
+        yield learner.report(buffer, env)

@@ -1,0 +1,99 @@
+"""Direct preference optimisation (Rafailov et al. 2023): the policy is its own reward model.
+
+No rollout, no reward model, no critic: each comparison's chosen completion is made more probable than the rejected one,
+as against the reference. A ranking of K completions counts as its K (K − 1) / 2 pairs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents import functional as F
+from agents import needs
+from agents.learner import Learner
+from lmgym.env import TokenVectorEnv
+from lmgym.policy import Policy, TokenPolicy
+from lmgym.preferences import Comparison
+from lmgym.texts import Example, Row, Texts, encode, pack
+
+
+@dataclass(frozen=True)
+class Config:
+    """DPO's own settings."""
+
+    epochs: int = 1
+    """Passes over the pairs."""
+    minibatch_pairs: int = 16
+    """Pairs per optimizer step."""
+    beta: float = 0.1
+    """β of the loss: larger stays nearer to the reference. It is not the environment's β."""
+    label_smoothing: float = 0.0
+    """How often labels are taken to be wrong (conservative DPO, Mitchell 2023)."""
+    finished: bool = True
+    """Whether the compared completions end, so that ending is learned too; set it off for texts that were cut."""
+    max_tokens: int = 512
+    """Longer texts are cut here."""
+
+
+METRICS = {
+    "loss/train": "DPO's loss, mean over the minibatch's pairs",
+    "margin/train": "β (log-ratio of the chosen − log-ratio of the rejected), mean over pairs, before the step",
+    "accuracy/train": "share of pairs whose margin is positive",
+    "optimizer/grad_norm": "norm of the gradient before clipping",
+    "optimizer/lr": "learning rate",
+}
+
+
+def train(
+    policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config, comparisons: Sequence[Comparison]
+) -> Iterator[dict[str, float]]:
+    """Trains on comparisons, with the environment's reference; yields the `METRICS` of each step."""
+    needs.given(comparisons, "comparisons", "dpo", "pass comparisons (--preferences FILE.jsonl), or take online_dpo")
+    whole, _ = needs.adapter(policy, "dpo")
+    pairs = encode_pairs(whole, comparisons, config)
+    steps = config.epochs * -(-len(pairs) // config.minibatch_pairs)
+    step = 0
+    for _ in range(config.epochs):
+        for batch in learner.minibatches(len(pairs), config.minibatch_pairs):
+            lr = learner.schedule(step / steps)
+            chosen, rejected = log_ratios(whole, env, [pairs[i] for i in batch.tolist()])
+            loss = F.dpo(chosen, rejected, config.beta, config.label_smoothing)
+            margin = config.beta * (chosen - rejected)
+            learner.metrics.add("loss/train", loss)
+            learner.metrics.add("margin/train", margin)
+            learner.metrics.add("accuracy/train", (margin > 0).float())
+            learner.step(loss.mean())
+            step += 1
+            yield learner.metrics.drain() | {"optimizer/lr": lr}
+
+
+def encode_pairs(policy: Policy, comparisons: Sequence[Comparison], config: Config) -> list[tuple[Row, Row]]:
+    """Every pair of every ranking, the better first."""
+
+    def row(prompt: str, text: str) -> Row:
+        return encode(policy.lm, Example(prompt, text, config.finished), config.max_tokens)
+
+    ranked = [[row(c.prompt, text) for text in c.ranked] for c in comparisons]
+    return [(rows[i], rows[j]) for rows in ranked for i in range(len(rows)) for j in range(i + 1, len(rows))]
+
+
+def log_ratios(policy: Policy, env: TokenVectorEnv, pairs: Sequence[tuple[Row, Row]]) -> tuple[Tensor, Tensor]:
+    """log π(y)/π_ref(y) in nats of the chosen and of the rejected completions, [pairs] each."""
+    texts: Texts = pack(policy.lm, [row for pair in pairs for row in pair])
+    logp = policy.truncated().evaluate(texts.sequences).logp
+    reference = env.reference.evaluate(texts.sequences)
+    ratios = torch.where(texts.is_learned, logp - reference, 0.0).sum(1)
+    return ratios[::2], ratios[1::2]
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy, env: TokenVectorEnv, comparisons: Sequence[Comparison], config: Config
+) -> dict[str, float]:
+    """Margin and accuracy on comparisons that were not trained on."""
+    pairs = encode_pairs(policy, comparisons, config)
+    parts = [log_ratios(policy, env, pairs[i : i + 64]) for i in range(0, len(pairs), 64)]
+    margin = config.beta * torch.cat([chosen - rejected for chosen, rejected in parts])
+    return {"margin/test": float(margin.mean()), "accuracy/test": float((margin > 0).float().mean())}

@@ -1,0 +1,105 @@
+"""Group relative policy optimisation (Shao et al. 2024), with its published corrections as settings.
+
+The defaults are the paper's. They are biased in three ways, each with the field that mends it: the k3 loss has not the
+KL's gradient (`kl_loss="ratio_k3"`, or "none" where the environment pays KL); the mean over a completion's tokens
+favours long wrong answers (`aggregate="constant"`, Dr. GRPO: Liu et al. 2025); the division by the group's deviation
+favours prompts that are nearly solved or nearly hopeless (`scale=False`, theirs too). docs/algorithms/grpo.md has the
+measurements.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from agents import functional as F
+from agents import learner as common
+from agents import needs
+from agents.learner import Batch, Learner
+from lmgym.env import TokenVectorEnv
+from lmgym.policy import Evaluation, TokenPolicy
+from lmgym.rollout import RolloutBuffer, Stream, collect
+
+AGGREGATES = {"sequence": F.sequence_mean, "token": F.token_mean, "constant": F.constant_mean}
+
+
+@dataclass(frozen=True)
+class Config:
+    """GRPO's own settings."""
+
+    updates: int = 100
+    """Rollouts."""
+    group: int = 8
+    """Completions of each prompt, which are compared with one another."""
+    epochs: int = 1
+    """Passes over a rollout."""
+    minibatch_rows: int = 0
+    """Completions per optimizer step; 0 takes the whole rollout."""
+    clip: float = 0.2
+    """Clips the probability ratio to 1 − this."""
+    clip_high: float = 0.2
+    """Clips the probability ratio to 1 + this (DAPO, Yu et al. 2025: 0.28)."""
+    scale: bool = True
+    """Divide advantages by the group's standard deviation."""
+    aggregate: Literal["sequence", "token", "constant"] = "sequence"
+    """The mean of the losses: of each completion and then of those, of all tokens (DAPO), or over the token budget (Dr.
+    GRPO)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The probability ratio: each token's, or the geometric mean over the completion (GSPO, Zheng et al. 2025)."""
+    kl_loss: str = "k3"
+    """KL in the loss, by "k3", "ratio_k3" or "k2"; "none" where the environment pays it in the reward."""
+
+    @property
+    def env_kl(self) -> str:
+        """The environment's `kl` that goes with these settings."""
+        return "sampled" if self.kl_loss == "none" else "none"
+
+
+METRICS = common.METRICS | {
+    "policy/clip_share": "share of tokens whose ratio lies outside 1 ± `clip`",
+    "group/deviation": "standard deviation of the return within a group, mean over groups",
+    "group/equal_share": "share of groups whose returns are all equal, which teach nothing",
+}
+
+
+def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
+    """Trains the policy; yields the `METRICS` of each update."""
+    needs.kl(env, "grpo", config.kl_loss, biased=("k3",))
+    needs.groups(env.num_envs, config.group, "grpo")
+    buffer, metrics = RolloutBuffer.like(env), learner.metrics
+    for update in range(config.updates):
+        learner.schedule(update / config.updates)
+
+        # Prompts -> tokens -> scores.
+        collect(policy, env, buffer, Stream(learner.seed, update, config.group))
+
+        # Scores -> rewards -> advantages.
+        returns = buffer.rewards.sum(1)
+        advantages = F.group_relative(returns, config.group, config.scale)
+        deviation = returns.view(-1, config.group).std(1)
+        metrics.add("group/deviation", deviation)
+        metrics.add("group/equal_share", (deviation < 1e-6).float())
+
+        # Advantages -> steps.
+        def loss(new: Evaluation, old: Batch) -> Tensor:
+            logp, old_logp = new.logp, old.logp
+            if config.ratio == "sequence":
+                logp, old_logp = F.sequence_logp_ratio(logp, old_logp, old.mask), torch.zeros_like(old_logp)
+            metrics.add("policy/clip_share", F.outside(logp, old_logp, config.clip), old.mask)
+            loss = F.clipped_surrogate(logp, old_logp, old.advantages, config.clip, config.clip_high)
+            if config.kl_loss != "none":
+                kl = F.kl_loss(config.kl_loss, new.logp, old.logp, old.reference_logp)
+                loss = loss + env.kl_controller.beta * kl
+            return loss
+
+        learner.fit(
+            policy,
+            Batch.of(buffer, advantages),
+            loss,
+            epochs=config.epochs,
+            minibatch_rows=config.minibatch_rows,
+            weigh=AGGREGATES[config.aggregate],
+        )
+        yield learner.report(buffer, env)

@@ -1,0 +1,71 @@
+"""Online DPO (Guo et al. 2024): DPO on pairs that the policy has just written, the environment's score as annotator.
+
+What differs from offline DPO (agents/dpo.py) is only where the pairs come from: of two completions of each prompt, the
+one of the higher score is chosen. Pairs of equal score teach nothing and are left out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from agents import functional as F
+from agents import learner as common
+from agents import needs
+from agents.learner import Learner
+from lmgym.env import TokenVectorEnv
+from lmgym.policy import TokenPolicy
+from lmgym.rollout import RolloutBuffer, Stream, collect
+
+
+@dataclass(frozen=True)
+class Config:
+    """Online DPO's own settings."""
+
+    updates: int = 50
+    """Rollouts, each followed by one pass over its pairs."""
+    minibatch_pairs: int = 0
+    """Pairs per optimizer step; 0 takes them all."""
+    beta: float = 0.1
+    """β of the loss. It is not the environment's β, which is not paid here."""
+    label_smoothing: float = 0.0
+    """How often the score is taken to be wrong."""
+
+
+METRICS = (
+    common.ROLLOUT_METRICS
+    | common.STEP_METRICS
+    | {
+        "loss/train": "DPO's loss, mean over the pairs of different score",
+        "margin/train": "β (log-ratio of the chosen − log-ratio of the rejected), mean over the same pairs",
+        "pairs/share": "share of the pairs whose scores differ",
+    }
+)
+
+
+def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
+    """Trains the policy; yields the `METRICS` of each update."""
+    needs.kl(env, "online_dpo")
+    needs.groups(env.num_envs, 2, "online_dpo")
+    buffer = RolloutBuffer.like(env)
+    for update in range(config.updates):
+        learner.schedule(update / config.updates)
+
+        # Prompts -> tokens -> scores.
+        collect(policy, env, buffer, Stream(learner.seed, update, samples=2))
+
+        # Scores -> which of the two is chosen: +1 for the first, −1 for the second, 0 for neither.
+        chosen = torch.sign(buffer.score[::2] - buffer.score[1::2])
+        learner.metrics.add("pairs/share", chosen.abs())
+
+        # Pairs -> steps.
+        for pairs in learner.minibatches(len(chosen), config.minibatch_pairs or len(chosen)):
+            rows = torch.stack([2 * pairs, 2 * pairs + 1], 1).flatten()
+            log_ratio = policy.evaluate(buffer.sequences[rows]).logp - buffer.reference_logp[rows]
+            log_ratio = torch.where(buffer.is_action[rows], log_ratio, 0.0).sum(1)
+            sign = chosen[pairs]
+            loss = F.dpo(sign * log_ratio[::2], sign * log_ratio[1::2], config.beta, config.label_smoothing)
+            learner.metrics.add("loss/train", loss, sign != 0)
+            learner.metrics.add("margin/train", config.beta * sign * (log_ratio[::2] - log_ratio[1::2]), sign != 0)
+            learner.step(F.masked_mean(loss, sign != 0))
+        yield learner.report(buffer, env)

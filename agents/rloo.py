@@ -1,0 +1,67 @@
+"""REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024): each completion's baseline is its siblings' mean.
+
+The whole completion is one action: its return, KL included, is credited to all of its tokens. What differs from the
+paper: a rollout may be cut into minibatches, and then actions of an older policy are weighted by the probability ratio.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from agents import functional as F
+from agents import learner as common
+from agents import needs
+from agents.learner import Batch, Learner
+from lmgym.env import TokenVectorEnv
+from lmgym.policy import Evaluation, TokenPolicy
+from lmgym.rollout import RolloutBuffer, Stream, collect
+
+
+@dataclass(frozen=True)
+class Config:
+    """RLOO's own settings."""
+
+    updates: int = 100
+    """Rollouts."""
+    group: int = 4
+    """Completions of each prompt, which are each other's baseline."""
+    epochs: int = 1
+    """Passes over a rollout."""
+    minibatch_rows: int = 0
+    """Completions per optimizer step; 0 takes the whole rollout."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, per token in nats."""
+
+
+METRICS = common.METRICS | {"policy/advantage_std": "standard deviation of return − baseline over rows"}
+
+
+def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
+    """Trains the policy; yields the `METRICS` of each update."""
+    needs.kl(env, "rloo")
+    needs.groups(env.num_envs, config.group, "rloo")
+    buffer = RolloutBuffer.like(env)
+    for update in range(config.updates):
+        learner.schedule(update / config.updates)
+
+        # Prompts -> tokens -> scores.
+        collect(policy, env, buffer, Stream(learner.seed, update, config.group))
+
+        # Scores -> rewards -> advantages.
+        advantages = F.leave_one_out(buffer.rewards.sum(1), config.group)
+        learner.metrics.add("policy/advantage_std", advantages.std())
+
+        # Advantages -> steps.
+        def loss(new: Evaluation, old: Batch) -> Tensor:
+            return F.surrogate(new.logp, old.logp, old.advantages) - config.entropy_coef * new.entropy
+
+        learner.fit(
+            policy,
+            Batch.of(buffer, advantages),
+            loss,
+            epochs=config.epochs,
+            minibatch_rows=config.minibatch_rows,
+            weigh=F.sequence_sum,
+        )
+        yield learner.report(buffer, env)
