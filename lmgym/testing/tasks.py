@@ -1,4 +1,4 @@
-"""Contracts to run on parts of your own, in your own tests."""
+"""The contract of a task."""
 
 import math
 from collections.abc import Sequence
