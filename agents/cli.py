@@ -6,12 +6,14 @@ Nothing heavy is imported before a command is known, so that `lmgym --help` answ
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from agents.pipeline import Setting
     from lmgym.models import LanguageModel
     from lmgym.policy import Policy
@@ -19,13 +21,14 @@ if TYPE_CHECKING:
     from lmgym.tasks.base import ScoreFunction, Task
 
 COMMANDS = {
-    "train": "the whole job: fine-tuning, preferences, reward model, PPO, evaluation, report",
+    "train": "the whole job: fine-tuning, preferences, reward model, RL, evaluation, report",
     "sft": "supervised fine-tuning alone",
     "preferences": "sample completions and have simulated annotators compare them",
     "reward": "train a reward model from comparisons",
     "evaluate": "measure a policy on held-out prompts",
     "sample": "print what a model writes",
     "envs": "list the registered environments",
+    "algorithms": "list the algorithms",
     "report": "write report.html for the folder of a run",
 }
 
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return _COMMANDS[argv[0]](argv[1:]) or 0
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, NotImplementedError) as error:
         print(f"lmgym: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -112,9 +115,15 @@ def _parse(command: str, kind: Any, argv: Sequence[str]) -> Any:
 def _train(argv: Sequence[str]) -> int:
     from rich.table import Table
 
-    from agents.pipeline import Options, run_all
+    from agents import algorithms
+    from agents.pipeline import Algorithm, Options, run_all
     from agents.report import write_report
     from agents.run import Run
+
+    name = _option(argv, "--algorithm") or "ppo"
+    module = algorithms.find(name)
+    stage = module.__name__.rpartition(".")[2]
+    chosen = _algorithm_options(module, name)
 
     @dataclass(frozen=True)
     class Train(Common):
@@ -122,20 +131,32 @@ def _train(argv: Sequence[str]) -> int:
 
         out: str = "runs/latest"
         """The run's folder; it must be new or empty."""
-        algorithm: Literal["ppo"] = "ppo"
-        """The RL algorithm."""
+        algorithm: str = "ppo"
+        """The RL algorithm: `lmgym algorithms` lists them; one of your own is package.module or FILE.py. Its options
+        are listed under its name."""
         preferences_file: Annotated[str | None, tyro.conf.arg(name="preferences")] = None
         """Comparisons of your own (JSONL: prompt, chosen, rejected; or prompt, ranking) instead of simulated ones."""
         reward: str = "default"
         """"learned" trains a reward model; "task" pays the task's own score; else a reward model (folder or name) or a
         function ("package.module:function"). By default, what the environment needs."""
+        teacher: str | None = None
+        """The folder of a finished run, whose policy is the teacher of `distill`."""
+        track: tuple[Literal["wandb", "trackio"], ...] = ()
+        """Services to send metrics to as well. Nothing is sent anywhere by default."""
         options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
-    wanted = _parse("train", Train, argv)
+    parts = [("rl", Annotated[chosen, tyro.conf.arg(name=stage)], field(default_factory=chosen))]
+    wanted = _parse("train", make_dataclass("Train", parts, bases=(Train,), frozen=True), argv)
+    algorithm = Algorithm(stage, module, wanted.rl.config, wanted.rl.rl)
     setting = _setting(wanted, wanted.reward, wanted.preferences_file)
-    with Run(wanted.out, {**_plain(wanted), "task": setting.task.name, "model": setting.lm.name}) as run:
+    if wanted.teacher:
+        setting = replace(setting, teacher=_teacher(wanted.teacher, wanted))
+    about = {**_plain(wanted), "task": setting.task.name, "model": setting.lm.name}
+    own = about.pop("rl")
+    about["options"] |= {stage: own["rl"] | own["config"]}
+    with Run(wanted.out, about, track=wanted.track) as run:
         run.say(_about(setting))
-        before, after = run_all(setting, wanted.options, run)
+        before, after = run_all(setting, wanted.options, algorithm, run)
     page = write_report(wanted.out)
     table = Table("held-out prompts", "before", "after")
     for name, figure in after.figures.items():
@@ -144,10 +165,45 @@ def _train(argv: Sequence[str]) -> int:
     run.console.print(table)
     for was, now in list(zip(before.samples, after.samples, strict=True))[:3]:
         run.console.print(f"[bold]{_plain_text(was['prompt'])}[/bold]")
-        run.console.print(f"  before ({was['gold']:+.2f}):{_plain_text(was['completion'])}", highlight=False)
-        run.console.print(f"  after  ({now['gold']:+.2f}):{_plain_text(now['completion'])}", highlight=False)
+        for when, sample in (("before", was), ("after ", now)):
+            shown = sample["score"] if sample["gold"] is None else sample["gold"]
+            run.console.print(f"  {when} ({shown:+.2f}):{_plain_text(sample['completion'])}", highlight=False)
     run.say(f"report: {page}")
     return 0
+
+
+def _option(argv: Sequence[str], name: str) -> str | None:
+    """The value of an option that decides which other options there are."""
+    for i, argument in enumerate(argv):
+        if argument == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _algorithm_options(module: "ModuleType", name: str) -> type:
+    """A dataclass of an algorithm's own settings and of those that every algorithm runs with, with its defaults."""
+    from agents.pipeline import RLOptions
+
+    own, common = ({f.name for f in fields(kind)} for kind in (module.Config, RLOptions))
+    if own & common:
+        raise ValueError(
+            f"`Config` of the algorithm {name!r} has {sorted(own & common)[0]!r}, which all algorithms have already, "
+            f"for policy or learner: rename it. Taken are {', '.join(sorted(common))}"
+        )
+    defaults = dict(getattr(module, "DEFAULTS", {}))
+    if set(defaults) - common:
+        raise ValueError(
+            f"`DEFAULTS` of the algorithm {name!r} sets {sorted(set(defaults) - common)[0]!r}, which is none of "
+            f"{', '.join(sorted(common))}"
+        )
+    flat = tyro.conf.arg(name="")
+    parts = [
+        ("rl", Annotated[RLOptions, flat], field(default=RLOptions(**defaults))),
+        ("config", Annotated[module.Config, flat], field(default_factory=module.Config)),
+    ]
+    return make_dataclass("AlgorithmOptions", parts, frozen=True)
 
 
 def _sft(argv: Sequence[str]) -> int:
@@ -163,7 +219,7 @@ def _sft(argv: Sequence[str]) -> int:
         sft: Annotated[SFTOptions, tyro.conf.arg(name="")] = field(default_factory=SFTOptions)
 
     wanted = _parse("sft", SFT, argv)
-    setting = _setting(wanted, "task")
+    setting = _setting(wanted, "task", scored=False)
     with Run(wanted.out, _plain(wanted)) as run:
         fine_tune(setting, Options(sft=wanted.sft), run)
         run.say(f"model: {run.path('sft')}")
@@ -180,7 +236,7 @@ def _preferences(argv: Sequence[str]) -> int:
 
         out: str = "runs/preferences"
         """The run's folder; it must be new or empty."""
-        preferences: Annotated[PreferenceOptions, tyro.conf.arg(name="")] = field(default_factory=PreferenceOptions)
+        preferences: PreferenceOptions = field(default_factory=PreferenceOptions)
 
     wanted = _parse("preferences", Preferences, argv)
     setting = _setting(wanted, "task")
@@ -191,7 +247,7 @@ def _preferences(argv: Sequence[str]) -> int:
 
 
 def _reward(argv: Sequence[str]) -> int:
-    from agents.pipeline import RewardOptions, train_reward_model
+    from agents.pipeline import RewardOptions, split_comparisons, train_reward_model
     from agents.reward_model import normalise
     from agents.run import Run
     from lmgym.preferences import read_comparisons
@@ -203,7 +259,7 @@ def _reward(argv: Sequence[str]) -> int:
         preferences: str
         """JSONL with prompt, chosen, rejected; or prompt, ranking."""
         test_preferences: str | None = None
-        """Held-out comparisons; by default a tenth of --preferences."""
+        """Held-out comparisons; by default a tenth of --preferences, drawn at random."""
         model: str = "tiny"
         """The language model to start from: "tiny", a folder, or a name on the hub."""
         pad_token: str | None = None
@@ -225,12 +281,11 @@ def _reward(argv: Sequence[str]) -> int:
     if wanted.test_preferences:
         held_out = read_comparisons(wanted.test_preferences)
     else:
-        kept = len(comparisons) // 10
-        comparisons, held_out = comparisons[kept:], comparisons[:kept]
+        comparisons, held_out = split_comparisons(comparisons, wanted.seed)
     lm = _load(wanted.model, wanted)
     with Run(wanted.out, _plain(wanted)) as run:
         model = train_reward_model(lm, wanted.options, wanted.seed, run, comparisons, held_out)
-        texts = [c.prompt + text for c in held_out or comparisons for text in c.ranked]
+        texts = [c.prompt + text for c in comparisons for text in c.ranked]
         normalise(model, texts[: wanted.options.normalise_on])
         model.save(run.path("reward_model"))
         run.say(f"reward model: {run.path('reward_model')}")
@@ -257,11 +312,16 @@ def _evaluate(argv: Sequence[str]) -> int:
         """Held-out prompts."""
 
     wanted = _parse("evaluate", Evaluate, argv)
+    if wanted.reward == "learned":
+        raise ValueError(
+            "evaluate trains nothing: give --reward the folder of a reward model, such as RUN/reward_model"
+        )
     setting = _setting(wanted, wanted.reward)
     lm = setting.lm
     policy = _policy(lm, wanted.policy, wanted.temperature)
-    score = setting.score or _default_score(wanted.task, lm)
-    env = setting.env(wanted.count, "test", kl="sampled", temperature=wanted.temperature, score=score)
+    score = setting.score or _default_score(wanted, setting)
+    kl = "sampled" if wanted.policy else "none"  # without an adapter the model is the reference itself
+    env = setting.env(wanted.count, "test", kl=kl, temperature=wanted.temperature, score=score)
     report = evaluate(policy, env, wanted.seed)
     table = Table("measure", "mean", "± s.e.", "what it is")
     for name, figure in report.figures.items():
@@ -289,7 +349,7 @@ def _sample(argv: Sequence[str]) -> int:
     from lmgym.env import printable
 
     wanted = _parse("sample", Sample, argv)
-    setting = _setting(wanted, "task")
+    setting = _setting(wanted, "task", scored=False)
     lm = setting.lm
     policy = _policy(lm, wanted.policy, wanted.temperature)
     env = setting.env(
@@ -317,6 +377,21 @@ def _envs(argv: Sequence[str]) -> int:
     return 0
 
 
+def _algorithms(argv: Sequence[str]) -> int:
+    from agents.algorithms import available, summary
+
+    @dataclass(frozen=True)
+    class Algorithms:
+        """List the algorithms, for `lmgym train --algorithm NAME`."""
+
+    _parse("algorithms", Algorithms, argv)
+    known = available()
+    width = max(map(len, known))
+    for name, module in known.items():
+        print(f"{name:{width}}  {summary(module)}")
+    return 0
+
+
 def _report(argv: Sequence[str]) -> int:
     from agents.report import write_report
 
@@ -340,6 +415,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": _evaluate,
     "sample": _sample,
     "envs": _envs,
+    "algorithms": _algorithms,
     "report": _report,
 }
 
@@ -347,12 +423,21 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 # Names into objects ------------------------------------------------------------------------------------------------
 
 
-def _setting(wanted: Common, reward: str, preferences: str | None = None) -> "Setting":
+def _setting(wanted: Common, reward: str, preferences: str | None = None, scored: bool = True) -> "Setting":
+    """What a command works on.
+
+    Args:
+        wanted: the options.
+        reward: the value of --reward.
+        preferences: a file of comparisons.
+        scored: whether the command needs a score at all.
+    """
     from agents.pipeline import Setting
     from lmgym.preferences import read_comparisons
-    from lmgym.registry import find, make_task
+    from lmgym.registry import budgets_of, find, make_task
     from lmgym.reward import Score
 
+    _check_numbers(wanted)
     entry = find(wanted.task)
     gold = _function(wanted.gold) if wanted.gold else None
     if wanted.gold and not wanted.prompts:
@@ -364,17 +449,17 @@ def _setting(wanted: Common, reward: str, preferences: str | None = None) -> "Se
     if reward not in ("default", "learned", "task"):
         score = _score(reward)
     if wanted.prompts is not None:
-        if gold is None and score is None and not preferences:
+        if scored and gold is None and score is None and not preferences:
             raise ValueError(
                 "prompts of your own need a score: --gold module:function, --preferences FILE or --reward MODEL"
             )
-        task = _prompt_list(wanted, gold or (score if score is not None else _no_gold))
+        task = _prompt_list(wanted, gold or score)
     else:
         task = make_task(entry)
     if not learned and score is None and entry.reward_model is None:
         score = Score({task.name: task.score})
     comparisons = read_comparisons(preferences) if preferences else None
-    budgets: dict[str, Any] = dict(entry.arguments)
+    budgets: dict[str, Any] = budgets_of(entry, task)
     budgets |= {
         name: value
         for name, value in (
@@ -389,7 +474,7 @@ def _setting(wanted: Common, reward: str, preferences: str | None = None) -> "Se
     return Setting(task, lm, budgets, None if learned else score, comparisons, wanted.seed)
 
 
-def _prompt_list(wanted: Common, score: "ScoreFunction") -> "Task":
+def _prompt_list(wanted: Common, score: "ScoreFunction | None") -> "Task":
     from lmgym.tasks import PromptList
 
     path = wanted.prompts or ""
@@ -400,19 +485,18 @@ def _prompt_list(wanted: Common, score: "ScoreFunction") -> "Task":
     return source(path, score, field="text" if whole else "prompt", opening_words=wanted.opening_words)
 
 
-def _no_gold(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-    # Given preferences are the only judge: there is no gold score to report.
-    return [0.0] * len(completions)
-
-
-def _default_score(task: str, lm: "LanguageModel") -> "Score":
+def _default_score(wanted: Common, setting: "Setting") -> "Score":
+    """The score to evaluate with, where none is named: that of the prompts, or the environment's reward model."""
     from lmgym.registry import find
     from lmgym.reward import Score
     from lmgym.reward_model import RewardModel
 
-    name = find(task).reward_model
-    assert name is not None, "a task without a reward model has a score of its own"
-    return Score({"reward_model": RewardModel.load(name, lm.device)})
+    name = find(wanted.task).reward_model
+    if wanted.prompts is not None or name is None:
+        if not setting.task.has_gold:
+            raise ValueError("there is no score to evaluate with: give --gold module:function or --reward MODEL")
+        return Score({"gold": setting.task.gold})
+    return Score({"reward_model": RewardModel.load(name, setting.lm.device)})
 
 
 def _score(name: str) -> "Score":
@@ -431,18 +515,12 @@ def _function(name: str) -> "ScoreFunction":
         ValueError: there is no such module or function.
     """
     import importlib
-    import importlib.util
+
+    from agents.algorithms import load_file
 
     source, _, attribute = name.rpartition(":")
     try:
-        if source.endswith(".py"):
-            spec = importlib.util.spec_from_file_location("lmgym_user_function", source)
-            if spec is None or spec.loader is None:
-                raise FileNotFoundError(source)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
+        module = load_file(source) if source.endswith(".py") else importlib.import_module(source)
         function = getattr(module, attribute)
     except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
         raise ValueError(
@@ -462,6 +540,8 @@ def _load(name: str, wanted: Any) -> "LanguageModel":
     device = wanted.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(f"--device {device} cannot be used here: choose 'cpu', 'cuda' where there is one, or 'auto'")
     lm = load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
     if wanted.threads or lm.model.num_parameters() < SMALL:
         torch.set_num_threads(wanted.threads or 1)
@@ -472,6 +552,33 @@ def _policy(lm: "LanguageModel", folder: str | None, temperature: float) -> "Pol
     from lmgym.policy import Policy
 
     return Policy.load(lm, folder, temperature) if folder else Policy(lm, None, temperature, "none")
+
+
+def _teacher(folder: str, wanted: Any) -> "Policy":
+    """The trained policy of a finished run, on that run's fine-tuned model."""
+    from pathlib import Path
+
+    from lmgym.policy import Policy
+
+    run = Path(folder)
+    if not (run / "policy" / "adapter_config.json").is_file():
+        raise ValueError(f"no teacher in {folder!r}: it must be the folder of a finished run, with `sft` and `policy`")
+    return Policy.load(_load(str(run / "sft"), wanted), run / "policy")
+
+
+def _check_numbers(options: Any) -> None:
+    """Refuses negative counts and floats that are no number, but for the settings of an algorithm of somebody's own."""
+    import dataclasses
+    import math
+
+    for f in dataclasses.fields(options):
+        value, option = getattr(options, f.name), f"--{f.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value) and type(value).__module__.startswith(("agents.", "types")):
+            _check_numbers(value)
+        elif isinstance(value, int) and value < 0:
+            raise ValueError(f"{option} {value} is negative: give 0 or more")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{option} {value} is no number: give a finite one")
 
 
 def _about(setting: "Setting") -> str:

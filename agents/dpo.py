@@ -1,7 +1,8 @@
 """Direct preference optimisation (Rafailov et al. 2023): the policy is its own reward model.
 
 No rollout, no reward model, no critic: each comparison's chosen completion is made more probable than the rejected one,
-as against the reference. A ranking of K completions counts as its K (K − 1) / 2 pairs.
+as against the reference. A ranking of K completions counts as its K (K − 1) / 2 pairs. β is the environment's: larger
+stays nearer to the reference.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,6 @@ class Config:
     """Passes over the pairs."""
     minibatch_pairs: int = 16
     """Pairs per optimizer step."""
-    beta: float = 0.1
-    """β of the loss: larger stays nearer to the reference. It is not the environment's β."""
     label_smoothing: float = 0.0
     """How often labels are taken to be wrong (conservative DPO, Mitchell 2023)."""
     finished: bool = True
@@ -49,18 +48,18 @@ METRICS = {
 def train(
     policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config, comparisons: Sequence[Comparison]
 ) -> Iterator[dict[str, float]]:
-    """Trains on comparisons, with the environment's reference; yields the `METRICS` of each step."""
+    """Trains on comparisons, with the environment's reference and β; yields the `METRICS` of each step."""
     needs.given(comparisons, "comparisons", "dpo", "pass comparisons (--preferences FILE.jsonl), or take online_dpo")
     whole, _ = needs.adapter(policy, "dpo")
     pairs = encode_pairs(whole, comparisons, config)
     steps = config.epochs * -(-len(pairs) // config.minibatch_pairs)
-    step = 0
+    step, beta = 0, env.kl_controller.beta
     for _ in range(config.epochs):
         for batch in learner.minibatches(len(pairs), config.minibatch_pairs):
             lr = learner.schedule(step / steps)
             chosen, rejected = log_ratios(whole, env, [pairs[i] for i in batch.tolist()])
-            loss = F.dpo(chosen, rejected, config.beta, config.label_smoothing)
-            margin = config.beta * (chosen - rejected)
+            loss = F.dpo(chosen, rejected, beta, config.label_smoothing)
+            margin = beta * (chosen - rejected)
             learner.metrics.add("loss/train", loss)
             learner.metrics.add("margin/train", margin)
             learner.metrics.add("accuracy/train", (margin > 0).float())
@@ -95,5 +94,5 @@ def evaluate(
     """Margin and accuracy on comparisons that were not trained on."""
     pairs = encode_pairs(policy, comparisons, config)
     parts = [log_ratios(policy, env, pairs[i : i + 64]) for i in range(0, len(pairs), 64)]
-    margin = config.beta * torch.cat([chosen - rejected for chosen, rejected in parts])
+    margin = env.kl_controller.beta * torch.cat([chosen - rejected for chosen, rejected in parts])
     return {"margin/test": float(margin.mean()), "accuracy/test": float((margin > 0).float().mean())}

@@ -57,7 +57,8 @@ def evaluate(
 ) -> Report:
     """Runs one episode in each row and measures it.
 
-    The same seed gives the same prompts and the same random numbers, so that two policies are compared on both.
+    The same seed gives the same prompts and the same random numbers, so that two policies are compared on both. There
+    is no gold score where the task has none, and no KL where the policy is the reference itself.
 
     Args:
         policy: what is evaluated.
@@ -69,11 +70,11 @@ def evaluate(
     """
     buffer = collect(policy, env, RolloutBuffer.like(env), Stream(seed, 0))
     completions = env.completions()
-    gold = torch.tensor(env.task.gold(env.prompts, completions), dtype=torch.float32)
+    gold = torch.tensor(env.task.gold(env.prompts, completions)).float() if env.task.has_gold else None
     exact, entropy = _over_vocabulary(policy, env, buffer.sequences)
     tokens = buffer.is_action.sum(1).float()
     columns = {
-        "gold": gold,
+        **({} if gold is None else {"gold": gold}),
         "score": buffer.score,
         "kl_nats_per_sequence": ((buffer.logp - buffer.reference_logp) * buffer.is_action).sum(1),
         "kl_exact_nats_per_sequence": exact.sum(1),
@@ -81,6 +82,8 @@ def evaluate(
         "tokens": tokens,
         "finished_share": (buffer.finish != Finish.LENGTH).float(),
     }
+    if isinstance(policy, Policy) and policy.lm is env.model and policy.adapter == env.reference.adapter:
+        columns = {name: column for name, column in columns.items() if not name.startswith("kl_")}
     rows = len(completions)
     figures = {
         name: Figure(float(column.mean()), float(column.std() / rows**0.5) if rows > 1 else 0.0)
@@ -88,7 +91,10 @@ def evaluate(
     }
     figures["distinct_2"] = Figure(distinct([c.text for c in completions]), 0.0)
     advantages, _ = F.gae(buffer.rewards, buffer.values, buffer.is_action, buffer.bootstrap, gamma, lam)
-    shown = [_sample(env, buffer, advantages, row, float(gold[row])) for row in range(min(samples, rows))]
+    shown = [
+        _sample(env, buffer, advantages, row, None if gold is None else float(gold[row]))
+        for row in range(min(samples, rows))
+    ]
     return Report(figures, shown)
 
 
@@ -113,7 +119,9 @@ def _over_vocabulary(
     return torch.cat(kls).cpu(), torch.cat(entropies).cpu()
 
 
-def _sample(env: TokenVectorEnv, buffer: RolloutBuffer, advantages: Tensor, row: int, gold: float) -> dict[str, Any]:
+def _sample(
+    env: TokenVectorEnv, buffer: RolloutBuffer, advantages: Tensor, row: int, gold: float | None
+) -> dict[str, Any]:
     completion = env.completions([row])[0]
     prompt = buffer.prompt_ids[row][buffer.prompt_mask[row]].tolist()
     chosen = buffer.tokens[row][buffer.is_action[row]].tolist()

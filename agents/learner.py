@@ -40,6 +40,13 @@ class LearnerConfig:
     """Keeps an exponential moving average of the parameters over the optimizer steps, with which the run ends (Ouyang
     et al. 2022: 0.992); 0 keeps none."""
 
+    def __post_init__(self) -> None:
+        if not (self.lr >= 0 and 0 <= self.warmup <= 1 and 0 <= self.ema_decay < 1):
+            raise ValueError(
+                f"lr={self.lr} must be 0 or more, warmup={self.warmup} a share of the run from 0 to 1, and "
+                f"ema_decay={self.ema_decay} at least 0 and below 1"
+            )
+
 
 ROLLOUT_METRICS = {
     "score/mean": "composed score of the rollout's completions, mean over rows",
@@ -52,7 +59,7 @@ ROLLOUT_METRICS = {
     "optimizer/lr": "learning rate",
     "optimizer/steps": "optimizer steps of the update",
 }
-"""What `Learner.report` measures, whatever the algorithm."""
+"""What `Learner.report` measures, whatever the algorithm; and "score/NAME" for each component of a composed score."""
 
 STEP_METRICS = {"optimizer/grad_norm": "norm of the gradient before clipping, mean over optimizer steps"}
 """What `Learner.step` measures."""
@@ -194,6 +201,8 @@ class Learner:
         """Ends an update: `ROLLOUT_METRICS` and whatever else was added to `metrics`, in one transfer; and steers β."""
         estimates = kl_estimates(buffer.logp, buffer.reference_logp)
         self.metrics.add("score/mean", buffer.score)
+        for name, column in buffer.breakdown.items() if len(buffer.breakdown) > 1 else ():
+            self.metrics.add(f"score/{name}", column)
         self.metrics.add("reward/sequence", buffer.rewards.sum(1))
         self.metrics.add("kl/sequence_nats", torch.where(buffer.is_action, estimates["k1"], 0.0).sum(1))
         self.metrics.add("kl/token_k3_nats", estimates["k3"], buffer.is_action)

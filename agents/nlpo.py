@@ -1,9 +1,9 @@
 """Natural language policy optimisation (Ramamurthy et al. 2023): PPO whose actions a masking policy narrows down.
 
 The masking policy is a copy of the policy, refreshed every `mask_refresh` updates. A token may be chosen if it is among
-the most probable that hold `top_p` of the masking policy's probability. What was sampled is what is scored: the
+the most probable that hold `mask_top_p` of the masking policy's probability. What was sampled is what is scored: the
 log-probabilities are those of the masked distribution, with the very masks of the rollout. Only training is masked, and
-with `top_p = 1` nothing is: then this is PPO.
+with `mask_top_p = 1` nothing is: then this is PPO.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Config:
     """Passes over a rollout."""
     minibatch_rows: int = 16
     """Completions per optimizer step; 0 takes the whole rollout."""
-    top_p: float = 0.9
+    mask_top_p: float = 0.9
     """How much of the masking policy's probability may be chosen from."""
     mask_refresh: int = 5
     """Copies the policy into the masking policy every so many updates."""
@@ -63,7 +63,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
         learner.schedule(update / config.updates)
         if update % config.mask_refresh == 0:
             whole.lm.copy_adapter(adapter, MASK)
-        masked = whole.truncated(top_p=config.top_p, by=MASK)
+        masked = whole.truncated(top_p=config.mask_top_p, by=MASK)
 
         # Prompts -> tokens -> scores.
         collect(masked, env, buffer, Stream(learner.seed, update))

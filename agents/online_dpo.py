@@ -26,8 +26,6 @@ class Config:
     """Rollouts, each followed by one pass over its pairs."""
     minibatch_pairs: int = 0
     """Pairs per optimizer step; 0 takes them all."""
-    beta: float = 0.1
-    """β of the loss. It is not the environment's β, which is not paid here."""
     label_smoothing: float = 0.0
     """How often the score is taken to be wrong."""
 
@@ -47,7 +45,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     """Trains the policy; yields the `METRICS` of each update."""
     needs.kl(env, "online_dpo")
     needs.groups(env.num_envs, 2, "online_dpo")
-    buffer = RolloutBuffer.like(env)
+    buffer, beta = RolloutBuffer.like(env), env.kl_controller.beta
     for update in range(config.updates):
         learner.schedule(update / config.updates)
 
@@ -64,8 +62,8 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
             log_ratio = policy.evaluate(buffer.sequences[rows]).logp - buffer.reference_logp[rows]
             log_ratio = torch.where(buffer.is_action[rows], log_ratio, 0.0).sum(1)
             sign = chosen[pairs]
-            loss = F.dpo(sign * log_ratio[::2], sign * log_ratio[1::2], config.beta, config.label_smoothing)
+            loss = F.dpo(sign * log_ratio[::2], sign * log_ratio[1::2], beta, config.label_smoothing)
             learner.metrics.add("loss/train", loss, sign != 0)
-            learner.metrics.add("margin/train", config.beta * sign * (log_ratio[::2] - log_ratio[1::2]), sign != 0)
+            learner.metrics.add("margin/train", beta * sign * (log_ratio[::2] - log_ratio[1::2]), sign != 0)
             learner.step(F.masked_mean(loss, sign != 0))
         yield learner.report(buffer, env)

@@ -1,27 +1,38 @@
-"""The main job: supervised fine-tuning -> preferences -> reward model -> PPO -> evaluation on held-out prompts."""
+"""The main job: supervised fine-tuning -> preferences -> reward model -> RL -> evaluation on held-out prompts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from agents import ppo, reward_model, sft
+from agents import algorithms, reward_model, sft
 from agents.evaluate import Report, evaluate
 from agents.learner import Learner, LearnerConfig, Schedule
 from agents.run import Run
 from lmgym.env import TokenVectorEnv
-from lmgym.models import LanguageModel
+from lmgym.models import LanguageModel, load
 from lmgym.policy import Critic, Policy
 from lmgym.preferences import Comparison, SimulatedAnnotator, ask, write_comparisons
 from lmgym.reward import AdaptiveKL, FixedKL, KLController, Score
 from lmgym.reward_model import RewardModel
 from lmgym.rollout import RolloutBuffer, Stream, decode
 from lmgym.tasks.base import Completion, Prompt, Split, Task
+from lmgym.tasks.probe import Tree
 from lmgym.texts import Example
 
 ROWS_AT_ONCE = 256
 """Completions sampled together where nothing is trained."""
+GOLD_MEAN = "gold score of the rollout's completions, which no learner sees, mean over rows"
+LIVE = {
+    "score": "score/mean",
+    "KL": "kl/sequence_nats",
+    "gold": "gold/mean",
+    "loss": "loss/train",
+    "margin": "margin/train",
+}
+"""What the progress of an RL algorithm shows, where it measures it."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +82,8 @@ class RewardOptions(LearnerConfig, reward_model.Config):
 
 
 @dataclass(frozen=True)
-class PPOOptions(LearnerConfig, ppo.Config):
-    """Reinforcement learning."""
+class RLOptions(LearnerConfig):
+    """What every RL algorithm runs with; its own settings are in its `Config`."""
 
     lr: float = 2e-3
     """Peak learning rate."""
@@ -80,10 +91,14 @@ class PPOOptions(LearnerConfig, ppo.Config):
     """Completions per rollout."""
     lora_rank: int = 8
     """Rank of the policy's adapter."""
-    critic: Critic = "head"
+    critic: Critic = "none"
     """Where values come from: a head on the policy's trunk, an adapter of their own, or nowhere."""
     temperature: float = 1.0
     """Of sampling, scoring and reference alike."""
+    top_k: int = 0
+    """Train on samples from this many most probable tokens alone; 0 takes all."""
+    top_p: float = 1.0
+    """Train on samples from the fewest most probable tokens that hold this much probability; 1 takes all."""
     beta: float = 0.08
     """β, in score per nat; where KL is steered to a target, only its start."""
     kl_target_nats: float = 0.0
@@ -98,6 +113,33 @@ class PPOOptions(LearnerConfig, ppo.Config):
 
 
 @dataclass(frozen=True)
+class Algorithm:
+    """An RL algorithm, ready to run.
+
+    Attributes:
+        name: of the stage, in logs and in the report.
+        module: has `train`, and `METRICS` where they are documented.
+        config: the module's `Config`.
+        rl: what every algorithm runs with.
+    """
+
+    name: str
+    module: ModuleType
+    config: Any
+    rl: RLOptions = field(default_factory=RLOptions)
+
+    @property
+    def extras(self) -> Mapping[str, bool]:
+        """What `train` wants beyond policy, environment, learner and config, and whether it can do without."""
+        return algorithms.extras(self.module)
+
+    @property
+    def learns_from_comparisons(self) -> bool:
+        """Whether it takes comparisons in the place of a score."""
+        return self.extras.get("comparisons") is False
+
+
+@dataclass(frozen=True)
 class Options:
     """Every stage's options."""
 
@@ -108,7 +150,6 @@ class Options:
     sft: SFTOptions = field(default_factory=SFTOptions)
     preferences: PreferenceOptions = field(default_factory=PreferenceOptions)
     reward: RewardOptions = field(default_factory=RewardOptions)
-    ppo: PPOOptions = field(default_factory=PPOOptions)
 
 
 @dataclass(frozen=True)
@@ -119,9 +160,10 @@ class Setting:
         task: prompts and gold score.
         lm: the base model.
         budgets: `TokenVectorEnv`'s arguments.
-        score: what PPO is paid; None learns a reward model from preferences.
+        score: what the policy is paid; None learns a reward model from preferences.
         comparisons: given preferences; None asks simulated annotators.
         seed: of everything that is random.
+        teacher: the policy to learn from, for distillation.
     """
 
     task: Task
@@ -130,6 +172,7 @@ class Setting:
     score: Score | None = None
     comparisons: Sequence[Comparison] | None = None
     seed: int = 0
+    teacher: Policy | None = None
 
     @property
     def scores_unfinished(self) -> bool:
@@ -141,30 +184,43 @@ class Setting:
         return TokenVectorEnv(rows, task=self.task, model=self.lm, split=split, **{**self.budgets, **more})
 
 
-def run_all(setting: Setting, options: Options, run: Run) -> tuple[Report, Report]:
+def run_all(setting: Setting, options: Options, algorithm: Algorithm, run: Run) -> tuple[Report, Report]:
     """Runs every stage and leaves its results in the run's folder.
+
+    An algorithm that learns from comparisons needs no reward model, and none is trained for it; its score is then the
+    gold score, which it does not see.
 
     Returns:
         The evaluations of the fine-tuned policy and of the trained one.
     """
-    fine_tune(setting, options, run)
-    score = setting.score
-    if score is None:
-        comparisons, held_out, noise_free = gather_preferences(setting, options, run)
-        model = train_reward_model(
-            setting.lm,
-            options.reward,
-            setting.seed,
-            run,
-            comparisons,
-            held_out,
-            noise_free,
-            not setting.scores_unfinished,
+    if algorithm.extras.get("teacher") is False and setting.teacher is None:
+        raise ValueError(
+            f"{algorithm.name} learns from a teacher: give the folder of a finished run with --teacher RUN"
         )
-        normalise_on_samples(setting, options, run, model)
-        model.save(run.path("reward_model"))
-        score = Score({"reward_model": model})
-    before, after = reinforce(setting, options, run, score)
+    rehearse(algorithm)
+    definitions = getattr(algorithm.module, "METRICS", {})
+    run.write("metrics.json", {algorithm.name: definitions | {"gold/mean": GOLD_MEAN}})
+    fine_tune(setting, options, run)
+    score, comparisons, temperature = setting.score, None, algorithm.rl.temperature
+    if score is None or "comparisons" in algorithm.extras:
+        comparisons, held_out, noise_free = gather_preferences(setting, options, run, temperature)
+        if score is None and algorithm.learns_from_comparisons:
+            score = Score({"gold": setting.task.gold} if setting.task.has_gold else {"none": _unscored})
+        elif score is None:
+            model = train_reward_model(
+                setting.lm,
+                options.reward,
+                setting.seed,
+                run,
+                comparisons,
+                held_out,
+                noise_free,
+                not setting.scores_unfinished,
+            )
+            normalise_on_samples(setting, options, run, model, temperature)
+            model.save(run.path("reward_model"))
+            score = Score({"reward_model": model})
+    before, after = reinforce(setting, options, algorithm, run, score, comparisons)
     run.write("evaluation.json", {"before": before.as_data(), "after": after.as_data(), "best_gold": setting.task.best})
     marked = (("before", before), ("after", after))
     run.write_rows("samples.jsonl", [{"when": when, **sample} for when, report in marked for sample in report.samples])
@@ -175,8 +231,7 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
     """Fine-tunes the base model on the task's demonstrations, in place, and saves it as `sft`."""
     wanted = options.sft
     if wanted.examples:
-        train = demonstrations(setting.task, "train", wanted.examples, setting.seed)
-        test = demonstrations(setting.task, "test", wanted.test_examples, setting.seed)
+        train, test = examples_of(setting, wanted, run)
         lm = setting.lm
         adapter = "sft" if wanted.lora_rank else None
         if adapter:
@@ -196,6 +251,22 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
     setting.lm.save(run.path("sft"))
 
 
+def examples_of(setting: Setting, wanted: SFTOptions, run: Run) -> tuple[list[Example], list[Example]]:
+    """The task's demonstrations, to train on and held out; where it has none, given comparisons' preferred texts."""
+    try:
+        return (
+            demonstrations(setting.task, "train", wanted.examples, setting.seed),
+            demonstrations(setting.task, "test", wanted.test_examples, setting.seed),
+        )
+    except NotImplementedError:
+        if not setting.comparisons:
+            raise
+    best = [Example(c.prompt, c.ranked[0], not setting.scores_unfinished) for c in setting.comparisons]
+    kept = max(1, min(wanted.test_examples, len(best) // 10))
+    run.say(f"sft: {setting.task.name} has no demonstrations; the preferred texts of the comparisons take their place")
+    return best[kept:][: wanted.examples] or best, best[:kept]
+
+
 def demonstrations(task: Task, split: Split, count: int, seed: int) -> list[Example]:
     """Draws prompts and has the task demonstrate them."""
     rng = np.random.default_rng(np.random.SeedSequence((seed, 1, split == "test")))
@@ -204,7 +275,7 @@ def demonstrations(task: Task, split: Split, count: int, seed: int) -> list[Exam
 
 
 def gather_preferences(
-    setting: Setting, options: Options, run: Run
+    setting: Setting, options: Options, run: Run, temperature: float = 1.0
 ) -> tuple[list[Comparison], list[Comparison], list[Comparison]]:
     """Samples completions, and has simulated annotators compare them, unless comparisons are given.
 
@@ -212,20 +283,14 @@ def gather_preferences(
         Comparisons to train on, held-out ones, and held-out ones without errors (none where comparisons are given).
     """
     if setting.comparisons is not None:
-        given = list(setting.comparisons)
-        kept = max(1, len(given) // 10)
-        if len(given) < 2:
-            raise ValueError("one comparison is not enough: at least one is held out to test the reward model")
-        order = np.random.default_rng(setting.seed).permutation(len(given))
-        shuffled = [given[i] for i in order]
-        return shuffled[kept:], shuffled[:kept], []
+        return *split_comparisons(setting.comparisons, setting.seed), []
     wanted = options.preferences
     annotator = SimulatedAnnotator(wanted.error_rate)
     rng = np.random.default_rng(np.random.SeedSequence((setting.seed, 2)))
-    prompts, groups = sample_groups(setting, options, run, "train", wanted.prompts)
+    prompts, groups = sample_groups(setting, options, run, "train", wanted.prompts, temperature)
     cut = setting.scores_unfinished
     comparisons = ask(setting.task, prompts, groups, annotator, rng, unfinished_too=cut)
-    test_prompts, test_groups = sample_groups(setting, options, run, "test", wanted.test_prompts)
+    test_prompts, test_groups = sample_groups(setting, options, run, "test", wanted.test_prompts, temperature)
     held_out = ask(setting.task, test_prompts, test_groups, annotator, rng, unfinished_too=cut)
     exact = SimulatedAnnotator(0.0, 1e6)
     noise_free = ask(setting.task, test_prompts, test_groups, exact, rng, skip_ties=True, unfinished_too=cut)
@@ -240,21 +305,30 @@ def gather_preferences(
     return comparisons, held_out, noise_free
 
 
+def split_comparisons(given: Sequence[Comparison], seed: int) -> tuple[list[Comparison], list[Comparison]]:
+    """Comparisons to train on, and a tenth of them, at least one, held out at random."""
+    if len(given) < 2:
+        raise ValueError(f"{len(given)} comparisons are not enough: at least one is held out for testing")
+    shuffled = [given[i] for i in np.random.default_rng(seed).permutation(len(given))]
+    kept = max(1, len(given) // 10)
+    return shuffled[kept:], shuffled[:kept]
+
+
 def sample_groups(
-    setting: Setting, options: Options, run: Run, split: Split, count: int
+    setting: Setting, options: Options, run: Run, split: Split, count: int, temperature: float
 ) -> tuple[list[Prompt], list[list[Completion]]]:
     """Samples several completions of each of `count` prompts from the model without adapters."""
     each = options.preferences.completions
-    policy = Policy(setting.lm, adapter=None, temperature=options.ppo.temperature, critic="none")
+    policy = Policy(setting.lm, adapter=None, temperature=temperature, critic="none")
     at_once = max(1, min(count, ROWS_AT_ONCE // each))
-    env = setting.env(at_once * each, split, kl="none", score=_unscored, temperature=options.ppo.temperature)
+    env = setting.env(at_once * each, split, kl="none", score=_unscored, temperature=temperature)
     buffer = RolloutBuffer.like(env)
     prompts: list[Prompt] = []
     groups: list[list[Completion]] = []
 
     def batches() -> Iterator[dict[str, float]]:
         for batch in range(-(-count // at_once)):
-            # Not the numbers that PPO's rollouts draw: those start from the seed itself.
+            # Not the numbers that the training's rollouts draw: those start from the seed itself.
             decode(policy, env, buffer, Stream(setting.seed + (1 << 20) + (split == "test"), batch, each))
             completions = env.completions()
             prompts.extend(env.prompts[::each])
@@ -266,10 +340,12 @@ def sample_groups(
     return prompts[:count], groups[:count]
 
 
-def normalise_on_samples(setting: Setting, options: Options, run: Run, model: RewardModel) -> None:
+def normalise_on_samples(setting: Setting, options: Options, run: Run, model: RewardModel, temperature: float) -> None:
     """Gives the fine-tuned model's own completions a mean score of 0 and a standard deviation of 1."""
     each = options.preferences.completions
-    prompts, groups = sample_groups(setting, options, run, "train", -(-options.reward.normalise_on // each))
+    prompts, groups = sample_groups(
+        setting, options, run, "train", -(-options.reward.normalise_on // each), temperature
+    )
     shown = [(p.text + c.text, c.finish_reason == "stop") for p, g in zip(prompts, groups, strict=True) for c in g]
     reward_model.normalise(model, [text for text, _ in shown], [finished for _, finished in shown])
 
@@ -306,36 +382,107 @@ def train_reward_model(
     return model
 
 
-def reinforce(setting: Setting, options: Options, run: Run, score: Score) -> tuple[Report, Report]:
-    """Trains a LoRA adapter with PPO, and saves it as `policy`."""
-    wanted = options.ppo
-    setting.lm.add_adapter("policy", wanted.lora_rank, 2 * wanted.lora_rank, setting.seed)
-    policy = Policy(setting.lm, "policy", wanted.temperature, wanted.critic, setting.seed)
-    settings = {"kl": "sampled", "beta": wanted.controller(), "temperature": wanted.temperature, "score": score}
-    env = setting.env(wanted.rows, **settings)
-    test = setting.env(options.test_prompts, "test", **settings)
-    learner = Learner(policy.parameters(), wanted, setting.seed)
+def reinforce(
+    setting: Setting,
+    options: Options,
+    algorithm: Algorithm,
+    run: Run,
+    score: Score,
+    comparisons: Sequence[Comparison] | None = None,
+) -> tuple[Report, Report]:
+    """Trains a LoRA adapter with an RL algorithm, and saves it as `policy`."""
+    rl, config, name = algorithm.rl, algorithm.config, algorithm.name
+    extras = {
+        extra: _extra(extra, optional, setting, options, algorithm, comparisons)
+        for extra, optional in algorithm.extras.items()
+    }
+    setting.lm.add_adapter("policy", rl.lora_rank, 2 * rl.lora_rank, setting.seed)
+    policy = Policy(setting.lm, "policy", rl.temperature, rl.critic, setting.seed, rl.top_k, rl.top_p)
+    settings: dict[str, Any] = {"temperature": rl.temperature, "score": score}
+    env = setting.env(rl.rows, kl=getattr(config, "env_kl", "sampled"), beta=rl.controller(), **settings)
+    # The policy itself is measured, without truncation, and pays for KL, whatever the training does.
+    test = setting.env(options.test_prompts, "test", kl="sampled", beta=env.kl_controller, **settings)
+    learner = Learner(policy.parameters(), rl, setting.seed)
 
     def examine() -> Report:
-        return evaluate(policy, test, setting.seed, options.samples, wanted.gamma, wanted.lam)
+        return evaluate(policy.truncated(), test, setting.seed, options.samples)
 
     before = examine()
-    gold = before.figures["gold"]
-    run.say(f"before: gold {gold.mean:.3f} ± {gold.stderr:.3f} on {options.test_prompts} held-out prompts")
-    live = {"score": "score/mean", "KL": "kl/sequence_nats", "gold": "gold/mean"}
+    run.say(f"before: {_summary(before)} on {options.test_prompts} held-out prompts")
 
     def updates() -> Iterator[dict[str, float]]:
-        for metrics in ppo.train(policy, env, learner, wanted):
-            gold = env.task.gold(env.prompts, env.completions())
-            yield metrics | {"gold/mean": sum(gold) / len(gold)}
+        for metrics in algorithm.module.train(policy, env, learner, config, **extras):
+            yield metrics | _gold_mean(env)
 
-    for _ in run.follow("ppo", updates(), wanted.updates, live):
+    for _ in run.follow(name, updates(), getattr(config, "updates", None), LIVE):
         pass
+    learner.keep_average()
     policy.save(run.path("policy"))
     after = examine()
-    gold, kl = after.figures["gold"], after.figures["kl_nats_per_sequence"]
-    run.say(f"after: gold {gold.mean:.3f} ± {gold.stderr:.3f}, KL {kl.mean:.2f} nats per sequence")
+    run.say(f"after: {_summary(after)}, KL {after.figures['kl_nats_per_sequence'].mean:.2f} nats per sequence")
     return before, after
+
+
+def rehearse(algorithm: Algorithm) -> None:
+    """Runs one update in a world of six tokens, so that settings that cannot be are refused before anything is trained.
+
+    Raises:
+        ValueError: what the algorithm says.
+    """
+    rl, config, lm = algorithm.rl, algorithm.config, load("probe")
+    lm.add_adapter("policy", rl.lora_rank, 2 * rl.lora_rank)
+    policy = Policy(lm, "policy", rl.temperature, rl.critic, top_k=rl.top_k, top_p=rl.top_p)
+    arguments: dict[str, Any] = {"max_prompt_tokens": 4, "max_new_tokens": 3, "temperature": rl.temperature}
+    setting = Setting(Tree(), lm, arguments, teacher=Policy(lm, None, rl.temperature))
+    env = setting.env(rl.rows, kl=getattr(config, "env_kl", "sampled"), beta=rl.controller())
+    comparisons = [Comparison("a", ("b", "c")), Comparison("b", ("d", "a"))]
+    options = Options(sft=SFTOptions(examples=2))
+    extras = {
+        extra: _extra(extra, optional, setting, options, algorithm, comparisons)
+        for extra, optional in algorithm.extras.items()
+    }
+    next(iter(algorithm.module.train(policy, env, Learner(policy.parameters(), rl), config, **extras)), None)
+
+
+def _summary(report: Report) -> str:
+    name = "gold" if "gold" in report.figures else "score"
+    return f"{name} {report.figures[name].mean:.3f} ± {report.figures[name].stderr:.3f}"
+
+
+def _gold_mean(env: TokenVectorEnv) -> dict[str, float]:
+    if not (env.task.has_gold and env.prompts):
+        return {}
+    gold = env.task.gold(env.prompts, env.completions())
+    return {"gold/mean": sum(gold) / len(gold)}
+
+
+def _extra(
+    extra: str,
+    optional: bool,
+    setting: Setting,
+    options: Options,
+    algorithm: Algorithm,
+    comparisons: Sequence[Comparison] | None,
+) -> Any:
+    """What an algorithm wants beyond the four arguments of all; None where there is none and it can do without."""
+    match extra:
+        case "comparisons":
+            return comparisons
+        case "teacher":
+            return setting.teacher
+        case "examples":
+            try:
+                return demonstrations(setting.task, "train", options.sft.examples or 1000, setting.seed)
+            except NotImplementedError:
+                if optional:
+                    return None
+                raise
+    if optional:
+        return None
+    raise ValueError(
+        f"`train` of the algorithm {algorithm.name!r} wants {extra!r}, which lmgym train cannot give: it has "
+        "comparisons, examples and a teacher. Give the argument a default, or call train() yourself"
+    )
 
 
 def _unscored(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:

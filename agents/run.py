@@ -1,8 +1,10 @@
 """A run's folder: what was asked for, what was measured, and progress on the console while it happens."""
 
+import importlib
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -27,12 +29,21 @@ class Run:
         folder: made if needed.
         options: everything that was asked for, as plain data; kept in config.json with versions and revision.
         console: where progress is shown.
+        track: services to send the metrics to as well: "wandb", "trackio". Nothing is sent anywhere unless asked for.
 
     Raises:
         ValueError: the folder holds another run, or something else.
+        ImportError: a service's package is not installed; it names the extra.
     """
 
-    def __init__(self, folder: str | Path, options: Mapping[str, Any], console: Console | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        options: Mapping[str, Any],
+        console: Console | None = None,
+        track: Sequence[str] = (),
+    ):
+        trackers = [_tracker(name) for name in track]
         self.folder = Path(folder)
         self.console = console or Console()
         self.started = time.perf_counter()
@@ -58,14 +69,29 @@ class Run:
         )
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = _tensorboard(self.folder)
+        self._trackers = trackers
+        for tracker in trackers:
+            tracker.init(project="lmgym", name=self.folder.name, config=json.loads(json.dumps(options, default=str)))
 
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: object, *_: object) -> None:
         self._metrics.close()
         if self._board is not None:
             self._board.close()
+        for tracker in self._trackers:
+            tracker.finish()
+        if failure is not None:
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Leaves the folder empty where a run failed before it did anything, so that it can be tried again."""
+        own = {self.path(name) for name in ("config.json", "metrics.json", "metrics.jsonl", "tensorboard")}
+        if set(self.folder.iterdir()) <= own and not self.path("metrics.jsonl").stat().st_size:
+            shutil.rmtree(self.path("tensorboard"), ignore_errors=True)
+            for path in own:
+                path.unlink(missing_ok=True)
 
     def path(self, name: str) -> Path:
         """A path in the folder."""
@@ -88,20 +114,22 @@ class Run:
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(f"{stage}/{name}", value, step)
+        for tracker in self._trackers:
+            tracker.log({f"{stage}/{name}": value for name, value in ({**metrics, "step": step}).items()})
 
     def say(self, text: str) -> None:
         """Tells the user something, with the time."""
         self.console.print(f"[dim]{time.perf_counter() - self.started:6.1f} s[/dim]  {text}", highlight=False)
 
     def follow(
-        self, stage: str, rows: Iterator[Mapping[str, float]], total: int, show: Mapping[str, str]
+        self, stage: str, rows: Iterator[Mapping[str, float]], total: int | None, show: Mapping[str, str]
     ) -> Iterator[Mapping[str, float]]:
         """Logs the metrics that a stage yields, shows them on a progress bar, and passes them on.
 
         Args:
             stage: its name.
             rows: an algorithm's `train`.
-            total: how many rows there will be.
+            total: how many rows there will be, where that is known.
             show: labels of the live figures, and the metrics that they show.
         """
         with self._bar(stage, total) as advance:
@@ -111,7 +139,7 @@ class Run:
                 yield metrics
 
     @contextmanager
-    def _bar(self, stage: str, total: int) -> Iterator[Any]:
+    def _bar(self, stage: str, total: int | None) -> Iterator[Any]:
         if not self.console.is_terminal:
             # A log file wants a line now and then, not a bar.
             done = 0
@@ -119,8 +147,8 @@ class Run:
             def line(text: str) -> None:
                 nonlocal done
                 done += 1
-                if done % max(1, total // 10) == 0 or done == total:
-                    self.say(f"{stage} {done}/{total}  {text}")
+                if done % max(1, total // 10 if total else 10) == 0 or done == total:
+                    self.say(f"{stage} {done}{f'/{total}' if total else ''}  {text}")
 
             yield line
             return
@@ -180,3 +208,10 @@ def _tensorboard(folder: Path) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _tracker(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"sending metrics to {name} needs another package: pip install 'lmgym[{name}]'") from error

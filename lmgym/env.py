@@ -7,6 +7,7 @@ For throughput, `append` only moves the state, on the device, and `settle` after
 finished batch with one pass of the reference and one call of the score. Both give the same rewards.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -194,6 +195,14 @@ class TokenVectorEnv(VectorEnv):
         _one_of("output", output, ("torch", "numpy"))
         _one_of("split", split, ("train", "test"))
         _one_of("render_mode", render_mode, (None, "ansi", "human"))
+        if not isinstance(model, LanguageModel):
+            raise ValueError(f"model={model!r} is no LanguageModel: load it first, lmgym.load('tiny') for example")
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs} must be at least 1")
+        if "" in stop or "" in task.stop:
+            raise ValueError("stop holds an empty string, which every text contains: give strings of a letter or more")
+        if isinstance(missing_eos_score, float) and not math.isfinite(missing_eos_score):
+            raise ValueError(f"missing_eos_score={missing_eos_score} must be a finite number, 'task' or None")
         if max_prompt_tokens < 1 or max_new_tokens < 1 or not 0 <= min_new_tokens <= max_new_tokens:
             raise ValueError(
                 f"max_prompt_tokens={max_prompt_tokens} and max_new_tokens={max_new_tokens} must be at least 1, and "
@@ -589,9 +598,12 @@ class TokenVectorEnv(VectorEnv):
             logp = torch.as_tensor(actions.logp, dtype=torch.float32, device=self.model.device).reshape(-1)
             if logp.shape != (self.num_envs,):
                 raise InvalidAction(f"expected {self.num_envs} log-probabilities, got {len(logp)}")
+            if not bool(torch.isfinite(logp).all()):
+                raise InvalidAction(f"expected finite log-probabilities, got {logp.tolist()}")
             actions = actions.token
-        token = torch.as_tensor(np.asarray(actions) if not isinstance(actions, Tensor) else actions)
-        token = token.to(self.model.device).reshape(-1)
+        array = actions if isinstance(actions, Tensor) else np.asarray(actions)
+        numbers = isinstance(array, Tensor) or array.dtype.kind in "iu"
+        token = torch.as_tensor(array if numbers else 0.0).to(self.model.device).reshape(-1)
         if token.shape != (self.num_envs,) or token.is_floating_point():
             raise InvalidAction(f"expected {self.num_envs} integer token ids, got {actions!r}")
         wrong = token[(token < 0) | (token >= self.model.vocabulary)].tolist()

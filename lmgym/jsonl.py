@@ -8,7 +8,12 @@ from typing import Any
 
 
 def read_jsonl(path: str | os.PathLike[str], required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Reads a file with one JSON object a line; empty lines are skipped.
+    """The rows of `read_numbered`, without their line numbers."""
+    return [row for _, row in read_numbered(path, required)]
+
+
+def read_numbered(path: str | os.PathLike[str], required: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
+    """Reads a file with one JSON object a line, each with its line number; empty lines are skipped.
 
     Args:
         path: the file, in UTF-8.
@@ -30,7 +35,7 @@ def read_jsonl(path: str | os.PathLike[str], required: Sequence[str] = ()) -> li
         missing = [field for field in required if field not in row]
         if missing:
             raise ValueError(f"{where}: lacks the field {missing[0]!r}; it has {sorted(row)}. Add or rename it")
-        rows.append(row)
+        rows.append((number, row))
     if not rows:
         raise ValueError(f"{os.fspath(path)}: no rows; write one JSON object a line")
     return rows

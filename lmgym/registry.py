@@ -6,6 +6,7 @@ A change that could change results gets a new version suffix.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -38,6 +39,8 @@ class Entry:
 
 
 TABLE: dict[str, Entry] = {}
+GROUP = "lmgym.tasks"
+"""The entry points by which other packages offer tasks."""
 
 
 def register_task(
@@ -96,6 +99,11 @@ def make_task(entry: Entry) -> "Task":
     return entry.task()
 
 
+def budgets_of(entry: Entry, task: "Task") -> dict[str, Any]:
+    """`TokenVectorEnv`'s arguments for a table row: what it was registered with, over what its task asks for."""
+    return {**task.budgets, **entry.arguments}
+
+
 def make(entry: str, **arguments: Any) -> "TokenEnv":
     """The entry point of `gymnasium.make`; takes `TokenEnv`'s arguments, with names allowed for models."""
     from lmgym.env import TokenEnv
@@ -114,11 +122,11 @@ def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
     from lmgym.models import load
 
     entry = find(id)
-    arguments = {**entry.arguments, **given}
+    task = given.get("task") or make_task(entry)
+    arguments = {**budgets_of(entry, task), **given, "task": task}
     device, dtype = arguments.pop("device", "cpu"), arguments.pop("dtype", "float32")
     model: str | LanguageModel = arguments.pop("model", entry.model)
     arguments["model"] = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
-    arguments.setdefault("task", make_task(entry))
     score = arguments.pop("score", None) or entry.reward_model
     if isinstance(score, str):
         from lmgym.reward import Score
@@ -130,7 +138,7 @@ def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def register_all() -> None:
-    """Registers lmgym's own environments."""
+    """Registers lmgym's own environments, and those that installed packages offer."""
     register_task(
         "lmgym/Sentiment-v0",
         "lmgym.tasks.sentiment:Sentiment",
@@ -167,3 +175,8 @@ def register_all() -> None:
         max_prompt_tokens=4,
         max_new_tokens=3,
     )
+    # A package offers tasks by entry points: the name is the environment's id, the value "module:TaskClass". Only the
+    # names are read here; the module is imported when the environment is made.
+    for point in entry_points(group=GROUP):
+        if point.name not in TABLE:
+            register_task(point.name, point.value, summary=f"from {point.value.partition(':')[0]}")

@@ -116,6 +116,9 @@ class FixedKL:
 
     beta: float = 0.05
 
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
     def update(self, kl_nats_per_sequence: float, sequences: int) -> None:
         pass
 
@@ -136,9 +139,21 @@ class AdaptiveKL:
     target_nats_per_sequence: float = 6.0
     horizon: float = 10_000
 
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        if not (self.target_nats_per_sequence > 0 and self.horizon > 0):
+            raise ValueError(
+                f"target_nats_per_sequence={self.target_nats_per_sequence} and horizon={self.horizon} must be positive"
+            )
+
     def update(self, kl_nats_per_sequence: float, sequences: int) -> None:
         error = min(max(kl_nats_per_sequence / self.target_nats_per_sequence - 1, -0.2), 0.2)
         self.beta *= 1 + error * sequences / self.horizon
+
+
+def _check_beta(beta: float) -> None:
+    if not (math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta={beta} must be 0 or more: it is the price of a nat of KL, in units of the score")
 
 
 class Score:
@@ -193,7 +208,7 @@ class Score:
 def _checked(name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
     try:
         values = [float(s) for s in scores]
-    except TypeError:
+    except (TypeError, ValueError):
         raise ValueError(f"the score {name!r} must return one number per completion, not {scores!r}") from None
     if len(values) != len(completions):
         raise ValueError(

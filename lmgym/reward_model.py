@@ -31,6 +31,8 @@ class RewardModel:
         model: a sequence-classification model with one label.
         tokenizer: its own tokenizer, with a padding token that ends no text.
         shift: taken off every score, so that some reference texts have mean 0 (Stiennon et al. 2020, section 3.4).
+        gain: what the scores were multiplied with since they were trained: σ((r_a − r_b) / gain) is the probability
+            that a is preferred to b.
         ends_with_eos: whether finished texts are shown with their end-of-sequence token. Reward models trained here
             want it; foreign ones rarely do.
 
@@ -38,7 +40,7 @@ class RewardModel:
         ValueError: more than one label, or no usable padding token.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, shift: float = 0.0, ends_with_eos: bool = False):
+    def __init__(self, model: Any, tokenizer: Any, shift: float = 0.0, ends_with_eos: bool = False, gain: float = 1.0):
         if model.config.num_labels != 1:
             raise ValueError(
                 f"a reward model gives one number, and this one has {model.config.num_labels} labels: load a model "
@@ -55,6 +57,7 @@ class RewardModel:
         self.tokenizer = tokenizer
         self.shift = shift
         self.ends_with_eos = ends_with_eos
+        self.gain = gain
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RewardModel":
         # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
@@ -116,6 +119,7 @@ class RewardModel:
         with torch.no_grad():
             self._head().weight.mul_(gain)
         self.shift *= gain
+        self.gain *= gain
 
     def _head(self) -> nn.Linear:
         model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
@@ -221,5 +225,5 @@ class RewardModel:
     def _save_settings(self, folder: Path, tokenizer: bool = True) -> None:
         if tokenizer:
             self.tokenizer.save_pretrained(folder)
-        settings = {"shift": self.shift, "ends_with_eos": self.ends_with_eos}
+        settings = {"shift": self.shift, "ends_with_eos": self.ends_with_eos, "gain": self.gain}
         (folder / "lmgym.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """Rollouts: a policy drives an environment, and what happened is kept on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ class RolloutBuffer:
         rewards: [B, T].
         bootstrap: [B] the critic's estimate at the end of rows that were cut off, else 0.
         score: [B] the composed score.
+        breakdown: [B] per component of the score, unweighted.
         finish: [B] why the row ended, a `lmgym.env.Finish` number.
         action_mask: [T, V] True where a token was allowed.
         kept: [B, T, W] the tokens that truncated sampling kept, as bits; None until a policy truncates.
@@ -56,6 +57,7 @@ class RolloutBuffer:
         self.rewards = empty(rows, new_tokens)
         self.bootstrap = empty(rows)
         self.score = empty(rows)
+        self.breakdown: Mapping[str, Tensor] = {}
         self.finish = empty(rows, dtype=torch.int8)
         self.action_mask = action_mask
         self.prompt_width = prompt_tokens
@@ -151,6 +153,7 @@ def collect(
     buffer.reference_logp.copy_(outcome.reference_logp)
     buffer.rewards.copy_(outcome.rewards)
     buffer.score.copy_(outcome.score)
+    buffer.breakdown = outcome.breakdown
     buffer.finish.copy_(outcome.finish)
     buffer.bootstrap *= outcome.truncated
     buffer.logp *= outcome.is_action
@@ -201,10 +204,11 @@ def _agree(policy: TokenPolicy, env: TokenVectorEnv) -> None:
         )
     if not isinstance(policy, Policy):
         return
-    if policy.lm is env.model and policy.adapter is not None and policy.adapter == env.reference.adapter:
+    if policy.lm is env.model and policy.adapter == env.reference.adapter and env.kl != "none":
         raise ValueError(
-            f"the policy's adapter {policy.adapter!r} is its own reference, and KL would read as 0: make the "
-            "environment with reference_adapter=None, or with a frozen adapter"
+            f"the policy (adapter {policy.adapter!r}) is its own reference, and KL would read as 0: give the policy an "
+            "adapter of its own, lm.add_adapter('policy'), or make the environment with kl='none', or with another "
+            "reference_adapter"
         )
     if policy.lm.vocabulary != env.model.vocabulary or policy.lm.eos_ids != env.model.eos_ids:
         raise ValueError(

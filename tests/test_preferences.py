@@ -35,7 +35,7 @@ def test_files_come_back(tmp_path: Path) -> None:
 def test_malformed_rows_name_their_line(tmp_path: Path, row: dict[str, object]) -> None:
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     (tmp_path / "x.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=r"x\.jsonl, record 2: a comparison needs"):
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: a comparison needs"):
         read_comparisons(tmp_path / "x.jsonl")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmgym.jsonl import read_jsonl
+from lmgym.jsonl import read_numbered
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ def read_comparisons(path: str | os.PathLike[str]) -> list[Comparison]:
         ValueError: the file is missing, empty or malformed; it names file and line.
     """
     found = []
-    for number, row in enumerate(read_jsonl(path, required=("prompt",)), start=1):
+    for number, row in read_numbered(path, required=("prompt",)):
         ranked: Any = row["ranking"] if "ranking" in row else [row.get("chosen"), row.get("rejected")]
         texts = isinstance(ranked, list) and len(ranked) >= 2 and all(isinstance(text, str) for text in ranked)
         if not texts or not isinstance(row["prompt"], str):
             raise ValueError(
-                f"{path}, record {number}: a comparison needs the texts 'prompt', 'chosen' and 'rejected', or 'prompt' "
+                f"{path}, line {number}: a comparison needs the texts 'prompt', 'chosen' and 'rejected', or 'prompt' "
                 "and 'ranking', a list of at least two texts, the best first"
             )
+        if len(set(ranked)) < len(ranked):
+            raise ValueError(f"{path}, line {number}: a text is compared with itself; drop the row")
         found.append(Comparison(row["prompt"], tuple(ranked)))
     return found
 

@@ -8,6 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -58,12 +59,16 @@ class Task(ABC):
         stop: strings that end a completion, besides the model's end-of-sequence token.
         missing_eos_score: the score of a completion that ran into the token budget, whatever it says (Ziegler et al.
             2019, section 3.1.2; "EOS trick" of Huang et al. 2024); None scores it like any other text.
+        budgets: arguments of `TokenVectorEnv` that suit the task, such as max_new_tokens.
+        has_gold: whether there is a gold score at all; reports leave it out where there is none.
     """
 
     name: str = "task"
     best: float | None = None
     stop: tuple[str, ...] = ()
     missing_eos_score: float | None = None
+    budgets: Mapping[str, Any] = MappingProxyType({})
+    has_gold: bool = True
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
@@ -84,8 +89,9 @@ class Task(ABC):
             NotImplementedError: the task has no demonstrations; pass texts of your own.
         """
         raise NotImplementedError(
-            f"the task {self.name!r} writes no demonstrations: implement demonstrate(), or give the texts to fine-tune "
-            "on with --prompts FILE.jsonl (rows with a 'text' field)"
+            f"the task {self.name!r} writes no demonstrations: implement demonstrate(), give whole texts to fine-tune "
+            "on (--prompts FILE.jsonl with a field 'text', and --opening-words), or leave fine-tuning out "
+            "(--sft.examples 0)"
         )
 
 

@@ -18,7 +18,7 @@ class PromptList(Task):
 
     Args:
         prompts: prompts or plain texts.
-        score: gives each completion of a batch its score.
+        score: gives each completion of a batch its score; None where only comparisons say what is good.
         name: stands in logs.
         best: the best attainable score, where it is known.
         test_share: the share of prompts kept for testing.
@@ -27,7 +27,7 @@ class PromptList(Task):
     def __init__(
         self,
         prompts: Iterable[Prompt | str],
-        score: ScoreFunction,
+        score: ScoreFunction | None,
         name: str = "prompts",
         best: float | None = None,
         test_share: float = 0.2,
@@ -35,6 +35,7 @@ class PromptList(Task):
         self.name = name
         self.best = best
         self._score = score
+        self.has_gold = score is not None
         self._prompts: dict[Split, list[Prompt]] = {"train": [], "test": []}
         for prompt in prompts:
             prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
@@ -51,7 +52,7 @@ class PromptList(Task):
     def from_jsonl(
         cls,
         path: str | os.PathLike[str],
-        score: ScoreFunction,
+        score: ScoreFunction | None,
         field: str = "prompt",
         opening_words: int | None = None,
         **options: Any,
@@ -70,7 +71,7 @@ class PromptList(Task):
         return cls._from_rows(rows, os.fspath(path), score, field, opening_words, options)
 
     @classmethod
-    def from_text(cls, path: str | os.PathLike[str], score: ScoreFunction, **options: Any) -> "PromptList":
+    def from_text(cls, path: str | os.PathLike[str], score: ScoreFunction | None, **options: Any) -> "PromptList":
         """Reads a text file with one prompt a line; empty lines are skipped."""
         lines = read_lines(path)
         if not lines:
@@ -81,7 +82,7 @@ class PromptList(Task):
     def from_dataset(
         cls,
         dataset: Any,
-        score: ScoreFunction,
+        score: ScoreFunction | None,
         field: str = "prompt",
         opening_words: int | None = None,
         dataset_split: str = "train",
@@ -114,7 +115,7 @@ class PromptList(Task):
         cls,
         rows: Iterable[Mapping[str, Any]],
         source: str,
-        score: ScoreFunction,
+        score: ScoreFunction | None,
         field: str,
         opening_words: int | None,
         options: Mapping[str, Any],
@@ -137,6 +138,8 @@ class PromptList(Task):
         return prompts[rng.integers(len(prompts))]
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
+        if self._score is None:
+            raise NotImplementedError(f"{self.name}: these prompts have no score of their own; give a score function")
         return self._score(prompts, completions)
 
     def demonstrate(self, prompt: Prompt, rng: np.random.Generator) -> str:

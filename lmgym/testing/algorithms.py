@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from lmgym.testing.policies import TablePolicy
 BETA = 0.2
 
 
+@runtime_checkable
 class Trainer(Protocol):
     """An algorithm as `check_algorithm` drives it: any function of these arguments that yields metrics once an update.
 
@@ -135,11 +136,11 @@ class _ReversedPolicy(_Wrapped):
 
 
 class _GarbagePolicy(_Wrapped):
-    """Says large nonsense wherever no action was taken; nobody may be listening."""
+    """Says large nonsense, gradient and all, wherever no action was taken; nobody may be listening."""
 
     def evaluate(self, sequences: Sequences) -> Evaluation:
         def spoil(x: Tensor, by: float) -> Tensor:
-            return torch.where(sequences.is_action, x, by)
+            return torch.where(sequences.is_action, x, by + 7 * x[:, :1])
 
         found = self.inner.evaluate(sequences)
         return Evaluation(spoil(found.logp, 3.0), spoil(found.value, -50.0), spoil(found.entropy, 20.0))
@@ -271,15 +272,17 @@ class _Suite:
 
     def same_gradient(self, name: str, kind: Callable[..., TokenVectorEnv], wrap: Callable[[Any], Any]) -> Check:
         policy, env, _ = self.world(perturb=True)
-        metrics, (plain, *_) = self.run(policy, env, 1, 0.0)
+        metrics, plain = self.run(policy, env, 1, 0.0)
         policy, env, _ = self.world(perturb=True, kind=kind)
-        others, (other, *_) = self.run(wrap(policy), env, 1, 0.0)
-        gap = float((plain - other).norm() / plain.norm())
+        others, other = self.run(wrap(policy), env, 1, 0.0)
+        if not (plain and other and metrics and others):
+            return Check(name, False, "no optimizer step, or no metrics, in the first update", "one of each, at least")
+        gap = float((plain[0] - other[0]).norm() / plain[0].norm())
         worst = max((abs(metrics[0][k] - others[0][k]) for k in metrics[0] if k in others[0]), default=0.0)
         observed = f"gradient by {gap:.1e}, metrics by {worst:.1e}"
         return Check(name, gap < 1e-4 and worst < 1e-3, observed, "1e-4 and 1e-3")
 
-    def has_no_length_bias(self, updates: int = 20) -> Check:
+    def has_no_length_bias(self, updates: int = 40) -> Check:
         """With a constant score no direction is better; a biased algorithm goes where texts get longer, or shorter."""
 
         def constant(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
@@ -299,9 +302,9 @@ class _Suite:
         bias = float((means[0] @ longer) / (means[1] @ longer).abs().clamp(min=1e-12))
         return Check(
             "a constant score makes texts neither longer nor shorter",
-            abs(bias) < 0.1,
+            abs(bias) < 0.2,
             f"{bias:+.3f} of the push that paying for length gives",
-            "within ±0.1",
+            "within ±0.2",
         )
 
     def learns_to_stop(self, updates: int = 60) -> Check:
