@@ -11,9 +11,9 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from agents import evaluate, ppo, reward_model, sft
+from agents import evaluate, learner, reward_model, sft
 from lmgym.jsonl import read_lines
 
 Row = dict[str, Any]
@@ -33,37 +33,42 @@ _DEFINITIONS = {
     "sft": sft.METRICS,
     "reward_model": reward_model.METRICS
     | {"accuracy/noise_free": "the same on held-out comparisons, against labels without annotators' errors"},
-    "ppo": ppo.METRICS
-    | {"gold/mean": "gold score of the rollout's completions, which no learner sees, mean over rows"},
     "evaluation": evaluate.METRICS,
+}
+# Of any stage that scores rollouts.
+_ROLLOUT_DEFINITIONS = learner.METRICS | {
+    "gold/mean": "gold score of the rollout's completions, which no learner sees, mean over rows"
 }
 # What a reader looks at first, in this order; every other metric is drawn below, folded away.
 _TITLES = {
     "score/mean": "Score",
     "gold/mean": "Gold score",
-    "kl/sequence_nats": "KL, nats per sequence",
+    "kl/sequence_nats": "KL (k1), nats per sequence",
     "kl/beta": "β, score per nat",
     "policy/entropy_nats": "Entropy, nats per token",
     "tokens/mean": "Tokens per completion",
     "value/explained_variance": "Explained variance of the value",
     "loss": "Loss, nats",
     "accuracy": "Accuracy",
+    "margin": "Margin, score",
     "calibration/ece": "Calibration error (ECE)",
     "gold": "Gold score",
     "score": "Score",
-    "kl_nats_per_sequence": "KL, nats per sequence",
-    "kl_exact_nats_per_sequence": "KL, exact, nats per sequence",
+    "kl_exact_nats_per_sequence": "KL (exact), nats per sequence",
+    "kl_nats_per_sequence": "KL (k1), nats per sequence",
     "entropy_nats_per_token": "Entropy, nats per token",
     "tokens": "Tokens",
     "finished_share": "Finished",
     "distinct_2": "Distinct pairs",
 }
-_STAGES = {"sft": "Supervised fine-tuning", "reward_model": "Reward model"}
+_STAGES = {"sft": "Supervised fine-tuning", "reinforce": "REINFORCE", "online_dpo": "Online DPO"}
 # Metrics that differ only in one of these endings are the same quantity and share a panel.
 _SPLITS = ("train", "test", "noise_free")
 _QUANTITIES = {"reward": "Reward", "kl": "KL", "value": "Value", "advantage": "Advantage"}
 
 _INK, _MUTED, _RULE, _BLUE, _ORANGE, _TEAL = "#1f2328", "#59636e", "#d8dee4", "#1f6feb", "#bc4c00", "#0f766e"
+_CURVES = (_BLUE, _ORANGE, _TEAL, "#8250df", "#9a6700", _MUTED)
+_DASHES = {"-": "solid", "--": "dashed", ":": "dotted"}  # matplotlib's names and CSS's
 _UPDATES = LinearSegmentedColormap.from_list("updates", ["#a8cdf5", "#1f6feb", "#0a2f6b"])
 _MATPLOTLIB: dict[Any, object] = {
     "svg.hashsalt": "lmgym",
@@ -91,13 +96,11 @@ _MATPLOTLIB: dict[Any, object] = {
     "ytick.labelsize": 8.5,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.labelcolor": _INK,
 }
 _POINTS = 400  # a panel is some 350 pixels wide: more points are only noise and bytes
 _SMOOTH_FROM = 40  # rows from which a mean line helps more than it hides
 _REACH = 4  # rows that it takes in on either side; more in long runs
+_ROUNDING = 1e-5  # KL in nats that is only the rounding of its logarithms
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,22 @@ class _Run:
     """Empty if the run has none."""
     samples: list[Row]
     """Empty if the run has none."""
+    definitions: dict[str, dict[str, str]]
+    """What the run itself says of the metrics of a stage."""
+
+    def meanings(self, stage: str) -> dict[str, str]:
+        """Definitions of a stage's metrics, by name or by pattern; the run's own come first."""
+        own = self.definitions.get(stage, {})
+        scored = any(row["stage"] == stage and "score/mean" in row for row in self.metrics)
+        return own | _DEFINITIONS.get(stage, _ROLLOUT_DEFINITIONS if scored else {}) | own
 
 
 def write_report(folder: str | Path) -> Path:
     """Writes `report.html` into a run folder.
 
     The folder holds `config.json` and `metrics.jsonl` (rows of stage, step, seconds and metrics; `seconds` counts from
-    the start of the run), and may hold `evaluation.json` and `samples.jsonl`: a section without its file is left out.
+    the start of the run), and may hold `evaluation.json` and `samples.jsonl`: a section without its file is left out;
+    and `metrics.json`, definitions of metrics by stage and name, where {n} in a name stands for any digits.
     A metric that is null or not finite is drawn as a gap, for the run that diverged is the one to look at.
 
     Returns:
@@ -147,7 +159,21 @@ def _read(folder: Path) -> _Run:
         metrics=metrics,
         evaluation=_read_evaluation(evaluation) if evaluation.is_file() else {},
         samples=_read_rows(samples, _check_sample) if samples.is_file() else [],
+        definitions=_read_definitions(folder / "metrics.json"),
     )
+
+
+def _read_definitions(path: Path) -> dict[str, dict[str, str]]:
+    """What is of the right shape: a run is worth a page whatever its definitions."""
+    try:
+        stages = _read_object(path)
+    except (OSError, ValueError):
+        return {}
+    return {
+        stage: {name: text for name, text in metrics.items() if isinstance(text, str)}
+        for stage, metrics in stages.items()
+        if isinstance(metrics, dict)
+    }
 
 
 def _read_rows(path: Path, check: Callable[[Row], str | None]) -> list[Row]:
@@ -200,7 +226,7 @@ def _read_evaluation(path: Path) -> Row:
     evaluation = _read_object(path)
     for when in ("before", "after"):
         metrics = evaluation.get(when, {})
-        if not (isinstance(metrics, dict) and all(isinstance(value, dict) for value in metrics.values())):
+        if not (isinstance(metrics, dict) and all(isinstance(value, dict | None) for value in metrics.values())):
             raise ValueError(f'{path}: {when!r} must be like {{"gold": {{"mean": 1.0, "stderr": 0.1}}}}')
     return evaluation
 
@@ -253,9 +279,12 @@ def _visible_character(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩"
 
 
-def _number(value: object, digits: int = 4) -> str:
+def _number(value: object, digits: int = 3) -> str:
     number = _float(value)
-    return "–" if number is None else _minus(f"{number:.{digits}g}")
+    if number is None:
+        return "–"
+    is_plain = number.is_integer() or abs(number) >= 10**digits
+    return _minus(f"{number:.0f}" if is_plain and abs(number) < 1e6 else f"{number:#.{digits}g}")
 
 
 def _signed(value: object) -> str:
@@ -268,16 +297,17 @@ def _minus(text: str) -> str:
 
 
 def _with_error(mean: float | None, stderr: float | None, percent: bool = False, sign: str = "") -> str:
-    """`1.234 ± 0.021`: the error to two figures, the mean to as many decimals."""
+    """`1.234 ± 0.021`: the error to two figures, the mean to as many decimals; to three figures without an error."""
     if mean is None:
         return "–"
     mean, unit = (100 * mean, "\N{NO-BREAK SPACE}%") if percent else (mean, "")
     if not stderr:
-        return _minus(f"{mean:{sign}.4g}") + unit
+        return ("+" if sign and mean > 0 else "") + _number(mean) + unit
     stderr = stderr * 100 if percent else stderr
-    decimals = min(6, max(0, 1 - math.floor(math.log10(stderr))))
-    text = f"{mean:{sign}.{decimals}f} ± {stderr:.{decimals}f}".replace(" ", "\N{NO-BREAK SPACE}")
-    return _minus(text) + unit
+    decimals = max(0, 1 - math.floor(math.log10(stderr)))
+    form = f"z.{decimals}f" if decimals <= 6 else ".2g"  # a row of zeros would hide the figures
+    text = f"{mean:{sign}{form}} ± {stderr:{form}}"
+    return _minus(text.replace(" ", "\N{NO-BREAK SPACE}")) + unit
 
 
 def _duration(seconds: float) -> str:
@@ -301,10 +331,11 @@ def _total_seconds(metrics: Sequence[Row]) -> float:
 
 def _page(run: _Run) -> str:
     config = run.config
-    title = f"{config.get('task', 'unknown task')} · {config.get('model', 'unknown model')}"
+    paths = [str(config[name]).rstrip("/\\") for name in ("task", "model") if config.get(name)]
+    title = " · ".join(re.split(r"[/\\]", path)[-1] for path in paths) or "unknown task"
     sections = [
         ("summary", "Summary", _summary(run)),
-        ("evaluation", "Before and after", _evaluation_table(run.evaluation)),
+        ("evaluation", "Before and after", _evaluation_table(run)),
         *((f"stage-{i}", name, body) for i, (name, body) in enumerate(_stages(run), start=1)),
         ("generations", "Generations", _generations(run.samples)),
         ("settings", "Settings and definitions", _settings(run)),
@@ -339,36 +370,40 @@ def _facts_of_run(config: Row) -> list[_Html]:
 
 def _summary(run: _Run) -> _Html:
     before, after = (run.evaluation.get(when) or {} for when in ("before", "after"))
-    gold_before, error_before = _estimate(before, "gold")
-    gold_after, error_after = _estimate(after, "gold")
-    kl, kl_error = _estimate(after, "kl_exact_nats_per_sequence")
-    if kl is None:
-        kl, kl_error = _estimate(after, "kl_nats_per_sequence")
+    has_gold = None not in (_estimate(before, "gold")[0], _estimate(after, "gold")[0])
+    name = "gold" if has_gold else "score"
+    (first, first_error), (last, last_error) = _estimate(before, name), _estimate(after, name)
+    k1, exact = _estimate(after, "kl_nats_per_sequence"), _estimate(after, "kl_exact_nats_per_sequence")
     best = _float(run.evaluation.get("best_gold"))
     words, tiles = [], []
-    if gold_before is not None and gold_after is not None:
-        change, error = gold_after - gold_before, math.hypot(error_before or 0.0, error_after or 0.0)
-        old, new = _with_error(gold_before, error_before), _with_error(gold_after, error_after)
+    if first is not None and last is not None:
+        change, error = last - first, math.hypot(first_error or 0.0, last_error or 0.0)
+        old, new = _with_error(first, first_error), _with_error(last, last_error)
         if abs(change) <= 2 * error:
-            words += ["Training moved the gold score by less than two standard errors, from "]
+            words += [f"Training moved the {_TITLES[name].lower()} by less than two standard errors, from "]
         else:
-            words += [f"Training {'raised' if change > 0 else 'lowered'} the gold score from "]
+            words += [f"Training {'raised' if change > 0 else 'lowered'} the {_TITLES[name].lower()} from "]
         words += [f"{old} to ", _tag("b", new)]
-        tiles.append(_tile("Gold score", new, f"before: {old}"))
-        if best is not None and best > gold_before:
-            share = f"{_minus(f'{100 * change / (best - gold_before):.0f}')} %"
+        tiles.append(_tile(_TITLES[name], new, f"before: {old}"))
+        if has_gold and best is not None and best > first:
+            share = f"{_minus(f'{100 * change / (best - first):.0f}')} %"
             words += [", ", _tag("b", share), f" of the way to the best possible ({_number(best)})"]
             tiles.append(_tile("Of the way to the best", share, f"the best: {_number(best)}"))
+    (kl, kl_error), kind = (k1, "k1") if exact[0] is None else (exact, "exact")
     if kl is not None:
         figure = _with_error(kl, kl_error)
-        words += [", at " if words else "The policy ended ", _tag("b", figure, " nats"), " of KL per sequence"]
-        tiles.append(_tile("KL to the reference", figure, "nats per sequence"))
+        words += [", at " if words else "The policy ended ", _tag("b", figure, " nats"), f" of KL per sequence ({kind}"]
+        words += [
+            "" if kind == "k1" or k1[0] is None else f"; by k1, the estimate from samples: {_with_error(*k1)}",
+            ")",
+        ]
+        tiles.append(_tile("KL to the reference", figure, f"nats per sequence, {kind}"))
     if words:
         words.append(". ")
     seconds = _duration(_total_seconds(run.metrics))
-    words += ["Training took ", _tag("b", seconds), "."]
-    stages = [_stage_title(name) for name, rows in _by_stage(run.metrics).items() if _is_training(name, rows)]
-    tiles.append(_tile("Time", seconds, " → ".join(stages)))
+    words += ["Training took ", _tag("b", seconds), ", from the start of the run to its last step."]
+    stages = [_stage_title(name) for name, rows in _by_stage(run.metrics).items() if _is_training(run, name, rows)]
+    tiles.append(_tile("Time to the last step", seconds, f"{' → '.join(stages)}; what followed is not counted"))
     return _join(_tag("p", *words, class_="lead"), _tag("dl", *tiles, class_="tiles"))
 
 
@@ -380,12 +415,23 @@ def _tile(name: str, figure: str, note: str = "") -> _Html:
 
 def _estimate(metrics: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
     value = metrics.get(name) or {}
-    return _float(value.get("mean")), _float(value.get("stderr"))
+    mean, stderr = _float(value.get("mean")), _float(value.get("stderr"))
+    return (0.0, 0.0) if name.startswith("kl_") and mean is not None and abs(mean) < _ROUNDING else (mean, stderr)
 
 
-def _evaluation_table(evaluation: Row) -> _Html:
-    before, after = (evaluation.get(when) or {} for when in ("before", "after"))
-    names = sorted(before | after, key=list(_TITLES | before | after).index)
+def _same(pairs: Iterable[tuple[object, object]]) -> bool:
+    """Whether there are numbers, and each pair is one of them twice, but for the rounding of float32."""
+    table = np.array([(_float(a), _float(b)) for a, b in pairs], dtype=float).reshape(-1, 2)
+    table = table[np.isfinite(table).any(axis=1)]
+    return bool(len(table)) and bool((np.abs(np.diff(table)) <= 1e-5 * np.abs(table).max()).all())
+
+
+def _evaluation_table(run: _Run) -> _Html:
+    before, after = (run.evaluation.get(when) or {} for when in ("before", "after"))
+    names, meanings = sorted(before | after, key=list(_TITLES | before | after).index), run.meanings("evaluation")
+    is_gold = _same((_estimate(side, "gold")[0], _estimate(side, "score")[0]) for side in (before, after))
+    if is_gold:
+        names.remove("score")
     if not names:
         return _Html("")
     rows = []
@@ -403,7 +449,7 @@ def _evaluation_table(evaluation: Row) -> _Html:
         rows.append(
             _tag(
                 "tr",
-                _tag("th", _TITLES.get(name, name), scope="row", title=evaluate.METRICS.get(name)),
+                _tag("th", _TITLES.get(name, name), scope="row", title=_meaning(meanings, name)),
                 *(_tag("td", cell) for cell in cells[:2]),
                 _tag("td", _tag("b", cells[2]) if clear else cells[2]),
             )
@@ -412,8 +458,9 @@ def _evaluation_table(evaluation: Row) -> _Html:
     return _join(
         _tag("table", _tag("thead", columns), _tag("tbody", *rows), class_="numbers"),
         _note(
+            "The score is the gold score itself. " if is_gold else "",
             "Mean ± standard error over held-out prompts. The error of a change takes both samples as independent; "
-            "bold is more than two of its errors from 0."
+            "bold is more than two of its errors from 0.",
         ),
     )
 
@@ -433,9 +480,19 @@ def _stage_title(stage: str) -> str:
     return _STAGES.get(stage, stage.upper() if len(stage) <= 5 else stage.replace("_", " ").capitalize())
 
 
-def _is_training(stage: str, rows: Sequence[Row]) -> bool:
+def _is_training(run: _Run, stage: str, rows: Sequence[Row]) -> bool:
     """Whether a stage trains; what only samples or asks is of less interest."""
-    return stage in _DEFINITIONS or any("score/mean" in row or "loss/train" in row for row in rows)
+    return bool(run.meanings(stage)) or any("loss/train" in row for row in rows)
+
+
+def _fits(pattern: str, name: str) -> re.Match[str] | None:
+    """Whether a definition's name is a metric's; {n} in it is any digits, which are group 1."""
+    # Possessive, so that no pattern of a run takes long.
+    return re.fullmatch(re.escape(pattern).replace(r"\{n\}", r"(\d++)"), name)
+
+
+def _meaning(meanings: Mapping[str, str], name: str) -> str | None:
+    return meanings.get(name) or next((text for pattern, text in meanings.items() if _fits(pattern, name)), None)
 
 
 def _stages(run: _Run) -> list[tuple[str, _Html]]:
@@ -447,36 +504,52 @@ def _stages(run: _Run) -> list[tuple[str, _Html]]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_MATPLOTLIB)
         for name, rows in _by_stage(run.metrics).items():
-            title, body = _stage_title(name), _stage(name, rows, best)
-            if _is_training(name, rows):
+            title, body = _stage_title(name), _stage(rows, best, run.meanings(name))
+            if _is_training(run, name, rows):
                 sections.append((title, body))
             else:
                 others.append(_tag("details", _tag("summary", title), body))
     return [*sections, ("Other stages", _join(*others))]
 
 
-def _stage(stage: str, rows: list[Row], best_gold: float | None) -> _Html:
+def _group(name: str, names: Collection[str], meanings: Mapping[str, str]) -> str:
+    """The panel that a metric is drawn in: of its quantity, of the score that it is a part of, or of its pattern."""
+    quantity, _, split = name.partition("/")
+    if split in _SPLITS:
+        return quantity
+    if quantity == "score" and "score/mean" in names:
+        return "score/mean"
+    return next((pattern for pattern in meanings if "{n}" in pattern and _fits(pattern, name)), name)
+
+
+def _stage(rows: list[Row], best_gold: float | None, meanings: Mapping[str, str]) -> _Html:
     """The panels of one stage; metrics measured once are numbers instead."""
+    is_gold = _same((row["gold/mean"], row.get("score/mean")) for row in rows if "gold/mean" in row)
+    titles = _TITLES | ({"score/mean": "Gold score"} if is_gold else {})
+    hidden = ("stage", "step", "seconds", *(("gold/mean",) if is_gold else ()))
+    names = dict.fromkeys(name for row in rows for name in row if name not in hidden)
     groups: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for row in rows for name in row if name not in ("stage", "step", "seconds")):
-        quantity, _, split = name.partition("/")
-        groups.setdefault(quantity if split in _SPLITS else name, []).append(name)
+    for name in names:
+        groups.setdefault(_group(name, names, meanings), []).append(name)
 
     first, more, tiles, smoothed = [], [], [], len(rows) >= _SMOOTH_FROM
-    for key in sorted(groups, key=list(_TITLES | groups).index):
+    for key in sorted(groups, key=list(titles | groups).index):
         names = groups[key]
-        if any(_finite_count(rows, name) > 1 for name in names):
-            panel = _panel(stage, rows, key, names, best_gold if key == "gold/mean" else None)
-            (first if key in _TITLES else more).append(panel)
+        if any(len(_finite(rows, name)) > 1 for name in names):
+            best = best_gold if titles.get(key) == "Gold score" else None
+            title = titles.get(key, key if len(names) > 1 else names[0])
+            panel = _panel(rows, key, title, {name: _meaning(meanings, name) for name in names}, best)
+            (first if key in titles or "{n}" in key else more).append(panel)
         else:
-            tiles += [_tile(_TITLES.get(name, name), _once(rows, name)) for name in names]
-    parts = [_score_against_kl(rows)]
+            tiles += [_tile(titles.get(name, name), _number(next(iter(_finite(rows, name)), None))) for name in names]
+    parts = [_score_against_kl(rows, is_gold)]
     if first:
         parts.append(_tag("div", *first, class_="panels"))
     if tiles:
         parts.append(_tag("dl", *tiles, class_="tiles"))
-    if smoothed and first + more:
-        parts.append(_note("Thin lines: the metrics as logged. Thick lines: their running mean."))
+    if first + more:
+        lines = "Thin lines: the metrics as logged. Thick lines: their running mean. " if smoothed else ""
+        parts.append(_note(lines, "A number beside a curve is its last value, unless it says otherwise."))
     if more:
         parts.append(
             _tag("details", _tag("summary", f"More metrics ({len(more)})"), _tag("div", *more, class_="panels"))
@@ -484,13 +557,8 @@ def _stage(stage: str, rows: list[Row], best_gold: float | None) -> _Html:
     return _join(*parts) or _note("This stage logged no metrics.")
 
 
-def _once(rows: Sequence[Row], name: str) -> str:
-    """The one value of a metric, or none."""
-    return next((_number(row[name]) for row in rows if _float(row.get(name)) is not None), "–")
-
-
-def _finite_count(rows: Sequence[Row], name: str) -> int:
-    return sum(_float(row.get(name)) is not None for row in rows)
+def _finite(rows: Sequence[Row], name: str) -> list[float]:
+    return [value for row in rows if (value := _float(row.get(name))) is not None]
 
 
 def _series(rows: Sequence[Row], *names: str) -> np.ndarray:
@@ -521,49 +589,52 @@ def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
-def _panel(stage: str, rows: list[Row], key: str, names: list[str], best: float | None) -> _Html:
-    """One small chart of the metrics that share a quantity."""
-    figure, (ax,) = _figure(3.6, 1.95, 1)
-    title, latest, notes, spoken = _TITLES.get(key, key), "", [], []
-    for name, color, dashes in zip(names, (_BLUE, _ORANGE, _TEAL), ("-", "--", ":"), strict=False):
+def _panel(rows: list[Row], key: str, title: str, names: Mapping[str, str | None], best: float | None) -> _Html:
+    """One small chart of the metrics that share a quantity, given with their definitions."""
+    figure, ax = _figure(3.6, 1.95, 4)
+    scored = any("score/mean" in row for row in rows)
+    latest, keys, notes, spoken = "", [], [], []
+    for name, color, dashes in zip(names, cycle(_CURVES), cycle(_DASHES), strict=False):
         table = _series(rows, name)
         finite = table[np.isfinite(table[:, 1])]
         if gaps := len(table) - len(finite):
-            notes.append(f"{gaps} of {len(table)} values are not finite")
+            notes.append(_tag("span", f"{gaps} of {len(table)} values are not finite"))
         if not len(finite):
             continue
-        latest = _number(finite[-1, 1], 3)
-        label = f"{name.rpartition('/')[2].replace('_', ' ')} {latest}"
+        latest = _number(finite[-1, 1])
+        if not scored and len(finite) >= 10:  # one minibatch says little
+            latest = f"{_number(finite[-round(len(finite) / 10) :, 1].mean())} (mean of the last 10 %)"
+        n = match[1] if "{n}" in key and (match := _fits(key, name)) else None
+        label = f"n = {n}:" if n else name.rpartition("/")[2].replace("_", " ")
+        keys.append(_key(f"{label} {latest}", color, _DASHES[dashes] if len(finite) > 1 else None))
         spoken.append(
             f"{name} goes from {_number(finite[0, 1])} to {_number(finite[-1, 1])}, "
             f"lowest {_number(finite[:, 1].min())}, highest {_number(finite[:, 1].max())}"
         )
-        _draw_curve(ax, table, finite, label, color, dashes)
+        _draw_curve(ax, table, finite, color, dashes)
+    if len(names) == 1:
+        keys = []
+    elif key == "score/mean":
+        notes.append(_tag("span", "components are shown before their weights"))
     if best is not None:
         ax.axhline(best, color=_MUTED, linestyle=(0, (4, 3)), linewidth=0.9)
-        placing = {"xycoords": ax.get_yaxis_transform(), "ha": "right", "va": "top", "color": _MUTED}
-        _write(ax, f"best {_number(best)}", (1.0, best), -3, **placing)
-    if len(names) > 1:
-        ax.legend(
-            loc="lower left", bbox_to_anchor=(-0.14, 0.98), ncols=3, borderaxespad=0, handlelength=1.6, columnspacing=1
-        )
-        latest = ""  # the legend has it
-    ax.set_xlabel("update" if any("score/mean" in row for row in rows) else "step")
+        keys.append(_key(f"best possible {_number(best)}", _MUTED, "dashed"))
+    ax.set_xlabel("update" if scored else "step")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    caption = _tag("figcaption", _tag("b", title), " ", _tag("span", latest, class_="latest"))
-    definitions = _DEFINITIONS.get(stage, {})
-    description = "\n".join(f"{name}: {definitions[name]}" for name in names if name in definitions) or None
-    aside = _tag("small", "; ".join(notes)) if notes else ""
-    return _tag("figure", caption, _svg(figure, f"{title}. {'; '.join(spoken)}"), aside, title=description)
+    caption = _tag("figcaption", _tag("b", title), " ", _tag("span", "" if len(names) > 1 else latest, class_="latest"))
+    description = "\n".join(f"{name}: {text}" for name, text in names.items() if text) or None
+    below = _tag("small", *keys, *notes, class_="keys")
+    return _tag("figure", caption, _svg(figure, f"{title}. {'; '.join(spoken)}"), below, title=description)
 
 
-def _draw_curve(ax: Axes, table: np.ndarray, finite: np.ndarray, label: str, color: str, dashes: str) -> None:
-    style: dict[str, Any] = {
-        "color": color,
-        "linestyle": dashes if len(finite) > 1 else "none",
-        "linewidth": 1.7,
-        "label": label,
-    }
+def _key(text: str, color: str, line: str | None) -> _Html:
+    """An entry of a legend, below its chart, where it can cover no data; `line` is None for a lone point."""
+    mark = _tag("i", style=f"border-top:2px {line} {color}") if line else _tag("i", "◆", style=f"color:{color}")
+    return _tag("span", mark, text)
+
+
+def _draw_curve(ax: Axes, table: np.ndarray, finite: np.ndarray, color: str, dashes: str) -> None:
+    style: dict[str, Any] = {"color": color, "linestyle": dashes if len(finite) > 1 else "none", "linewidth": 1.7}
     if len(table) >= _SMOOTH_FROM:
         ax.plot(*_thin(table).T, color=color, linewidth=0.7, alpha=0.4)
         mean = np.column_stack([table[:, 0], _smooth(table[:, 1], max(_REACH, len(table) // 40))])
@@ -575,47 +646,42 @@ def _draw_curve(ax: Axes, table: np.ndarray, finite: np.ndarray, label: str, col
         ax.plot(*finite.T, **style, marker="o" if len(finite) <= 25 else None, markersize=3)
 
 
-def _write(ax: Axes, text: str, at: tuple[float, float], points_above: int, **options: Any) -> None:
-    ax.annotate(text, at, xytext=(0, points_above), textcoords="offset points", fontsize=8.5, **options)
-
-
-def _score_against_kl(rows: list[Row]) -> _Html:
+def _score_against_kl(rows: list[Row], is_gold: bool) -> _Html:
     """What the score cost, and whether the gold score came along: over-optimisation shows as a bend down."""
-    score = _thin(_series(rows, "kl/sequence_nats", "score/mean"))
-    gold = _series(rows, "kl/sequence_nats", "gold/mean")
-    score, gold = (table[np.isfinite(table).all(axis=1)] for table in (score, gold))
-    if len(score) < 2:
+    tables = [_thin(_series(rows, "kl/sequence_nats", name)) for name in ("score/mean", "gold/mean")]
+    score, gold = (table[np.isfinite(table).all(axis=1)] for table in tables)
+    if len(score) < 2 or np.abs(score[:, 1]).max() < _ROUNDING:
         return _Html("")
-    panels = [("score", score)] + ([("gold", gold)] if len(gold) else [])
-    figure, axes = _figure(10.4 if len(gold) else 5.2, 3.3, len(panels))
+    panels = {"gold score": score} if is_gold else {"score": score} | ({"gold score": gold} if len(gold) else {})
     last = max(1.0, score[:, 0].max())
-    for ax, (label, table) in zip(axes, panels, strict=True):
-        ax.plot(table[:, 1], table[:, 2], color=_RULE, linewidth=0.8, zorder=1)
-        ax.scatter(
-            table[:, 1], table[:, 2], c=table[:, 0], cmap=_UPDATES, vmin=0, vmax=last, s=16, linewidths=0, zorder=2
-        )
-        for row, text in ((table[0], "first"), (table[-1], "last")):
-            backing = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
-            _write(ax, text, (row[1], row[2]), 8, ha="center", color=_INK, bbox=backing)
+    figures, axes = zip(*(_figure(5.2, 3.3, 6) for _ in panels), strict=True)
+    for ax, (label, table) in zip(axes, panels.items(), strict=True):
+        kl, values = table[:, 1], table[:, 2]
+        ax.plot(kl, values, color=_RULE, linewidth=0.8, zorder=1)
+        ax.scatter(kl, values, c=table[:, 0], cmap=_UPDATES, vmin=0, vmax=last, s=16, linewidths=0, zorder=2)
+        for at, marker in ((0, "o"), (-1, "D")):
+            ax.scatter(kl[at], values[at], s=70, marker=marker, facecolors="none", edgecolors=_INK, linewidths=1)
         # Gao et al. 2022: score grows with the root of KL. The root spreads the early updates out.
         ax.set_xscale("function", functions=(_signed_root, _signed_square))
         ax.xaxis.set_major_locator(MaxNLocator(6))
-        ax.yaxis.set_major_locator(MaxNLocator(6))
         ax.set_title(label, loc="left", fontsize=9, color=_MUTED)
         ax.margins(x=0.06, y=0.12)
-        ax.set_xlabel("KL to the reference, nats per sequence (root scale)")
+        ax.set_xlabel("KL (k1) to the reference, nats per sequence (root scale)")
     low, high = (min(ax.get_xlim()[0] for ax in axes), max(ax.get_xlim()[1] for ax in axes))
     for ax in axes:
         ax.set_xlim(low, high)
     ramp = [_tag("i", style=f"background:{to_hex(_UPDATES(x))}") for x in np.linspace(0, 1, 7)]
-    legend = _tag("span", "update 0 ", *ramp, f" {_number(last)}", class_="ramp")
-    spoken = f"Score against KL: from {_number(score[0, 2])} at {_number(score[0, 1])} nats "
-    spoken += f"to {_number(score[-1, 2])} at {_number(score[-1, 1])} nats per sequence"
+    legend = _tag("span", "○ first, update 0 ", *ramp, f" {_number(last)}, last ◇", class_="ramp")
+    charts = []
+    for figure, (label, table) in zip(figures, panels.items(), strict=True):
+        (_, kl, start), (_, end_kl, end) = ([_number(x) for x in table[i]] for i in (0, -1))
+        charts.append(_svg(figure, f"{label} against KL: from {start} at {kl} to {end} at {end_kl} nats per sequence"))
     caption = _tag("figcaption", _tag("b", "Score against KL"), " ", legend)
-    if not len(gold):
-        return _tag("figure", caption, _svg(figure, spoken), class_="wide half")
+    body = _tag("div", *charts, class_="panels large")
+    if len(panels) == 1:
+        return _tag("figure", caption, body, class_="wide half")
     aside = _tag("small", "Where the score still rises and the gold score turns down, the score is gamed.")
-    return _tag("figure", caption, _svg(figure, spoken), aside, class_="wide")
+    return _tag("figure", caption, body, aside, class_="wide")
 
 
 def _signed_root(x: np.ndarray) -> np.ndarray:
@@ -626,15 +692,14 @@ def _signed_square(x: np.ndarray) -> np.ndarray:
     return np.sign(x) * np.square(x)
 
 
-def _figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
+def _figure(width: float, height: float, ticks: int) -> tuple[Figure, Axes]:
     """A figure in inches, with margins that don't depend on the labels: panels in a grid line up."""
     figure = Figure(figsize=(width, height))
     left, right, bottom, top = 0.46, 0.08, 0.42, 0.2
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, wspace=0.2)
-    for ax in axes:
-        ax.yaxis.set_major_locator(MaxNLocator(4))
-    return figure, list(axes)
+    ax = figure.subplots()
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+    ax.yaxis.set_major_locator(MaxNLocator(ticks))
+    return figure, ax
 
 
 def _svg(figure: Figure, description: str) -> _Html:
@@ -688,6 +753,8 @@ def _generations(samples: Sequence[Row]) -> _Html:
     if not samples:
         return _Html("")
     scales = _quantities(samples)
+    if _same((row.get("gold"), row.get("score")) for row in samples):
+        samples = [row | {"score": None} for row in samples]  # the score is the gold score itself
     prompts: dict[str, dict[str, list[Row]]] = {}
     for row in samples:
         prompts.setdefault(row["prompt"], {"before": [], "after": []})[row["when"]].append(row)
@@ -796,11 +863,14 @@ def _settings(run: _Run) -> _Html:
     if command := run.config.get("command"):
         parts.insert(0, _tag("pre", command))
     definitions = []
-    for stage, metrics in _DEFINITIONS.items():
-        names = {name for row in run.metrics if row["stage"] == stage for name in row}
-        if stage == "evaluation":
-            names = {name for when in ("before", "after") for name in run.evaluation.get(when) or {}}
-        known = [_join(_tag("dt", _tag("code", name)), _tag("dd", metrics[name])) for name in metrics if name in names]
+    logged = _by_stage(run.metrics) | {"evaluation": [run.evaluation.get(when) or {} for when in ("before", "after")]}
+    for stage, rows in logged.items():
+        names = {name for row in rows for name in row}
+        known = [
+            _join(_tag("dt", _tag("code", name)), _tag("dd", text))
+            for name, text in run.meanings(stage).items()
+            if any(_fits(name, logged_name) for logged_name in names)
+        ]
         if known:
             definitions += [_tag("h3", _stage_title(stage)), _tag("dl", *known, class_="definitions")]
     if definitions:
@@ -846,12 +916,16 @@ table { border-collapse: collapse; font-size: 15px }
 .numbers th:first-child { text-align: left; font-weight: 400; padding: 6px 0 }
 .numbers thead th { font-weight: 600; color: var(--muted); font-size: 13px }
 .numbers tr { border-bottom: 1px solid var(--rule) }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 22px 28px }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(310px, 100%), 1fr)); gap: 22px 28px }
+.panels.large { grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); gap: 14px 28px }
 figure { margin: 0; min-width: 0 } figure.wide { margin-bottom: 28px } figure.half { max-width: 560px }
-figcaption { display: flex; justify-content: space-between; gap: 12px; font-size: 14px; align-items: baseline }
+figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; font-size: 14px;
+  align-items: baseline }
 figcaption b { font-weight: 600; overflow-wrap: anywhere }
 .latest { color: var(--muted); font-size: 13px; font-weight: 400; font-variant-numeric: tabular-nums }
-figcaption .latest { text-align: right; flex-shrink: 0; max-width: 72% }
+.keys { display: flex; flex-wrap: wrap; gap: 0 16px }
+.keys i { display: inline-block; width: 20px; margin-right: 6px; text-align: center; font-style: normal;
+  vertical-align: middle }
 svg { display: block; width: 100%; height: auto }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
 svg text { font-family: inherit !important }
@@ -888,7 +962,7 @@ pre { background: var(--wash); border-radius: 6px; padding: 10px 14px; overflow:
 .definitions { display: grid; grid-template-columns: minmax(190px, max-content) 1fr; gap: 4px 28px; font-size: 14px }
 .definitions dd { margin: 0; color: var(--muted) }
 @media (max-width: 720px) { .pair, .definitions { grid-template-columns: minmax(0, 1fr) }
-  .numbers td, .numbers thead th { padding-left: 14px } #evaluation { overflow-x: auto; font-size: 14px }
-  main, header { padding-inline: 14px } }
+  .numbers td, .numbers thead th { padding-left: 10px; font-size: 13px } #evaluation { overflow-x: auto }
+  #evaluation th { font-size: 13px } main, header { padding-inline: 14px } }
 @media print { .selector { position: static } article, figure { break-inside: avoid } }
 """

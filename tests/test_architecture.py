@@ -25,6 +25,7 @@ VIOLATIONS = {
     "env and policy don't know each other": ("lmgym/policy.py", "import lmgym.env"),
     "Tasks are plain Python": ("lmgym/tasks/base.py", "import lmgym.models"),
     "Only cli imports tyro": ("agents/ppo.py", "import tyro"),
+    "Only sb3 imports stable_baselines3": ("agents/ppo.py", "import stable_baselines3"),
     "Only report imports matplotlib": ("agents/ppo.py", "import matplotlib.pyplot"),
     "Only models and reward_model import peft": ("lmgym/env.py", "import peft"),
     "Only models and reward_model import transformers": ("lmgym/env.py", "import transformers"),

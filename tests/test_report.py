@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents import evaluate, ppo
+from agents import evaluate, learner
 from agents.report import write_report
 
 HOSTILE = (
@@ -122,10 +122,10 @@ def test_the_page_says_what_the_run_reached(folder: Path):
     assert write_report(folder) == folder / "report.html"
     assert page.sections() == {"summary", "evaluation", "stage-1", "stage-2", "generations", "settings"}
     assert "raised the gold score from 1.00 ± 0.10 to 3.00 ± 0.10, 50 % of the way to the best possible (5)" in text
-    assert "4.50 ± 0.10 nats of KL per sequence" in text
-    assert "Training took 20 s" in text
+    assert "4.50 ± 0.10 nats of KL per sequence (k1)" in text
+    assert "Training took 20 s, from the start of the run to its last step" in text
     assert "options.ppo.config.lam" in text
-    assert ppo.METRICS["score/mean"] in text
+    assert learner.METRICS["score/mean"] in text
     assert evaluate.METRICS["gold"] in text
     assert dict(page.elements)["html"]["lang"] == "en"
 
@@ -135,6 +135,132 @@ def test_a_change_within_the_noise_is_not_called_one(folder: Path):
     text = report(folder).text
     assert "moved the gold score by less than two standard errors" in text
     assert "best possible" not in text
+
+
+def test_the_headline_says_which_kl(folder: Path):
+    after = estimates(kl_nats_per_sequence=4.5, kl_exact_nats_per_sequence=4.25)
+    write(folder, "evaluation.json", {"after": after})
+    text = report(folder).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "The policy ended 4.25 ± 0.10 nats of KL per sequence (exact; by k1, the estimate from samples: 4.50 ±" in text
+    )
+
+
+def test_no_gold_score_and_no_kl(folder: Path):
+    write(folder, "evaluation.json", {"before": estimates(score=1.0), "after": estimates(score=3.0), "best_gold": None})
+    rows = [sample("before", "A", token("x")), sample("after", "A", token("y"))]
+    del rows[0]["gold"]
+    rows[1]["gold"] = None
+    write(folder, "samples.jsonl", *rows)
+    text = report(folder).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Training raised the score from 1.00 ± 0.10 to 3.00 ± 0.10. Training took" in text
+    assert not re.search("gold|KL to|of KL", text.split("What each metric means")[0], re.IGNORECASE)
+
+
+@pytest.mark.parametrize("gold_is_the_score", [True, False])
+def test_a_score_that_is_the_gold_score_is_shown_once(folder: Path, gold_is_the_score: bool):
+    other = 0.0 if gold_is_the_score else 0.5
+    rows = [row | {"gold/mean": row["score/mean"] * (1 + 1e-7) + other} for row in ppo_rows()]
+    write(folder, "metrics.jsonl", *rows)
+    sides = {"before": estimates(gold=1.0, score=1.0 + other), "after": estimates(gold=2.0, score=2.0)}
+    write(folder, "evaluation.json", sides | {"best_gold": 5.0})
+    write(folder, "samples.jsonl", sample("after", "A", token("x")) | {"gold": 1.0 + other})
+    page = report(folder)
+    rows = re.findall(r'<th scope="row"[^>]*>(.*?)</th>', page.source.partition('id="stage-1"')[0])
+    assert rows == (["Gold score"] if gold_is_the_score else ["Gold score", "Score"])
+    assert ("The score is the gold score itself." in page.text) == gold_is_the_score
+    assert ("the score is gamed" in page.text) == (not gold_is_the_score)
+    facts = "gold 1 · 1 tokens" if gold_is_the_score else "gold 1.50 · score 1 · 1 tokens"
+    assert facts in page.text
+    # The scatter's, and those of score, gold score and KL.
+    assert len(page.all("svg")) == (3 if gold_is_the_score else 5)
+    assert "best possible 5" in page.text
+
+
+def test_panels_against_kl_are_apart_so_that_they_can_stack(folder: Path):
+    write(folder, "metrics.jsonl", *(row | {"gold/mean": 0.5} for row in ppo_rows()))
+    page = report(folder)
+    assert page.all("div", "panels large")
+    assert [a["aria-label"].partition(" against")[0] for a in page.all("svg")][:2] == ["score", "gold score"]
+    assert "○ first, update 0" in page.text
+    assert "first" not in "".join(re.findall(r"<text.*?</text>", page.source, re.DOTALL))
+
+
+def test_a_policy_that_stays_has_no_panel_against_kl(folder: Path):
+    write(folder, "metrics.jsonl", *(row | {"kl/sequence_nats": 1e-7} for row in ppo_rows()))
+    assert "Score against KL" not in report(folder).text
+
+
+def test_metrics_of_minibatches_end_in_a_mean(folder: Path):
+    rows: list[dict[str, Any]] = [{"stage": "sft", "step": i, "loss/train": float(i % 2)} for i in range(40)]
+    rows[-1]["loss/test"] = 0.25
+    write(folder, "metrics.jsonl", *rows, *ppo_rows(40))
+    page = report(folder)
+    assert "train 0.500 (mean of the last 10 %)" in page.text
+    assert "test 0.250" in page.text
+    assert "Score3.90" in page.text.replace(" ", "")  # an update is a whole rollout: its last one stands
+    assert page.text.count("mean of the last") == 1
+
+
+def test_numbers_have_the_same_digits(folder: Path):
+    tiny = {"mean": 3.4e-7, "stderr": 2e-7}
+    before = {"kl_nats_per_sequence": tiny, "score": tiny, "distinct_2": {"mean": 0.32352, "stderr": 0.0}}
+    write(folder, "evaluation.json", {"before": before})
+    write(folder, "metrics.jsonl", {"stage": "sft", "step": 0, "a": 0.05806, "b": 1234.5, "c": 0.5, "d": 2.0})
+    text = report(folder).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "KL (k1), nats per sequence0–" in text
+    assert "Score3.4e−07 ± 2e−07–" in text
+    assert "Distinct pairs0.324–" in text
+    assert "a0.0581b1234c0.500d2" in text
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "title"),
+    [
+        ("../shared/data/x.jsonl", "../shared/data/model/", "x.jsonl · model"),
+        (None, "C:\\models\\tiny", "tiny"),
+        (None, None, "unknown task"),
+    ],
+)
+def test_the_title_has_base_names(folder: Path, task: str | None, model: str | None, title: str):
+    write(folder, "config.json", {"task": task, "model": model})
+    page = report(folder)
+    assert f"<h1>{title}</h1>" in page.source
+    assert f"<code>{task or 'null'}</code>" in page.source  # the whole of it among the settings
+
+
+def test_any_algorithm_with_its_own_definitions(folder: Path):
+    rows = [row | {"stage": "grpo", "best_of/4/score": 0.1, "best_of/16/score": 0.2} for row in ppo_rows()]
+    write(folder, "metrics.jsonl", *rows)
+    own = {"score/mean": "MY SCORE", "best_of/{n}/score": "BEST OF N", "never": "NOT LOGGED", "kl/beta": 3}
+    write(folder, "metrics.json", {"grpo": own, "evaluation": ["no", "object"], "x": {"y": None}})
+    page = report(folder)
+    assert "GRPO" in page.text
+    assert "MY SCORE" in page.text
+    assert learner.METRICS["score/mean"] not in page.text
+    assert learner.METRICS["kl/sequence_nats"] in page.text
+    assert evaluate.METRICS["gold"] in page.text
+    assert "best_of/{n}/scoreBEST OF N" in page.text
+    assert "NOT LOGGED" not in page.text
+    titles = [a["title"] for a in page.all("figure") if "title" in a]
+    assert "best_of/4/score: BEST OF N\nbest_of/16/score: BEST OF N" in titles
+    assert "n = 4: 0.100" in page.text
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"ppo": 1}', '{"ppo": {"score/mean": [1]}}', "\udcff"])
+def test_malformed_definitions_are_ignored(folder: Path, content: str):
+    (folder / "metrics.json").write_text(content, encoding="utf-8", errors="surrogateescape")
+    assert learner.METRICS["score/mean"] in report(folder).text
+
+
+def test_components_are_drawn_with_their_score(folder: Path):
+    parts = {f"score/part_{i}": 0.5 * i for i in range(7)}
+    write(folder, "metrics.jsonl", *(row | parts for row in ppo_rows()))
+    page = report(folder)
+    assert [a["aria-label"].partition(".")[0] for a in page.all("svg")].count("Score") == 1
+    assert "mean 0.200" in page.text
+    assert all(f"part {i} " in page.text for i in range(7))
+    assert "components are shown before their weights" in page.text
 
 
 def test_every_token_is_there_with_its_four_values(folder: Path):
@@ -177,7 +303,7 @@ def test_samples_are_paired_by_prompt_and_may_lack_a_side(folder: Path):
     assert order == ['"a1"', '"a2"', '"a3"', '"b1"']
 
 
-@pytest.mark.parametrize("where", ["prompt", "token", "config", "stage", "metric"])
+@pytest.mark.parametrize("where", ["prompt", "token", "config", "stage", "metric", "definition"])
 def test_hostile_text_stays_text(folder: Path, where: str):
     if where == "config":
         write(
@@ -195,6 +321,8 @@ def test_hostile_text_stays_text(folder: Path, where: str):
         )
     elif where == "stage":
         write(folder, "metrics.jsonl", *({"stage": HOSTILE, "step": i, "loss/train": 1.0} for i in range(2)))
+    elif where == "definition":
+        write(folder, "metrics.json", {"ppo": {"score/mean": HOSTILE, HOSTILE: HOSTILE}})
     elif where == "metric":
         write(folder, "metrics.jsonl", *({"stage": "ppo", "step": i, HOSTILE + "$\\frac$": i} for i in range(2)))
         write(folder, "evaluation.json", {"before": estimates(**{HOSTILE: 1.0})})
