@@ -183,10 +183,10 @@ class Learner:
         for _ in range(epochs):
             for rows in self.minibatches(len(batch.mask), minibatch_rows or len(batch.mask)):
                 old = batch[rows]
-                new = policy.evaluate(old.sequences)
-                # An entry without an action may hold anything; `where` keeps it out of sum and gradient alike.
-                per_action = torch.where(old.mask, loss(new, old), 0.0)
-                weighted = (weigh(old.mask) * per_action).sum()
+                # An entry without an action may hold anything, −∞ too. Left out before the loss, and not after it: the
+                # gradient of a loss that is not finite is no number, and times 0 it still is none.
+                new = Evaluation(*(torch.where(old.mask, part, 0.0) for part in policy.evaluate(old.sequences)))
+                weighted = (weigh(old.mask) * torch.where(old.mask, loss(new, old), 0.0)).sum()
                 self.metrics.add("policy/loss", weighted)
                 log_ratio = (new.logp - old.logp).detach()
                 if not self.steps:

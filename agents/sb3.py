@@ -42,6 +42,7 @@ from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import Sequences, log_probs
 from lmgym.policy import Policy
 from lmgym.reward import FixedKL, KLController
+from lmgym.rollout import check_agreement
 
 if TYPE_CHECKING:
     from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
@@ -282,32 +283,18 @@ def policy_kwargs(policy: Policy, env: Any) -> dict[str, Any]:
         ValueError: the policy cannot be trained by SB3, or disagrees with the environment.
     """
     environment = token_env(env)
-    _check_agreement(policy, environment)
+    _check_policy(policy, environment)
     return {"handle": LMHandle(policy, environment.action_mask_table)}
 
 
-def _check_agreement(policy: Policy, env: TokenVectorEnv) -> None:
+def _check_policy(policy: Policy, env: TokenVectorEnv) -> None:
     policy.parameters()  # raises for a policy without an adapter
-    if getattr(policy, "keeps", False):
+    if policy.keeps:
         raise ValueError(
             "the policy samples from the most probable tokens alone (top_k, top_p), and SB3's buffers do not hold "
             "which were kept, so that they could not be scored again: make it with top_k=0, top_p=1"
         )
-    if policy.lm.vocabulary != env.model.vocabulary or policy.lm.eos_ids != env.model.eos_ids:
-        raise ValueError(
-            f"the policy's model {policy.lm.name!r} and the environment's {env.model.name!r} have different "
-            "vocabularies: build both on one LanguageModel"
-        )
-    if policy.temperature != env.reference.temperature:
-        raise ValueError(
-            f"the policy samples at temperature {policy.temperature} and the environment measures its reference at "
-            f"{env.reference.temperature}: make the environment with temperature={policy.temperature}"
-        )
-    if policy.lm is env.model and policy.adapter == env.reference.adapter:
-        raise ValueError(
-            f"the policy's adapter {policy.adapter!r} is its own reference, and KL would read as 0: make the "
-            "environment with reference_adapter=None, or with a frozen adapter"
-        )
+    check_agreement(policy, env, pays_kl=True)
 
 
 class _Trained(BasePolicy):
@@ -572,7 +559,7 @@ class SampledKL(BaseCallback):
                 "VecNormalize(..., norm_reward=False)"
             )
         if isinstance(self.model.policy, _Trained):
-            _check_agreement(self.model.policy.handle.policy, env)
+            _check_policy(self.model.policy.handle.policy, env)
         self.controller = self.controller or env.kl_controller
 
     def _on_training_start(self) -> None:

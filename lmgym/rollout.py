@@ -175,7 +175,7 @@ def decode(
     waits for the device, but one question every `CHECK_EVERY` steps whether all rows have ended. Arguments as in
     `collect`.
     """
-    _agree(policy, env)
+    check_agreement(policy, env)
     uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
     env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
     buffer.clear(packed_width(env.model.vocabulary) if policy.keeps else 0)
@@ -196,7 +196,17 @@ def decode(
         buffer.bootstrap.copy_(policy.act(decoding, uniforms[:, 0], env.action_mask_table[-1]).value)
 
 
-def _agree(policy: TokenPolicy, env: TokenVectorEnv) -> None:
+def check_agreement(policy: TokenPolicy, env: TokenVectorEnv, pays_kl: bool | None = None) -> None:
+    """Refuses a policy that would be paid for something else than it does.
+
+    Args:
+        policy: what acts.
+        env: what it acts in.
+        pays_kl: whether KL is paid, by the environment (None: as its `kl` says) or by somebody else.
+
+    Raises:
+        ValueError: they disagree about temperature or vocabulary, or KL is paid and the policy is its own reference.
+    """
     if policy.temperature != env.reference.temperature:
         raise ValueError(
             f"the policy samples at temperature {policy.temperature} and the environment measures its reference at "
@@ -204,7 +214,8 @@ def _agree(policy: TokenPolicy, env: TokenVectorEnv) -> None:
         )
     if not isinstance(policy, Policy):
         return
-    if policy.lm is env.model and policy.adapter == env.reference.adapter and env.kl != "none":
+    pays_kl = env.kl != "none" if pays_kl is None else pays_kl
+    if policy.lm is env.model and policy.adapter == env.reference.adapter and pays_kl:
         raise ValueError(
             f"the policy (adapter {policy.adapter!r}) is its own reference, and KL would read as 0: give the policy an "
             "adapter of its own, lm.add_adapter('policy'), or make the environment with kl='none', or with another "
