@@ -46,7 +46,7 @@ METRICS = common.METRICS | {
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
     needs.critic(policy, "a2c")
-    needs.kl(env, "a2c")
+    needs.kl(policy, env, "a2c")
     buffer, metrics = RolloutBuffer.like(env), learner.metrics
     for update in range(config.updates):
         learner.schedule(update / config.updates)

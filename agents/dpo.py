@@ -51,6 +51,7 @@ def train(
     """Trains on comparisons, with the environment's reference and β; yields the `METRICS` of each step."""
     needs.given(comparisons, "comparisons", "dpo", "pass comparisons (--preferences FILE.jsonl), or take online_dpo")
     whole, _ = needs.adapter(policy, "dpo")
+    needs.reference(policy, env)
     pairs = encode_pairs(whole, comparisons, config)
     steps = config.epochs * -(-len(pairs) // config.minibatch_pairs)
     step, beta = 0, env.kl_controller.beta

@@ -44,7 +44,7 @@ METRICS = common.METRICS | {
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(env, "expert_iteration")
+    needs.kl(policy, env, "expert_iteration")
     needs.groups(env.num_envs, config.group, "expert_iteration")
     buffer = RolloutBuffer.like(env)
     for update in range(config.updates):

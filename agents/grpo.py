@@ -1,10 +1,10 @@
 """Group relative policy optimisation (Shao et al. 2024), with its published corrections as settings.
 
-The defaults are the paper's. They are biased in three ways, each with the field that mends it: the k3 loss has not the
-KL's gradient (`kl_loss="ratio_k3"`, or "none" where the environment pays KL); the mean over a completion's tokens
-favours long wrong answers (`aggregate="constant"`, Dr. GRPO: Liu et al. 2025); the division by the group's deviation
-favours prompts that are nearly solved or nearly hopeless (`scale=False`, theirs too). docs/algorithms/grpo.md has the
-measurements.
+The defaults are the paper's. They are biased in three ways, each with the field that mends it: dividing by the group's
+deviation favours prompts that are nearly solved or nearly hopeless, and changes the price of a KL in the loss, which is
+not divided (`scale=False`, Dr. GRPO: Liu et al. 2025); the k3 loss has not the KL's gradient (`kl_loss="ratio_k3"`, or
+"none" where the environment pays KL); the mean over a completion's tokens favours long wrong answers
+(`aggregate="constant"`, Dr. GRPO). docs/algorithms/grpo.md has the measurements.
 """
 
 from collections.abc import Iterator
@@ -51,6 +51,10 @@ class Config:
     kl_loss: str = "k3"
     """KL in the loss, by "k3", "ratio_k3" or "k2"; "none" where the environment pays it in the reward."""
 
+    def __post_init__(self) -> None:
+        needs.one_of("aggregate", self.aggregate, AGGREGATES)
+        needs.one_of("ratio", self.ratio, ("token", "sequence"))
+
     @property
     def env_kl(self) -> str:
         """The environment's `kl` that goes with these settings."""
@@ -66,7 +70,7 @@ METRICS = common.METRICS | {
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(env, "grpo", config.kl_loss, biased=("k3",))
+    needs.kl(policy, env, "grpo", config.kl_loss, biased=("k3",))
     needs.groups(env.num_envs, config.group, "grpo")
     buffer, metrics = RolloutBuffer.like(env), learner.metrics
     for update in range(config.updates):

@@ -1,10 +1,12 @@
 """What an algorithm needs of what it is given; where that is missing, an error that says what to change."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Policy, TokenPolicy
 from lmgym.reward import check_loss_estimator
+from lmgym.rollout import check_agreement
 
 
 def critic(policy: TokenPolicy, algorithm: str) -> None:
@@ -23,10 +25,13 @@ def adapter(policy: TokenPolicy, what: str) -> tuple[Policy, str]:
     return policy, policy.adapter
 
 
-def kl(env: TokenVectorEnv, algorithm: str, in_loss: str = "none", biased: tuple[str, ...] = ()) -> None:
+def kl(
+    policy: TokenPolicy, env: TokenVectorEnv, algorithm: str, in_loss: str = "none", biased: tuple[str, ...] = ()
+) -> None:
     """Refuses KL forms that an algorithm cannot use, and estimators that are wrong where they stand.
 
     Args:
+        policy: what is trained.
         env: pays KL in the reward, or not.
         algorithm: its name.
         in_loss: the estimator in the algorithm's loss, or "none".
@@ -38,6 +43,7 @@ def kl(env: TokenVectorEnv, algorithm: str, in_loss: str = "none", biased: tuple
             "half, −β log π. Make the environment with kl='sampled', which pays both, or kl='none'"
         )
     if in_loss != "none":
+        check_agreement(policy, env, pays_kl=True)
         if in_loss not in biased:
             check_loss_estimator(in_loss)
         if env.kl != "none":
@@ -45,6 +51,11 @@ def kl(env: TokenVectorEnv, algorithm: str, in_loss: str = "none", biased: tuple
                 f"{algorithm} has KL in its loss (kl_loss={in_loss!r}) and the environment pays it in the reward too "
                 f"(kl={env.kl!r}): make the environment with kl='none', or set kl_loss to 'none'"
             )
+
+
+def reference(policy: TokenPolicy, env: TokenVectorEnv) -> None:
+    """Refuses a policy that is its own reference, where the loss compares the two."""
+    check_agreement(policy, env, pays_kl=True)
 
 
 def groups(rows: int, group: int, algorithm: str, least: int = 2) -> None:
@@ -55,6 +66,18 @@ def groups(rows: int, group: int, algorithm: str, least: int = 2) -> None:
             f"{algorithm} compares {group} completions of each prompt, and {rows} rows are no whole number of such "
             f"groups: choose a group of {', '.join(map(str, sizes)) or 'at least ' + str(least)}, or other rows"
         )
+
+
+def pairs(rows: int, algorithm: str) -> None:
+    """Refuses a batch that does not split into pairs."""
+    if rows % 2:
+        raise ValueError(f"{algorithm} compares two completions of each prompt: {rows} rows must be an even number")
+
+
+def one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuses a setting that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(map(repr, choices))}")
 
 
 def given(value: Any, name: str, algorithm: str, remedy: str) -> None:

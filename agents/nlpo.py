@@ -56,7 +56,7 @@ METRICS = common.METRICS | {
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
     needs.critic(policy, "nlpo")
-    needs.kl(env, "nlpo")
+    needs.kl(policy, env, "nlpo")
     whole, adapter = needs.adapter(policy, "nlpo's masking policy")
     buffer = RolloutBuffer.like(env)
     for update in range(config.updates):

@@ -43,8 +43,9 @@ METRICS = (
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(env, "online_dpo")
-    needs.groups(env.num_envs, 2, "online_dpo")
+    needs.kl(policy, env, "online_dpo")
+    needs.reference(policy, env)
+    needs.pairs(env.num_envs, "online_dpo")
     buffer, beta = RolloutBuffer.like(env), env.kl_controller.beta
     for update in range(config.updates):
         learner.schedule(update / config.updates)

@@ -55,7 +55,7 @@ class SFTOptions(LearnerConfig, sft.Config):
 class PreferenceOptions:
     """What simulated annotators are asked."""
 
-    prompts: int = 850
+    prompts: int = 1400
     """Prompts to sample completions for."""
     test_prompts: int = 192
     """Held-out prompts for the accuracy of the reward model."""

@@ -27,7 +27,7 @@ DEFAULTS = {"critic": "head"}
 class Config:
     """PPO's own settings; those of the optimizer are in `LearnerConfig`."""
 
-    updates: int = 24
+    updates: int = 28
     """Rollouts, each followed by `epochs` passes over it."""
     epochs: int = 2
     """Passes over a rollout."""
@@ -90,7 +90,7 @@ def train(
     """Trains the policy; yields the `METRICS` of each update, and leaves logging, saving and stopping to the caller."""
     if config.value_coef:
         needs.critic(policy, "ppo with value_coef")
-    needs.kl(env, "ppo", config.kl_loss)
+    needs.kl(policy, env, "ppo", config.kl_loss)
     buffer, metrics, scale = RolloutBuffer.like(env), learner.metrics, RunningScale()
     ptx = _ptx(policy, learner, config, examples) if config.ptx_coef else None
     for update in range(config.updates):

@@ -33,6 +33,9 @@ class Config:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, per token in nats."""
 
+    def __post_init__(self) -> None:
+        needs.one_of("baseline", self.baseline, ("none", "mean"))
+
 
 METRICS = common.METRICS | {
     "policy/advantage_std": "standard deviation of return − baseline over tokens",
@@ -41,7 +44,7 @@ METRICS = common.METRICS | {
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(env, "reinforce")
+    needs.kl(policy, env, "reinforce")
     buffer = RolloutBuffer.like(env)
     for update in range(config.updates):
         learner.schedule(update / config.updates)

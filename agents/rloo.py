@@ -39,7 +39,7 @@ METRICS = common.METRICS | {"policy/advantage_std": "standard deviation of retur
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(env, "rloo")
+    needs.kl(policy, env, "rloo")
     needs.groups(env.num_envs, config.group, "rloo")
     buffer = RolloutBuffer.like(env)
     for update in range(config.updates):

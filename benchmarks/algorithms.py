@@ -87,26 +87,26 @@ def comparisons(lm: lmgym.LanguageModel, seed: int) -> dict[str, Any]:
 
 
 def teacher(lm: lmgym.LanguageModel, seed: int) -> dict[str, Any]:
-    """What PPO makes of the same start in 200 updates; its time is not counted."""
+    """What PPO makes of the same start in 150 updates; its time is not counted."""
     setting = SETTINGS["ppo"]
     master, env, learner = world(setting, seed)
-    for _ in ppo.train(master, env, learner, replace(setting.config, updates=200)):
+    for _ in ppo.train(master, env, learner, replace(setting.config, updates=150)):
         pass
     return {"teacher": master}
 
 
 SETTINGS = {
-    "reinforce": Setting(reinforce, reinforce.Config(updates=600), lr=5e-3),
+    "reinforce": Setting(reinforce, reinforce.Config(updates=400), lr=5e-3),
     "rloo": Setting(rloo, rloo.Config(updates=600, group=8), lr=5e-3),
-    "a2c": Setting(a2c, a2c.Config(updates=550), lr=5e-3, critic="head"),
+    "a2c": Setting(a2c, a2c.Config(updates=400), lr=5e-3, critic="head"),
     "ppo": Setting(ppo, ppo.Config(updates=350, minibatch_rows=32), critic="head"),
     "grpo": Setting(grpo, grpo.Config(updates=450, minibatch_rows=32), lr=3e-3),
-    "nlpo": Setting(nlpo, nlpo.Config(updates=300, minibatch_rows=32), critic="head"),
-    "expert_iteration": Setting(expert_iteration, expert_iteration.Config(updates=400, keep=2, threshold=1.0)),
-    "online_dpo": Setting(online_dpo, online_dpo.Config(updates=400), beta=0.1),
+    "nlpo": Setting(nlpo, nlpo.Config(updates=200, minibatch_rows=32), critic="head"),
+    "expert_iteration": Setting(expert_iteration, expert_iteration.Config(updates=250, keep=2, threshold=1.0)),
+    "online_dpo": Setting(online_dpo, online_dpo.Config(updates=250), beta=0.1),
     "dpo": Setting(dpo, dpo.Config(epochs=2, minibatch_pairs=32), beta=0.1, extras=comparisons),
     "distill": Setting(
-        distill, distill.Config(updates=300, minibatch_rows=64), extras=teacher, note="from PPO's policy"
+        distill, distill.Config(updates=150, minibatch_rows=64), extras=teacher, note="from PPO's policy"
     ),
     "best_of_n": Setting(best_of_n, best_of_n.Config(updates=8), note="trains nothing: the best of 16 answers"),
     "sft": Setting(sft, sft.Config(epochs=1), note="8,000 demonstrations, of which half are wrong"),
@@ -129,7 +129,7 @@ def measure(policy: lmgym.Policy, test: lmgym.TokenVectorEnv) -> tuple[float, fl
     return float((buffer.score == 1).float().mean()), float((buffer.logp - buffer.reference_logp).sum(1).mean())
 
 
-def run(name: str, seed: int, points: int = 24) -> dict[str, Any]:
+def run(name: str, seed: int, points: int = 12) -> dict[str, Any]:
     """One curve: [processor seconds, exact share, KL] now and then, until the algorithm ends or its time is up."""
     setting = SETTINGS[name]
     policy, env, learner = world(setting, seed)

@@ -1,0 +1,842 @@
+"""The family: every algorithm follows the gradient that its paper derives, reduces to its neighbours, and learns."""
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_ppo import make, perturb, remember_texts
+from test_testing import Recurrent
+from torch import Tensor
+
+import lmgym
+from agents import (
+    a2c,
+    best_of_n,
+    distill,
+    dpo,
+    expert_iteration,
+    grpo,
+    needs,
+    nlpo,
+    online_dpo,
+    ppo,
+    reinforce,
+    reward_model,
+    rloo,
+    sft,
+)
+from agents import functional as F
+from agents.learner import Learner, LearnerConfig, RunningScale
+from lmgym import Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
+from lmgym.exact import Tree, enumerate_tree, policy_logp
+from lmgym.preferences import Comparison
+from lmgym.tasks.probe import TREE_SCORES
+from lmgym.tasks.probe import Tree as TreeTask
+from lmgym.testing import TablePolicy, check_algorithm
+from lmgym.texts import Example, pack
+
+PLAIN_PPO: dict[str, Any] = {
+    "epochs": 4, "minibatch_rows": 0, "lam": 1.0, "whiten_advantages": False, "value_coef": 1.0, "value_clip": 10.0,
+    "target_kl": 0.0,
+}  # fmt: skip
+"""PPO without whitening, and with a critic that is given weight: what is checked is what the paper derives."""
+UNBIASED_GRPO: dict[str, Any] = {"scale": False, "aggregate": "constant", "kl_loss": "none"}
+
+
+def name_of(module: ModuleType) -> str:
+    return module.__name__.split(".")[1]
+
+
+def trainer(module: ModuleType, **config: Any) -> Any:
+    """An algorithm as `check_algorithm` drives it."""
+
+    def train(policy: Any, env: TokenVectorEnv, *, seed: int, lr: float, updates: int) -> Iterator[dict[str, float]]:
+        one = Learner(policy.parameters(), LearnerConfig(lr=lr, warmup=0.0), seed)
+        return module.train(policy, env, one, module.Config(updates=updates, **config))
+
+    return train
+
+
+# The contract ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [(ppo, PLAIN_PPO), (rloo, {}), (reinforce, {})],
+    ids=["ppo", "rloo", "reinforce"],
+)
+def test_the_contract_in_brief(module: ModuleType, config: dict[str, Any]) -> None:
+    """A third of the updates of the contract's own. The reference has 84 % of β log Z, at a total variation of 0.27.
+
+    Observed after 120 updates: 99.88, 99.98 and 99.81 %, total variation 0.003, 0.002 and 0.018.
+    """
+    check_algorithm(trainer(module, **config), updates=80)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [
+        (ppo, PLAIN_PPO),
+        (reinforce, {}),
+        (reinforce, {"baseline": "none"}),
+        (rloo, {}),
+        (rloo, {"group": 8}),
+        (a2c, {}),
+        (grpo, UNBIASED_GRPO),
+        (grpo, UNBIASED_GRPO | {"clip_high": 0.28, "aggregate": "token"}),
+    ],
+    ids=["ppo", "reinforce", "reinforce-no-baseline", "rloo", "rloo-8", "a2c", "grpo-unbiased", "grpo-dapo"],
+)
+def test_the_contract(module: ModuleType, config: dict[str, Any]) -> None:
+    """Observed, of β log Z and in total variation, after 250 updates, with the cosine to the policy gradient:
+
+        ppo                    99.97 %  0.001  0.989        rloo, groups of 8      99.99 %  0.000  0.997
+        reinforce              99.92 %  0.009  0.997        a2c                   100.00 %  0.000  0.989
+        reinforce, no baseline 99.54 %  0.028  0.989        grpo, unbiased         99.99 %  0.000  0.997
+        rloo                  100.00 %  0.000  0.996        grpo, DAPO's           99.99 %  0.000  0.997
+
+    Asserted: 99 %, 0.05 and 0.97. The reference has 84 % and 0.27.
+    """
+    check_algorithm(trainer(module, **config))
+
+
+@pytest.mark.slow
+def test_classic_grpo_breaks_the_contract_where_its_bias_is_known_to() -> None:
+    """Everything but gradient and optimum holds. Observed: cosine 0.760; −23.9 % of β log Z, total variation 0.735."""
+    check_algorithm(trainer(grpo), kl="none", skip=("gradient", "optimum"))
+    others = ("seed", "lr", "metrics", "order", "padding", "split", "mask", "length", "stop")
+    with pytest.raises(AssertionError) as caught:
+        check_algorithm(trainer(grpo), kl="none", skip=others)
+    (cosine,) = re.findall(r"cosine (-?[\d.]+)", str(caught.value))
+    ((share, distance),) = re.findall(r"(-?[\d.]+) % of β log Z, total variation ([\d.]+)", str(caught.value))
+    assert 0.6 < float(cosine) < 0.9
+    assert -80 < float(share) < 40
+    assert 0.6 < float(distance) < 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kl", "config", "share", "distance"),
+    [
+        ("sampled", UNBIASED_GRPO, (0.99, 1.0), (0.0, 0.02)),
+        ("sampled", UNBIASED_GRPO | {"scale": True}, (0.99, 1.0), (0.0, 0.02)),
+        ("sampled", UNBIASED_GRPO | {"aggregate": "sequence"}, (0.99, 1.0), (0.0, 0.02)),
+        ("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3"}, (0.99, 0.999), (0.015, 0.06)),
+        ("none", UNBIASED_GRPO | {"kl_loss": "k2"}, (0.99, 0.999), (0.015, 0.06)),
+        ("none", UNBIASED_GRPO | {"kl_loss": "k3"}, (0.45, 0.75), (0.25, 0.42)),
+        ("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "aggregate": "sequence"}, (0.99, 0.9995), (0.01, 0.06)),
+        ("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "scale": True}, (-2.2, -1.1), (0.88, 0.99)),
+        ("none", {}, (-1.5, -0.6), (0.72, 0.92)),
+    ],
+    ids=["unbiased", "scale", "sequence", "ratio_k3", "k2", "k3", "ratio_k3-sequence", "ratio_k3-scale", "classic"],
+)
+def test_which_part_of_grpo_is_biased(
+    kl: Any, config: dict[str, Any], share: tuple[float, float], distance: tuple[float, float]
+) -> None:
+    """Where 250 updates end on the tree of up to two letters.
+
+    Observed, of β log Z and in total variation: with KL in the reward 1.000 and 0.000, scaled or not, however the loss
+    is averaged, for at the optimum all returns of a prompt are equal; with KL in the loss 0.997 and 0.031 by "ratio_k3"
+    and "k2", which charge a token with the KL of its own state alone (0.998 and 0.026 averaged over completions), and
+    0.619 and 0.325 by "k3". Scaled advantages beside a loss that is not scaled are worst, as if β were that much
+    smaller: −1.66 and 0.954 by "ratio_k3"; −1.05 and 0.828 in the classic setting.
+    """
+    world = table(rows=256, move=0.0, max_new_tokens=2, kl=kl)
+    list(trainer(grpo, **config)(world.policy, world.env, seed=0, lr=0.1, updates=250))
+    value, gap = progress(world)
+    assert share[0] < value <= share[1] + 1e-6
+    assert distance[0] <= gap < distance[1]
+
+
+def lm_policy(env: TokenVectorEnv, trees: Sequence[Tree], **settings: Any) -> Policy:
+    env.model.add_adapter("policy", rank=16, alpha=32)
+    return Policy(env.model, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "config", "skip"),
+    [
+        (ppo, PLAIN_PPO, ()),
+        # NLPO asks for a language model itself, and these checks wrap theirs in something else.
+        (nlpo, {"mask_top_p": 1.0, "lam": 1.0, "minibatch_rows": 0}, ("order", "padding", "split", "mask")),
+    ],
+    ids=["ppo", "nlpo"],
+)
+def test_the_contract_with_a_language_model(module: ModuleType, config: dict[str, Any], skip: tuple[str, ...]) -> None:
+    """Observed of β log Z: 99.96 and 99.91 %, total variation 0.006 and 0.012."""
+    check_algorithm(trainer(module, **config), make_policy=lm_policy, skip=skip, lr=5e-3, updates=100)
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 2}, {"top_p": 0.8}, {"top_k": 3, "top_p": 0.9}], ids=str)
+def test_truncated_sampling_is_scored_as_it_was_sampled(settings: dict[str, Any]) -> None:
+    """The contract's checks of what is scored; KL to the reference, which is not truncated, moves the optimum."""
+    skip = ("seed", "gradient", "length", "stop", "optimum")
+    check_algorithm(
+        trainer(ppo, **PLAIN_PPO),
+        make_policy=lambda env, trees: lm_policy(env, trees, **settings),
+        skip=skip,
+        lr=5e-3,
+    )
+    run = make(rows=64)
+    perturb(run.policy)
+    policy = Policy(run.policy.lm, **settings)
+    one = Learner(policy.parameters(), LearnerConfig(lr=3e-3, warmup=0.0))
+    rows = list(ppo.train(policy, run.env, one, ppo.Config(updates=3, minibatch_rows=64)))
+    assert all(row["policy/ratio_deviation"] < 1e-5 for row in rows)
+    assert rows[-1]["policy/old_kl_nats"] > 1e-6, "and it moves"
+
+
+# Reductions --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    policy: Any
+    env: TokenVectorEnv
+    trees: list[Tree]
+
+
+def progress(world: World) -> tuple[float, float]:
+    """The objective over β log Z, and the total variation from the optimum, means over the four prompts."""
+    logp = [policy_logp(tree, world.policy.log_probs) for tree in world.trees]
+    value = sum(tree.objective(one) for tree, one in zip(world.trees, logp, strict=True))
+    distance = sum(tree.total_variation(one) for tree, one in zip(world.trees, logp, strict=True))
+    return value / sum(tree.optimum for tree in world.trees), distance / len(world.trees)
+
+
+def table(rows: int = 64, critic: str = "none", move: float = 0.5, **arguments: Any) -> World:
+    """A table over the tree of up to three letters, moved away from its reference."""
+    lm = lmgym.load("probe")
+    remember_texts(lm)
+    settings: dict[str, Any] = {"max_prompt_tokens": 1, "max_new_tokens": 3, "kl": "sampled", "beta": 0.2} | arguments
+    env = TokenVectorEnv(rows, task=TreeTask(), model=lm, **settings)
+    trees = [enumerate_tree(env, Prompt(letter)) for letter in "abcd"]
+    policy = TablePolicy.of(env, trees, critic)
+    noise = torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(0))
+    policy.logits.data += move * noise
+    return World(policy, env, trees)
+
+
+def first_loss(
+    module: ModuleType, policy: Any, env: TokenVectorEnv, *arguments: Any, seed: int = 0, **config: Any
+) -> tuple[float, Tensor]:
+    """The first loss that an algorithm steps down from, and its gradient."""
+    one = Learner(policy.parameters(), LearnerConfig(), seed)
+    taken: list[tuple[float, Tensor]] = []
+
+    def step(loss: Tensor) -> None:
+        found = torch.autograd.grad(loss, one.parameters, allow_unused=True, materialize_grads=True)
+        taken.append((float(loss.detach()), torch.cat([g.flatten() for g in found])))
+
+    one.step = step
+    list(module.train(policy, env, one, module.Config(**config), *arguments))
+    return taken[0]
+
+
+def tokens_of(world: World, samples: int = 1) -> int:
+    buffer = collect(world.policy, world.env, RolloutBuffer.like(world.env), Stream(0, 0, samples))
+    return int(buffer.is_action.sum())
+
+
+def assert_same_gradient(one: Tensor, other: Tensor) -> None:
+    assert float(other.norm()) > 1e-3
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_ppo_without_its_parts_is_reinforce() -> None:
+    """One epoch, one minibatch, λ = 1, no critic, no whitening; a mean over tokens instead of a sum over each row."""
+    world = table()
+    bare: dict[str, Any] = {"epochs": 1, "minibatch_rows": 0, "lam": 1.0, "value_coef": 0.0, "whiten_advantages": False}
+    _, of_ppo = first_loss(ppo, world.policy, world.env, updates=1, **bare)
+    _, of_reinforce = first_loss(reinforce, world.policy, world.env, updates=1, baseline="none")
+    assert_same_gradient(of_ppo * tokens_of(world) / 64, of_reinforce)
+
+
+@pytest.mark.parametrize("group", [2, 4, 8])
+@pytest.mark.parametrize("aggregate", ["token", "constant"])
+def test_grpo_without_scaling_is_rloo(aggregate: str, group: int) -> None:
+    """Up to (G − 1)/G, the completion's own share in its baseline, and what the sum of the losses is divided by."""
+    world = table()
+    settings: dict[str, Any] = UNBIASED_GRPO | {"aggregate": aggregate, "group": group, "updates": 1}
+    _, of_grpo = first_loss(grpo, world.policy, world.env, **settings)
+    _, of_rloo = first_loss(rloo, world.policy, world.env, updates=1, group=group)
+    divisor = tokens_of(world, group) / 64 if aggregate == "token" else 3
+    assert_same_gradient(of_grpo * divisor, of_rloo * (group - 1) / group)
+
+
+def test_the_first_gradient_of_gspo_is_that_of_grpo() -> None:
+    """With means over completions. The ratios are 1, and each token's share in its completion's ratio is 1/|y|."""
+    world = table()
+    config: dict[str, Any] = {"updates": 1, "kl_loss": "none"}
+    _, token = first_loss(grpo, world.policy, world.env, ratio="token", **config)
+    _, sequence = first_loss(grpo, world.policy, world.env, ratio="sequence", **config)
+    assert_same_gradient(sequence, token)
+
+
+def test_a2c_with_a_critic_of_zeros_is_reinforce() -> None:
+    world = table(critic="head")
+    _, of_a2c = first_loss(a2c, world.policy, world.env, updates=1)
+    _, of_reinforce = first_loss(reinforce, world.policy, world.env, updates=1, baseline="none")
+    logits = world.policy.logits.numel()
+    assert_same_gradient(of_a2c[:logits], of_reinforce[:logits])
+    assert bool(of_a2c[logits:].any()), "and the critic learns"
+    assert not of_reinforce[logits:].any()
+
+
+def test_nlpo_with_all_of_the_probability_is_ppo() -> None:
+    """Exactly: the same tokens, metrics and parameters over three updates."""
+    runs = []
+    for module, config in ((nlpo, nlpo.Config(updates=3, mask_top_p=1.0)), (ppo, ppo.Config(updates=3, target_kl=0.0))):
+        run = make(rows=32)
+        rows = list(module.train(run.policy, run.env, run.learner, config))
+        runs.append((rows, torch.cat([p.detach().flatten() for p in run.policy.parameters()])))
+    (of_nlpo, one), (of_ppo, other) = runs
+    assert torch.equal(one, other)
+    for mine, theirs in zip(of_nlpo, of_ppo, strict=True):
+        assert mine == {name: theirs[name] for name in mine}
+
+
+def test_online_dpo_on_a_fixed_set_is_dpo(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(rows=32, critic="none", kl="none", max_new_tokens=4, beta=0.3)
+    perturb(run.policy)
+    texts = np.random.default_rng(0).permutation(sorted(TREE_SCORES))[:32].tolist()
+    comparisons = [Comparison("abcd"[i % 4], (texts[2 * i], texts[2 * i + 1])) for i in range(16)]
+    assert {len(text) for text in texts} >= {2, 3}
+    swapped = torch.arange(16) % 3 == 0
+
+    def fixed(policy: Policy, env: TokenVectorEnv, buffer: RolloutBuffer, stream: Stream) -> RolloutBuffer:
+        assert stream.samples == 2
+        pairs = [
+            p[::-1] if s else p
+            for p, s in zip(dpo.encode_pairs(policy, comparisons, dpo.Config()), swapped, strict=True)
+        ]
+        given = pack(policy.lm, [row for pair in pairs for row in pair])
+        buffer.prompt_ids.copy_(given.sequences.prompt_ids)
+        buffer.prompt_mask.fill_(True)
+        buffer.tokens.copy_(given.sequences.tokens)
+        buffer.is_action.copy_(given.is_learned)
+        buffer.action_mask = given.sequences.action_mask
+        with torch.no_grad():
+            buffer.reference_logp.copy_(env.reference.evaluate(given.sequences))
+        buffer.score.copy_(torch.stack([torch.where(swapped, 0.0, 1.0), torch.where(swapped, 1.0, 0.0)], 1).flatten())
+        return buffer
+
+    monkeypatch.setattr(online_dpo, "collect", fixed)
+    offline, of_dpo = first_loss(dpo, run.policy, run.env, comparisons, minibatch_pairs=16, label_smoothing=0.1)
+    online, of_online_dpo = first_loss(online_dpo, run.policy, run.env, updates=1, label_smoothing=0.1)
+    assert online == pytest.approx(offline, abs=1e-6)
+    assert abs(offline - 0.6931) > 1e-3, "the policy has left its reference"
+    assert_same_gradient(of_online_dpo, of_dpo)
+
+
+def test_online_dpo_learns_nothing_from_equal_scores() -> None:
+    world = table(kl="none", score=lambda prompts, completions: [0.5] * len(completions))
+    loss, gradient = first_loss(online_dpo, world.policy, world.env, updates=1)
+    assert loss == 0.0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("teacher", ["itself", "a copy"])
+def test_distillation_from_itself_changes_nothing(teacher: str) -> None:
+    run = make(critic="none")
+    perturb(run.policy)
+    run.policy.lm.copy_adapter("policy", "teacher")
+    same = run.policy if teacher == "itself" else Policy(run.policy.lm, "teacher", critic="none")
+    loss, gradient = first_loss(distill, run.policy, run.env, same, updates=1)
+    # Observed: 0 and up to 2e-9, rounding of the softmax.
+    assert abs(loss) < 1e-6
+    assert float(gradient.abs().max()) < 1e-7
+
+
+# What cannot be used -----------------------------------------------------------------------------------------------
+
+
+def start(module: ModuleType, run: Any, *arguments: Any, **config: Any) -> None:
+    one = Learner(run.policy.parameters(), LearnerConfig())
+    next(iter(module.train(run.policy, run.env, one, module.Config(**config), *arguments)))
+
+
+@pytest.mark.parametrize("module", [rloo, grpo, expert_iteration, best_of_n])
+def test_a_group_that_does_not_divide_the_rows(module: ModuleType) -> None:
+    name = module.__name__.split(".")[1]
+    world = table(rows=12, kl="none")
+    with pytest.raises(ValueError, match=rf"^{name} compares 5 .* 12 rows .* choose a group of 2, 3, 4, 6, 12, or"):
+        start(module, world, group=5)
+    with pytest.raises(ValueError, match="compares 1 completions"):
+        start(module, world, group=1)
+    with pytest.raises(ValueError, match=r"compares 4 .* and 2 rows .* choose a group of 2, or other rows"):
+        start(module, table(rows=2, kl="none"), group=4)
+
+
+def test_pairs_of_an_odd_number_of_rows() -> None:
+    with pytest.raises(ValueError, match="online_dpo compares two completions .* 5 rows must be an even number"):
+        start(online_dpo, table(rows=5, kl="none"))
+
+
+@pytest.mark.parametrize(("module", "named"), [(ppo, "ppo with value_coef"), (a2c, "a2c"), (nlpo, "nlpo")])
+def test_a_critic_that_is_missing(module: ModuleType, named: str) -> None:
+    with pytest.raises(ValueError, match=rf"{named} needs a critic .* critic='head'.*reinforce, rloo, grpo"):
+        start(module, make(critic="none"))
+
+
+def test_ppo_does_without_a_critic_where_it_is_told_to() -> None:
+    start(ppo, make(critic="none"), updates=1, value_coef=0.0, lam=1.0)
+
+
+@pytest.mark.parametrize("module", [a2c, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo])
+def test_half_of_the_kl_in_the_reward(module: ModuleType) -> None:
+    name = module.__name__.split(".")[1]
+    with pytest.raises(ValueError, match=rf"{name} cannot use kl='reference'.*kl='sampled'.*kl='none'"):
+        start(module, make(kl="reference"))
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [(ppo, {"kl_loss": "k2"}), (ppo, {"kl_loss": "ratio_k3"}), (grpo, {}), (grpo, {"kl_loss": "k2"})],
+)
+def test_kl_in_loss_and_reward_at_once(module: ModuleType, config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"KL in its loss \(kl_loss='\w+'\) and .* in the reward too .*kl='none'"):
+        start(module, make(), **config)
+
+
+@pytest.mark.parametrize(
+    ("module", "estimator", "number"), [(ppo, "k1", "0.714"), (ppo, "k3", "0.382"), (grpo, "k1", "0.714")]
+)
+def test_kl_losses_that_are_known_to_be_wrong(module: ModuleType, estimator: str, number: str) -> None:
+    with pytest.raises(ValueError, match=rf"kl_loss='{estimator}' .* {number} in total variation.*'ratio_k3'"):
+        start(module, make(kl="none"), kl_loss=estimator)
+    with pytest.raises(ValueError, match="kl_loss='k4' is unknown"):
+        start(module, make(kl="none"), kl_loss="k4")
+
+
+@pytest.mark.parametrize("comparisons", [[], None])
+def test_dpo_without_comparisons(comparisons: Any) -> None:
+    run = make(critic="none")
+    # The import hook of the tests refuses None before dpo can; a user has no such hook.
+    with pytest.raises((ValueError, TypeError), match=r"dpo needs comparisons.*--preferences FILE|comparisons"):
+        start(dpo, run, comparisons)
+
+
+def test_what_only_an_adapter_can_do() -> None:
+    for module, config, arguments in (
+        (nlpo, {}, ()),
+        (dpo, {}, ([Comparison("a", ("b", "c"))],)),
+        (ppo, {"ptx_coef": 1.0}, ([Example("a", "b")],)),
+    ):
+        with pytest.raises(ValueError, match=r"works on the adapter of an lmgym\.Policy"):
+            start(module, table(critic="head"), *arguments, **config)
+    world = table(critic="head")
+    one = Learner(world.policy.parameters(), LearnerConfig())
+    with pytest.raises(ValueError, match=r"reference_refresh works on the adapter"):
+        list(ppo.train(world.policy, world.env, one, ppo.Config(updates=2, reference_refresh=1)))
+
+
+@pytest.mark.parametrize("examples", [None, []])
+def test_ptx_without_texts(examples: Any) -> None:
+    with pytest.raises(ValueError, match=r"ptx_coef needs texts.*set ptx_coef to 0"):
+        start(ppo, make(), examples, ptx_coef=1.0)
+
+
+def test_distillation_without_a_teacher() -> None:
+    with pytest.raises((ValueError, TypeError), match=r"teacher"):
+        start(distill, make(critic="none"), None)
+
+
+# Learning ----------------------------------------------------------------------------------------------------------
+
+
+def kl_to(teacher: Any, policy: Any, trees: Sequence[Tree]) -> float:
+    """KL(teacher ‖ policy) in nats per sequence, exactly, mean over the prompts."""
+    values = []
+    for tree in trees:
+        one, other = policy_logp(tree, teacher.log_probs), policy_logp(tree, policy.log_probs)
+        values.append(float((one.exp() * (one - other)).sum()))
+    return sum(values) / len(values)
+
+
+def coarse(prompts: Any, completions: Any) -> list[float]:
+    """The tree's scores to one decimal: many are equal."""
+    return [round(TREE_SCORES.get(c.text, 0.0), 1) for c in completions]
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_the_kl_of_best_of_n_lies_on_its_formula(n: int) -> None:
+    """21 completions of one prompt, drawn and chosen; ties are many.
+
+    Observed with n = 2, 4, 8, in nats: 0.133, 0.554 and 1.070 counted, 0.117, 0.521 and 1.092 by p_i = F_iⁿ − F_{i−1}ⁿ,
+    0.193, 0.636 and 1.204 where no two scores are equal. Counting 21 outcomes in 2048 draws adds 10/2048 = 0.005. In
+    total variation 0.024, 0.026 and 0.027.
+    """
+    world = table(rows=2048, move=0.0, max_new_tokens=2, kl="none", score=coarse)
+    (tree,) = [t for t in world.trees if t.prompt.text == "b"]
+    probs = tree.reference_logp.exp()
+    exact = F.best_of_n_probs(tree.scores, probs, n)
+    of_path = {path: index for index, path in enumerate(tree.paths)}
+    counts = torch.zeros(len(tree.paths), dtype=torch.float64)
+    buffer = RolloutBuffer.like(world.env)
+    for update in range(n):
+        collect(world.policy, world.env, buffer, Stream(0, update), [Prompt("b")] * 2048)
+        # Rows of a group are independent and alike: the first of equals is one of them at random.
+        for row in F.best_of_group(buffer.score, n).nonzero()[:, 0].tolist():
+            counts[of_path[tuple(buffer.tokens[row][buffer.is_action[row]].tolist())]] += 1
+    share = counts / counts.sum()
+    assert counts.sum() == 2048
+    assert float((share - exact).abs().sum() / 2) < 0.05
+    counted = float(torch.where(share > 0, share * (share / probs).log(), 0.0).sum())
+    formula = float((exact * (exact / probs).log()).sum())
+    assert counted == pytest.approx(formula, abs=0.04)
+    assert formula < F.best_of_n_kl(n) - 0.03
+
+
+def test_best_of_n_reports_what_it_would_score() -> None:
+    """Against every completion's probability: Σ_i p_i score_i, mean over the prompts.
+
+    Observed: within 0.003 (2048 completions in groups of 16), of 0.211, 0.252, 0.289, 0.325 and 0.364.
+    """
+    world = table(rows=512, move=0.0, max_new_tokens=2, kl="none", score=coarse)
+    before = world.policy.logits.detach().clone()
+    one = Learner(world.policy.parameters(), LearnerConfig())
+    rows = list(best_of_n.train(world.policy, world.env, one, best_of_n.Config(updates=4)))
+    assert torch.equal(world.policy.logits, before)
+    for n in (1, 2, 4, 8, 16):
+        exact = [float((F.best_of_n_probs(t.scores, t.reference_logp.exp(), n) * t.scores).sum()) for t in world.trees]
+        found = np.mean([row[f"best_of/{n}/score"] for row in rows])
+        assert found == pytest.approx(np.mean(exact), abs=0.02)
+        assert all(-1e-6 < row[f"best_of/{n}/kl_nats"] <= row[f"best_of/{n}/kl_bound_nats"] + 1e-6 for row in rows)
+    assert rows[0]["best_of/16/score"] > rows[0]["best_of/4/score"] > rows[0]["best_of/1/score"]
+
+
+def ranked(split: int) -> list[Comparison]:
+    """Pairs of the tree's texts, the better first; the two splits share no text."""
+    texts = np.random.default_rng(0).permutation(sorted(TREE_SCORES))
+    texts = [t for i, t in enumerate(texts.tolist()) if i % 3 != 0] if split == 0 else texts.tolist()[::3]
+    pairs = np.random.default_rng(1).permutation(np.array([(a, b) for a in texts for b in texts if a != b]))[:256]
+    return [
+        Comparison("abcd"[i % 4], tuple(sorted(pair, key=lambda t: -TREE_SCORES[t])))
+        for i, pair in enumerate(pairs.tolist())
+        if abs(TREE_SCORES[pair[0]] - TREE_SCORES[pair[1]]) > 0.1
+    ]
+
+
+def test_dpo_raises_the_margin_of_texts_it_has_not_seen() -> None:
+    """Observed: a margin of 1.016 and 70.8 % in order, from 0 and none (all margins are 0)."""
+    run = make(critic="none", kl="none", beta=0.2, optimizer=LearnerConfig(lr=5e-3, warmup=0.0))
+    seen, held_out, config = ranked(0), ranked(1), dpo.Config(epochs=2)
+    assert not {t for c in seen for t in c.ranked} & {t for c in held_out for t in c.ranked}
+    before = dpo.evaluate(run.policy, run.env, held_out, config)
+    assert before["margin/test"] == pytest.approx(0.0, abs=1e-6)
+    rows = list(dpo.train(run.policy, run.env, run.learner, config, seen))
+    after = dpo.evaluate(run.policy, run.env, held_out, config)
+    assert after["margin/test"] > 0.4
+    assert after["accuracy/test"] > 0.62
+    assert rows[-1]["loss/train"] < rows[0]["loss/train"]
+
+
+@pytest.mark.parametrize("module", [expert_iteration, online_dpo], ids=["expert_iteration", "online_dpo"])
+def test_the_score_rises_above_where_it_began(module: ModuleType) -> None:
+    """Exact, over every completion. Observed with two seeds, from 0.300: 0.595 and 0.604; 0.472 and 0.532."""
+    world = table(rows=128, move=0.0, kl="none", beta=0.1)
+
+    def score() -> float:
+        each = [(policy_logp(t, world.policy.log_probs).exp() * t.scores).sum() for t in world.trees]
+        return float(torch.stack(each).mean())
+
+    assert score() == pytest.approx(0.300, abs=1e-3)
+    one = Learner(world.policy.parameters(), LearnerConfig(lr=0.3, warmup=0.0))
+    list(module.train(world.policy, world.env, one, module.Config(updates=20)))
+    assert score() > 0.42
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [
+        (reinforce, {}),
+        (rloo, {}),
+        (grpo, {"kl_loss": "none"}),
+        (a2c, {}),
+        (ppo, {"minibatch_rows": 0}),
+        (expert_iteration, {}),
+        (online_dpo, {}),
+    ],
+    ids=lambda x: name_of(x) if isinstance(x, ModuleType) else "",
+)
+def test_a_policy_of_another_family_learns(module: ModuleType, config: dict[str, Any]) -> None:
+    """A recurrent network that knows nothing of lmgym's models. Observed: from about 0.39 to 0.57 (grpo) or
+    more, 0.78 (ppo)."""
+    env = table(rows=128, kl="none", beta=0.1).env
+    policy = Recurrent(env.model.vocabulary)
+    one = Learner(policy.parameters(), LearnerConfig(lr=0.05, warmup=0.0))
+    rows = list(module.train(policy, env, one, module.Config(updates=25, **config)))
+    assert rows[0].get("policy/ratio_deviation", 0.0) < 1e-5
+    assert rows[-1]["score/mean"] > rows[0]["score/mean"] + 0.1
+
+
+def test_expert_iteration_imitates_nothing_below_its_threshold() -> None:
+    world = table(kl="none")
+    before = world.policy.logits.detach().clone()
+    one = Learner(world.policy.parameters(), LearnerConfig(lr=0.1, warmup=0.0))
+    rows = list(expert_iteration.train(world.policy, world.env, one, expert_iteration.Config(updates=2, threshold=1.5)))
+    assert torch.equal(world.policy.logits, before)
+    assert [row["kept/share"] for row in rows] == [0.0, 0.0]
+    assert rows[0]["optimizer/steps"] == 0
+
+
+def test_distillation_comes_near_its_teacher() -> None:
+    """Exact KL(teacher ‖ policy), nats per sequence. Observed: from 0.453 to 0.042."""
+    run = make(rows=64, critic="none", kl="none", optimizer=LearnerConfig(lr=1e-2, warmup=0.0))
+    trees = [enumerate_tree(run.env, Prompt(letter)) for letter in "abcd"]
+    teacher = table(kl="none", move=1.0).policy
+    before = kl_to(teacher, run.policy, trees)
+    rows = list(distill.train(run.policy, run.env, run.learner, distill.Config(updates=40), teacher))
+    after = kl_to(teacher, run.policy, trees)
+    assert after < 0.25 * before
+    assert rows[-1]["distill/kl_nats"] < rows[0]["distill/kl_nats"]
+
+
+def test_texts_mixed_in_stay_probable_while_the_score_rises_as_it_would() -> None:
+    """PPO-ptx: what PPO makes of other prompts than its own.
+
+    Observed of held-out texts, in nats a token: 1.975 before; 2.841 after 16 updates at a score of 0.965; 1.870 with
+    texts mixed in, at 0.940. Asserted: of the rise, less than half is left (Ouyang et al. 2022 and rlhf.md, 1.4).
+    """
+    prompts = ("db", "cd", "dc", "bd", "cc", "dd", "bb", "cb")
+    texts = [Example(prompt, text) for prompt in prompts for text in ("bcd", "dcb", "cbd", "dbc")]
+    given, held_out, found = texts[::2], texts[1::2], []
+    for coefficient in (0.0, 0.1):
+        run = make(rows=64, kl="none")
+        start = sft.evaluate(run.policy.lm, held_out, sft.Config(), "policy")
+        config = ppo.Config(updates=16, minibatch_rows=32, ptx_coef=coefficient, ptx_rows=16)
+        rows = list(ppo.train(run.policy, run.env, run.learner, config, given))
+        rise = sft.evaluate(run.policy.lm, held_out, sft.Config(), "policy") - start
+        found.append((rise, np.mean([row["score/mean"] for row in rows[-3:]]), rows))
+    (rise, score, rows), (rise_mixed, score_mixed, rows_mixed) = found
+    assert "ptx/loss" not in rows[0]
+    assert rows_mixed[-1]["ptx/loss"] < rows_mixed[0]["ptx/loss"]
+    assert rise > 0.4
+    assert rise_mixed < rise / 2
+    assert score_mixed > score - 0.1
+
+
+# Around the steps --------------------------------------------------------------------------------------------------
+
+
+def test_the_moving_average_is_the_one_worked_out_by_hand() -> None:
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    one = Learner([parameter], LearnerConfig(lr=0.1, schedule="constant", warmup=0.0, ema_decay=0.9))
+    average = parameter.detach().clone().double()
+    for _ in range(5):
+        one.step((parameter * torch.tensor([1.0, 3.0])).sum())
+        average = 0.9 * average + 0.1 * parameter.detach().double()
+    last = parameter.detach().clone()
+    with one.averaged():
+        torch.testing.assert_close(parameter.detach(), average.float())
+    assert torch.equal(parameter, last), "and back"
+    assert float((last - average).abs().min()) > 0.1
+    one.keep_average()
+    torch.testing.assert_close(parameter.detach(), average.float())
+    without = Learner([parameter], LearnerConfig())
+    with without.averaged():
+        torch.testing.assert_close(parameter.detach(), average.float())
+
+
+def test_after_a_refresh_the_policy_is_its_own_reference_and_goes_on() -> None:
+    run = make(rows=64, optimizer=LearnerConfig(lr=5e-3, warmup=0.0, schedule="constant"))
+    before = {name: p.detach().clone() for name, p in run.policy.lm.model.named_parameters()}
+    rows = list(ppo.train(run.policy, run.env, run.learner, ppo.Config(updates=5, reference_refresh=2)))
+    kl = [abs(row["kl/sequence_nats"]) for row in rows]
+    # Observed: 5e-8, 0.89, 3e-8, 0.56 and 9e-8 nats.
+    assert kl[0] < 1e-5
+    assert kl[2] < 1e-5
+    assert kl[4] < 1e-5
+    assert kl[1] > 1e-3
+    assert kl[3] > 1e-3
+    assert all(row["optimizer/grad_norm"] > 0 for row in rows)
+    frozen = {n: p for n, p in run.policy.lm.model.named_parameters() if ".policy." not in n and ".reference." not in n}
+    assert all(torch.equal(p, before[name]) for name, p in frozen.items())
+    assert not any(p.requires_grad for n, p in run.policy.lm.model.named_parameters() if ".reference." in n)
+    assert all(p.requires_grad for p in run.policy.parameters())
+    moved = run.policy.lm.adapter_parameters("policy")
+    kept = run.policy.lm.adapter_parameters("reference")
+    assert any(not torch.equal(p, q) for p, q in zip(moved, kept, strict=True)), "the reference stays where it was"
+
+
+def seen_by_gae(monkeypatch: pytest.MonkeyPatch, updates: int = 1, **config: Any) -> list[tuple[Tensor, RolloutBuffer]]:
+    """The rewards that PPO computes advantages from, and the rollouts."""
+    world, seen = table(rows=32), []
+    plain = F.gae
+
+    def gae(rewards: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        seen.append(rewards)
+        return plain(rewards, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "gae", gae)
+        one = Learner(world.policy.parameters(), LearnerConfig(lr=0.0))
+        list(ppo.train(world.policy, world.env, one, ppo.Config(updates=updates, epochs=1, value_coef=0.0, **config)))
+    rollouts = [
+        collect(world.policy, world.env, RolloutBuffer.like(world.env), Stream(0, update)) for update in range(updates)
+    ]
+    return list(zip(seen, rollouts, strict=True))
+
+
+def by_hand(buffer: RolloutBuffer, score: list[float]) -> Tensor:
+    """−β·KL at every token, and a score at the last."""
+    rewards = torch.zeros_like(buffer.logp)
+    for row in range(buffer.rows):
+        length = int(buffer.is_action[row].sum())
+        for t in range(length):
+            rewards[row, t] = -0.2 * (buffer.logp[row, t] - buffer.reference_logp[row, t])
+        rewards[row, length - 1] += score[row]
+    return rewards
+
+
+def test_what_shapes_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((rewards, buffer),) = seen_by_gae(monkeypatch)
+    torch.testing.assert_close(rewards, by_hand(buffer, buffer.score.tolist()))
+    ((rewards, buffer),) = seen_by_gae(monkeypatch, score_clip=0.25)
+    torch.testing.assert_close(rewards, by_hand(buffer, [min(s, 0.25) for s in buffer.score.tolist()]))
+    assert float(buffer.score.max()) > 0.25
+
+    seen = seen_by_gae(monkeypatch, updates=3, scale_score=True, score_clip=2.5)
+    scores: list[float] = []
+    for rewards, buffer in seen:
+        scores += buffer.score.tolist()
+        deviation = float(np.std(scores, ddof=1))
+        scaled = [min(max(s / deviation, -2.5), 2.5) for s in buffer.score.tolist()]
+        torch.testing.assert_close(rewards, by_hand(buffer, scaled), atol=1e-5, rtol=1e-4)
+
+    ((rewards, buffer),) = seen_by_gae(monkeypatch, whiten_rewards=True)
+    plain = by_hand(buffer, buffer.score.tolist())[buffer.is_action]
+    whitened = (plain - plain.mean()) / plain.std(unbiased=False) + plain.mean()
+    torch.testing.assert_close(rewards[buffer.is_action], whitened, atol=1e-5, rtol=1e-4)
+    assert not rewards[~buffer.is_action].any()
+
+
+def test_the_running_deviation_is_that_of_everything_seen() -> None:
+    scale, seen = RunningScale(), []
+    assert float(scale.update(torch.tensor([2.0]))) == 1.0, "one number has no deviation"
+    seen = [2.0]
+    for seed in range(4):
+        batch = torch.randn(7, generator=torch.Generator().manual_seed(seed)) * 3 + 100
+        seen += batch.tolist()
+        assert float(scale.update(batch)) == pytest.approx(float(np.std(seen, ddof=1)), rel=1e-4)
+    assert float(RunningScale().update(torch.full((8,), 5.0))) == 1.0
+
+
+# The files ---------------------------------------------------------------------------------------------------------
+
+ALGORITHMS = [
+    a2c, best_of_n, distill, dpo, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, reward_model, rloo, sft,
+]  # fmt: skip
+
+
+def test_every_algorithm_is_looked_at() -> None:
+    folder = Path(str(inspect.getsourcefile(ppo))).parent
+    with_config = {
+        path.stem
+        for path in folder.glob("*.py")
+        if "\nclass Config:" in path.read_text() and "\ndef train(" in path.read_text()
+    }
+    assert with_config == {name_of(module) for module in ALGORITHMS}
+
+
+@pytest.mark.parametrize("module", ALGORITHMS, ids=name_of)
+def test_every_setting_is_read_and_says_what_it_is(module: ModuleType) -> None:
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    assert fields
+    tree = ast.parse(inspect.getsource(module))
+    (config,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config"]
+    read = set()
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)):
+            continue
+        owner = node.value
+        owner_name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+        # A property of Config may read a field, but is no use of it.
+        if owner_name == "config":
+            read.add(node.attr)
+    assert fields - read == set()
+    described = {
+        one.target.id
+        for one, after in zip(config.body, config.body[1:], strict=False)
+        if isinstance(one, ast.AnnAssign)
+        and isinstance(one.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+    }
+    assert described == fields
+    assert ast.get_docstring(config)
+
+
+@pytest.mark.parametrize("module", ALGORITHMS, ids=name_of)
+def test_an_algorithm_names_its_paper_and_freezes_its_settings(module: ModuleType) -> None:
+    assert re.search(r"\([^()]*\b(19|20)\d\d\b[^()]*\)", str(module.__doc__)), "a paper has a year"
+    config = module.Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, dataclasses.fields(config)[0].name, 1)
+
+
+def yielded(module: ModuleType) -> set[str]:
+    pairs = [Comparison("a", ("b", "c")), Comparison("b", ("cd", "d"))]
+    examples = [Example("a", "b"), Example("c", "d")]
+    kl = getattr(module.Config(), "env_kl", "sampled")
+    if module is online_dpo:
+        kl = "none"
+    run = make(rows=16, kl=kl)
+    extra: dict[Any, tuple[Any, ...]] = {dpo: (pairs,), distill: (run.policy,)}
+    settings: dict[Any, dict[str, Any]] = {dpo: {"epochs": 1}, ppo: {"updates": 2, "ptx_coef": 0.1}}
+    config = module.Config(**settings.get(module, {"updates": 2}))
+    arguments = (examples,) if module is ppo else extra.get(module, ())
+    return set().union(*module.train(run.policy, run.env, run.learner, config, *arguments))
+
+
+@pytest.mark.parametrize("module", [m for m in ALGORITHMS if m not in (sft, reward_model)], ids=name_of)
+def test_metrics_are_those_that_are_documented(module: ModuleType) -> None:
+    """Those of sft and reward_model are compared in their own tests."""
+    documented = set()
+    for name in module.METRICS:
+        documented |= {name.replace("{n}", str(n)) for n in (1, 2, 4, 8, 16)}
+    never = {"optimizer/grad_norm"} if module is best_of_n else set()
+    assert yielded(module) == documented - never
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "form"),
+    [
+        (ppo, {"kl_loss": "k2"}, "none"),
+        (grpo, {"kl_loss": "ratio_k3"}, "none"),
+        (online_dpo, {}, "none"),
+    ],
+)
+def test_a_policy_that_is_its_own_reference_is_refused_wherever_kl_is_paid(
+    module: ModuleType, config: dict[str, Any], form: Any
+) -> None:
+    """KL would read as 0: in the loss just as in the reward."""
+    lm = lmgym.load("probe")
+    lm.add_adapter("policy")
+    policy = lmgym.Policy(lm)
+    env = TokenVectorEnv(
+        8, task=TreeTask(), model=lm, max_prompt_tokens=1, max_new_tokens=3, kl=form, reference_adapter="policy"
+    )
+    learner = Learner(policy.parameters(), LearnerConfig())
+    with pytest.raises(ValueError, match="is its own reference"):
+        next(module.train(policy, env, learner, module.Config(**config)))
+
+
+def test_words_that_are_no_choice() -> None:
+    """What the configs call; the tests' own type checks would refuse the word before."""
+    with pytest.raises(ValueError, match="aggregate='mean' is unknown: choose from 'sequence', 'token'"):
+        needs.one_of("aggregate", "mean", ("sequence", "token"))
+    needs.one_of("aggregate", "token", ("sequence", "token"))

@@ -1,0 +1,227 @@
+"""Truncated sampling: which tokens are kept, how that is stored, and that it is replayed."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_ppo import perturb, remember_texts
+from torch import Tensor
+
+import lmgym
+from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
+from lmgym.models import log_probs
+from lmgym.sampling import draw, most_probable, pack_bits, packed_width, unpack_bits
+from lmgym.tasks.probe import Tree
+from lmgym.texts import Example, encode, pack
+
+# Which tokens are kept ---------------------------------------------------------------------------------------------
+
+
+def naive(probs: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
+    """One token after another, the most probable first and of equals the first, until both limits are met."""
+    kept = np.zeros(len(probs), dtype=bool)
+    order = [i for i in sorted(range(len(probs)), key=lambda i: (-probs[i], i)) if probs[i] > 0]
+    order = order[:top_k] if top_k else order
+    total, held = sum(probs[i] for i in order), 0.0
+    for i in order:
+        if kept.any() and held >= top_p * total:
+            break
+        kept[i] = True
+        held += probs[i]
+    return kept
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3, 7, 50])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
+def test_most_probable_equals_a_loop(top_k: int, top_p: float) -> None:
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        logits = rng.normal(size=12) * 2
+        logits[rng.random(12) < 0.3] = -np.inf
+        logits[0] = 0.0
+        logp = torch.from_numpy(logits).log_softmax(0)
+        expected = naive(logp.exp().numpy(), top_k, top_p)
+        assert most_probable(logp, top_k, top_p).tolist() == expected.tolist(), f"trial {trial}: {logp}"
+
+
+def test_equals_are_kept_from_the_first_on() -> None:
+    """Halves and quarters are exact in binary: a token too many or too few would show."""
+    logp = torch.tensor([0.25, 0.125, 0.25, 0.25, 0.125]).double().log()
+    assert most_probable(logp, top_k=2).tolist() == [True, False, True, False, False]
+    assert most_probable(logp, top_p=0.5).tolist() == [True, False, True, False, False]
+    assert most_probable(logp, top_p=0.51).tolist() == [True, False, True, True, False]
+    assert most_probable(logp, top_k=4).tolist() == [True, True, True, True, False]
+    # Of the two that top-k leaves, either holds half.
+    assert most_probable(logp, top_k=2, top_p=0.5).tolist() == [True, False, False, False, False]
+
+
+def test_the_most_probable_token_is_always_in_and_a_banned_one_never() -> None:
+    logp = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.0, 1.0]]).log()
+    for top_k, top_p in ((0, 1e-9), (1, 1.0), (1, 1e-9)):
+        assert most_probable(logp, top_k, top_p).tolist() == [[True, False, False], [False, False, True]]
+    assert most_probable(logp, 3, 1.0).tolist() == [[True, True, False], [False, False, True]]
+
+
+def test_what_is_kept_is_drawn_in_proportion() -> None:
+    logp = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    kept = most_probable(logp, top_p=0.7)
+    grid = (torch.arange(7000) + 0.5) / 7000
+    token = draw(log_probs(logp, 1.0, kept).expand(7000, -1), grid)
+    np.testing.assert_allclose(torch.bincount(token, minlength=4) / 7000, [4 / 7, 3 / 7, 0, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 5, 6, 7, 8, 9, 16, 17, 1000])
+def test_bits_are_packed_and_unpacked(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    for shape in ((), (3,), (2, 4)):
+        mask = torch.rand(*shape, vocabulary, generator=generator) < 0.5
+        for one in (mask, torch.zeros_like(mask), torch.ones_like(mask)):
+            packed = pack_bits(one)
+            assert packed.dtype == torch.uint8
+            assert packed.shape == (*shape, packed_width(vocabulary))
+            assert packed_width(vocabulary) == (vocabulary + 7) // 8
+            assert torch.equal(unpack_bits(packed, vocabulary), one)
+            np.testing.assert_array_equal(packed, np.packbits(one.numpy(), axis=-1, bitorder="little"))
+
+
+# Replay ------------------------------------------------------------------------------------------------------------
+
+TRUNCATIONS: list[dict[str, Any]] = [{"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.8}]
+
+
+def world(**arguments: Any) -> TokenVectorEnv:
+    lm = lmgym.load("probe")
+    remember_texts(lm)
+    settings: dict[str, Any] = {"max_prompt_tokens": 1, "max_new_tokens": 4, "kl": "sampled", "beta": 0.2} | arguments
+    return TokenVectorEnv(64, task=Tree(), model=lm, **settings)
+
+
+def truncated(env: TokenVectorEnv, **settings: Any) -> Policy:
+    env.model.add_adapter("policy", rank=8)
+    policy = Policy(env.model, critic="none", **settings)
+    perturb(policy)
+    return policy
+
+
+@pytest.mark.parametrize("settings", TRUNCATIONS, ids=str)
+def test_a_rollout_is_replayed_exactly_even_after_the_policy_has_moved(settings: dict[str, Any]) -> None:
+    env = world(min_new_tokens=1)
+    policy = truncated(env, **settings)
+    buffer = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
+    sequences, mask = buffer.sequences, buffer.is_action
+    assert sequences.kept is not None
+
+    def ratio(of: Any) -> Tensor:
+        return (policy.evaluate(of).logp.detach() - buffer.logp).exp()[mask]
+
+    assert float((ratio(sequences) - 1).abs().max()) < 1e-5
+    half = torch.arange(0, 64, 2)
+    again = policy.evaluate(sequences[half]).logp.detach()[mask[half]]
+    torch.testing.assert_close(again, buffer.logp[half][mask[half]], atol=1e-5, rtol=0)
+    # Scored over all of the vocabulary, it is the old bug: ratios that are not 1 (trl #6789).
+    whole = policy.truncated().evaluate(replace(sequences, kept=None)).logp.detach()
+    assert float(((whole - buffer.logp).exp()[mask] - 1).abs().mean()) > 0.05
+    # And masked anew by a policy that has moved, other tokens are kept, and some that were taken are not.
+    for parameter in policy.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    assert bool(torch.isfinite(ratio(sequences)).all())
+    assert bool((ratio(sequences) > 0).all())
+    anew = policy.evaluate(replace(sequences, kept=None)).logp.detach()[mask]
+    assert bool((anew == -torch.inf).any())
+
+
+@pytest.mark.parametrize("settings", TRUNCATIONS, ids=str)
+def test_what_was_kept_is_what_the_probabilities_say(settings: dict[str, Any]) -> None:
+    env = world(min_new_tokens=1)
+    policy = truncated(env, **settings)
+    buffer = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
+    assert buffer.kept is not None
+    kept = unpack_bits(buffer.kept, env.model.vocabulary)[buffer.is_action]
+    whole = policy.truncated().log_probs(replace(buffer.sequences, kept=None)).detach()[buffer.is_action]
+    for row, logp in zip(kept, whole, strict=True):
+        assert (
+            row.tolist()
+            == naive(logp.exp().double().numpy(), settings.get("top_k", 0), settings.get("top_p", 1.0)).tolist()
+        )
+    assert len({tuple(row.tolist()) for row in kept}) > 2
+
+
+def test_steps_that_are_never_taken_have_finite_numbers() -> None:
+    env = world(max_new_tokens=24)
+    policy = truncated(env, top_k=2)
+    buffer = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
+    assert bool((buffer.is_action.sum(1) < 8).any())
+    found = policy.evaluate(buffer.sequences)
+    assert bool(torch.isfinite(found.logp).all())
+    assert bool(torch.isfinite(found.entropy).all())
+    (found.logp.sum() + found.entropy.sum()).backward()
+    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
+    assert gradients
+    assert all(bool(torch.isfinite(g).all()) for g in gradients)
+
+
+def test_a_buffer_forgets_what_was_kept() -> None:
+    env = world()
+    policy, buffer = truncated(env, top_k=1), RolloutBuffer.like(env)
+    collect(policy, env, buffer, Stream(0, 0))
+    assert not buffer.logp.any(), "one token is left: log 1"
+    collect(policy.truncated(), env, buffer, Stream(0, 1))
+    assert buffer.sequences.kept is None
+    assert bool((buffer.logp[buffer.is_action] < 0).all())
+
+
+@pytest.mark.parametrize("settings", TRUNCATIONS, ids=str)
+def test_stepping_with_a_bound_truncated_policy_equals_bulk(settings: dict[str, Any]) -> None:
+    """kl="sampled" pays −β (log π − log π_ref), π the truncated distribution."""
+    env = world()
+    policy = truncated(env, **settings)
+    buffer = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
+    assert not torch.allclose(buffer.rewards, buffer.at_last(buffer.score), atol=1e-3)
+    env.bind(policy)
+    env.reset(seed=Stream(0, 0).prompt_seeds(64))
+    assert torch.equal(env.prompt_block()[0], buffer.sequences.prompt_ids)
+    alive = torch.ones(64, dtype=torch.bool)
+    for t in range(4):
+        _, reward, terminated, _, _ = env.step(torch.where(buffer.is_action[:, t], buffer.tokens[:, t], 1))
+        assert torch.equal(alive, buffer.is_action[:, t])
+        torch.testing.assert_close(reward[alive].float(), buffer.rewards[:, t][alive], atol=1e-5, rtol=0)
+        alive &= ~terminated
+        if not alive.any():
+            break
+    assert not alive.any()
+
+
+def test_the_judge_may_be_another_adapter() -> None:
+    """NLPO's masks: what the copy finds probable is kept, whatever the policy has come to since."""
+    env = world()
+    policy = truncated(env)
+    env.model.copy_adapter("policy", "judge")
+    for parameter in policy.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    judged = policy.truncated(top_p=0.7, by="judge")
+    buffer = collect(judged, env, RolloutBuffer.like(env), Stream(0, 0))
+    assert buffer.kept is not None
+    kept = unpack_bits(buffer.kept, env.model.vocabulary)[buffer.is_action]
+    judge, own = Policy(env.model, "judge", critic="none"), policy.truncated()
+    plain, taken = replace(buffer.sequences, kept=None), buffer.is_action
+    assert torch.equal(kept, most_probable(judge.log_probs(plain).detach()[taken], 0, 0.7))
+    assert not torch.equal(kept, most_probable(own.log_probs(plain).detach()[taken], 0, 0.7))
+    torch.testing.assert_close(judged.evaluate(buffer.sequences).logp.detach(), buffer.logp, atol=1e-5, rtol=0)
+
+
+def test_truncations_that_make_no_sense_are_refused(probe: LanguageModel) -> None:
+    probe.add_adapter("policy")
+    wrong: list[dict[str, Any]] = [{"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": float("nan")}]
+    for settings in wrong:
+        with pytest.raises(ValueError, match=r"top_k=.* must not be negative, and top_p=.* must lie in \(0, 1\]"):
+            Policy(probe, **settings)
+
+
+def test_texts_that_others_wrote_are_scored_by_the_whole_policy(probe: LanguageModel) -> None:
+    probe.add_adapter("policy")
+    policy = Policy(probe, critic="none", top_k=1)
+    texts = pack(probe, [encode(probe, Example("a", "bcd")), encode(probe, Example("b", "d"))])
+    assert bool((policy.evaluate(texts.sequences).logp == -torch.inf).any())
+    assert bool(torch.isfinite(policy.truncated().evaluate(texts.sequences).logp).all())
