@@ -64,6 +64,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in ("exact", "tasks", "testing"):
+        return import_module(f"lmgym.{name}")
     raise AttributeError(f"module 'lmgym' has no attribute {name!r}")
 
 
