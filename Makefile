@@ -1,4 +1,4 @@
-# make demo | test | check | bench | assets | clean. Everything installs into .venv, from the pins in constraints.txt.
+# make demo | test | check | mutants | bench | assets | clean. All installs into .venv, from the pins in constraints.txt.
 
 PYTHON ?= python3
 # Options for installing torch alone, such as the --index-url of a CPU-only build.
@@ -13,7 +13,7 @@ DEMO_OUT := runs/demo
 DEMO := $(BIN)/lmgym train Sentiment --preferences.prompts 600 --ppo.updates 20 --out $(DEMO_OUT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench assets clean
+.PHONY: help install demo test check mutants bench assets clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -40,6 +40,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+# Bugs planted in a copy: each must make a test fail. FLAGS=--write puts the table into docs/correctness.md.
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants.py $(FLAGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.rollout

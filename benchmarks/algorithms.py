@@ -104,7 +104,7 @@ SETTINGS = {
     "nlpo": Setting(nlpo, nlpo.Config(updates=200, minibatch_rows=32), critic="head"),
     "expert_iteration": Setting(expert_iteration, expert_iteration.Config(updates=250, keep=2, threshold=1.0)),
     "online_dpo": Setting(online_dpo, online_dpo.Config(updates=250), beta=0.1),
-    "dpo": Setting(dpo, dpo.Config(epochs=2, minibatch_pairs=32), beta=0.1, extras=comparisons),
+    "dpo": Setting(dpo, dpo.Config(epochs=2, minibatch_pairs=32), lr=2e-4, beta=0.1, extras=comparisons),
     "distill": Setting(
         distill, distill.Config(updates=150, minibatch_rows=64), extras=teacher, note="from PPO's policy"
     ),

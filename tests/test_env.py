@@ -233,6 +233,47 @@ def test_reference_follows_rows_through_partial_resets(gpt2: LanguageModel) -> N
             )
 
 
+def test_the_reference_is_the_adapter_that_it_is_told_to_be(gpt2: LanguageModel) -> None:
+    """In steps and in bulk, and from any step on."""
+    for seed, name in enumerate(("policy", "old")):
+        gpt2.add_adapter(name, seed=seed)
+        for parameter in gpt2.adapter_parameters(name):
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(seed))
+    tokens = random_tokens(8, 6).clamp(min=A)
+    env = make(gpt2, kl="reference", reference_adapter="old")
+
+    def expected(adapter: str | None) -> Tensor:
+        with gpt2.using(adapter):
+            rows = [
+                plain_logp(gpt2, p, t.tolist(), env.action_mask_table) for p, t in zip(PROMPTS, tokens, strict=True)
+            ]
+        return torch.tensor(rows)
+
+    assert float((expected("old") - expected("policy")).abs().mean()) > 0.1
+    assert float((expected("old") - expected(None)).abs().mean()) > 0.1
+
+    def in_steps(switch_at: int = 6, to: str | None = None) -> Tensor:
+        env.reset(options={"prompt": PROMPTS})
+        found = []
+        for t in range(6):
+            if t == switch_at:
+                env.set_reference(to)
+            found.append(env.step(tokens[:, t])[4]["reference_logp"])
+        return torch.stack(found, 1)
+
+    def in_bulk() -> Tensor:
+        env.reset(options={"prompt": PROMPTS})
+        for t in range(6):
+            env.append(tokens[:, t])
+        return env.settle().reference_logp
+
+    for found in (in_steps(), in_bulk()):
+        torch.testing.assert_close(found, expected("old"), atol=1e-5, rtol=1e-5)
+    mixed = torch.cat([expected("old")[:, :3], expected(None)[:, 3:]], 1)
+    torch.testing.assert_close(in_steps(3, None), mixed, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(in_bulk(), expected(None), atol=1e-5, rtol=1e-5)
+
+
 # Masks -------------------------------------------------------------------------------------------------------------
 
 

@@ -96,7 +96,7 @@ def test_sampling_and_scoring_agree(lm: LanguageModel, temperature: float) -> No
     perturb(lm, "policy")
     for critic in ("head", "adapter", "none"):
         policy = Policy(lm, temperature=temperature, critic=critic)
-        nn.init.normal_(policy.value_head.weight)
+        nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(2))
         decoding = policy.start(*left_padded(PROMPTS, 5))
         table = sequences().action_mask
         uniform = torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
@@ -111,7 +111,8 @@ def test_sampling_and_scoring_agree(lm: LanguageModel, temperature: float) -> No
         s = Sequences(s.prompt_ids, s.prompt_mask, torch.stack(tokens, 1), s.is_action, table)
         evaluation = policy.evaluate(s)
         torch.testing.assert_close(torch.stack(logp, 1), evaluation.logp, atol=1e-5, rtol=0)
-        torch.testing.assert_close(torch.stack(value, 1), evaluation.value, atol=1e-5, rtol=0)
+        # Observed with 160 random heads: 2e-5.
+        torch.testing.assert_close(torch.stack(value, 1), evaluation.value, atol=1e-4, rtol=0)
         with lm.using("policy"):
             for row, prompt in enumerate(PROMPTS):
                 chosen = s.tokens[row].tolist()
@@ -193,7 +194,7 @@ def test_gradients_reach_policy_and_value_adapter_in_one_graph(lm: LanguageModel
     lm.add_adapter("policy")
     lm.add_adapter("frozen")
     policy = Policy(lm, critic="adapter")
-    nn.init.normal_(policy.value_head.weight)
+    nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(2))
     perturb(lm, "policy")
     perturb(lm, "value")
     evaluation = policy.evaluate(sequences())
@@ -207,6 +208,27 @@ def test_gradients_reach_policy_and_value_adapter_in_one_graph(lm: LanguageModel
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, of transformers
+def test_what_is_trained_still_is_when_an_adapter_is_added(lm: LanguageModel, tmp_path: Path) -> None:
+    """A copy, a new one, or one from a folder: the policy's gradient stays as it was, and the others have none."""
+    lm.add_adapter("policy")
+    perturb(lm, "policy")
+    lm.save_adapter(tmp_path)
+    policy = Policy(lm, critic="none")
+
+    def gradient() -> list[Tensor]:
+        return list(torch.autograd.grad(policy.evaluate(sequences()).logp.sum(), policy.parameters()))
+
+    before = gradient()
+    lm.copy_adapter("policy", "copy")
+    lm.add_adapter("new", seed=1)
+    lm.load_adapter(tmp_path, "loaded")
+    trained = {name for name, p in lm.model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".policy." in name for name in trained)
+    assert any(bool(g.any()) for g in before)
+    assert all(torch.equal(now, then) for now, then in zip(gradient(), before, strict=True))
+
+
 def test_a_saved_adapter_loads_in_plain_peft(lm: LanguageModel, tmp_path: Path) -> None:
     from peft import PeftModel
 
@@ -242,7 +264,7 @@ def test_a_policy_comes_back_from_its_folder(lm: LanguageModel, tmp_path: Path) 
     policy = Policy(lm, critic="adapter")
     for name in ("policy", "value"):
         perturb(lm, name)
-    nn.init.normal_(policy.value_head.weight)
+    nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(2))
     policy.save(tmp_path / "saved")
     again = Policy.load(lmgym.load(str(tmp_path / "base")), tmp_path / "saved")
     assert again.critic == "adapter"

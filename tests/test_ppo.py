@@ -1,19 +1,4 @@
-"""PPO through the real stack reaches the known optimum, and what it says about itself is true.
-
-Bugs that are easily made, and the test that was seen to fail when each was planted in a copy of the source:
-
-    planted                                     fails
-    score paid on the padding behind the end    test_rollout.py::test_what_a_buffer_holds
-    temperature forgotten in sampling           test_policy.py::test_sampling_follows_the_softmax
-    temperature forgotten in scoring            test_models.py::test_sampling_and_scoring_agree
-    dropout left on                             test_models.py::test_dropout_is_off_for_good
-    end of sequence masked out of the loss      test_ppo.py::test_one_step_is_reinforce
-    k3 in the reward                            test_env.py::test_stepping_equals_bulk_equals_plain_python
-    position ids not given                      test_models.py::test_cached_decoding_and_one_pass_equal_the_plain_model
-    bootstrap read one token early              test_rollout.py::test_what_a_buffer_holds
-    stop string missed before a later end       test_env.py::test_settle_finds_a_stop_string_that_a_later_end_hides
-    advantages whitened without mean shift      test_functional.py::test_whiten_centres_and_scales_what_counts
-"""
+"""PPO through the real stack reaches the known optimum, and what it says about itself is true."""
 
 import ast
 import dataclasses

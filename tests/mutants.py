@@ -1,0 +1,580 @@
+"""The mutation gate: plants bugs, one line each, in a copy of the source, and asks whether a default test sees them.
+
+    make mutants                                  # all of them; exit status 1 if one survives
+    python tests/mutants.py --only dropout-on     # one, or several
+    python tests/mutants.py --write               # and writes the table into docs/correctness.md
+
+A mutant that survives is a missing test. Write one that states the property that the bug breaks, and never one that
+pins the line. A bug that shows as a crash proves nothing about the tests, and counts as a survivor.
+"""
+
+import argparse
+import ast
+import multiprocessing
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "correctness.md"
+BEGIN, END = "<!-- begin: written by `make mutants` -->", "<!-- end: written by `make mutants` -->"
+COPIED = ("lmgym", "agents", "tests", "examples", "benchmarks", "docs")
+COPIED_FILES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "constraints.txt",
+    "pyproject.toml",
+)
+# It compares the table below with the source, and so would see any change at all.
+NOT_A_JUDGE = "tests/test_correctness.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A planted bug.
+
+    Attributes:
+        name: what `--only` calls it.
+        file: where, from the root of the repository.
+        old: a part of one line, which occurs once in the file.
+        new: what stands there instead.
+        bug: what that does, in a few words.
+        tests: arguments of pytest, tried in order until a test fails: "file::test file::test", or "file -k expression".
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    bug: str
+    tests: tuple[str, ...]
+
+
+FUNCTIONAL, POLICY, MODELS = "agents/functional.py", "lmgym/policy.py", "lmgym/models.py"
+ENV, ROLLOUT, LEARNER = "lmgym/env.py", "lmgym/rollout.py", "agents/learner.py"
+SETTLE_SCORE = "rewards.scatter_add_(1, self.length[:, None] - 1, (self._score * terminated)[:, None])"
+SETTLE_KL = "logp, reference_logp).masked_fill(~is_action, 0.0)"
+STEPPING = "tests/test_env.py::test_stepping_equals_bulk_equals_plain_python"
+BUFFER = "tests/test_rollout.py::test_what_a_buffer_holds"
+AGREE = "tests/test_models.py::test_sampling_and_scoring_agree"
+
+MUTANTS = (
+    # Where the score is paid, and what it is worth --------------------------------------------------------------------
+    Mutant("score-on-pad", ENV, SETTLE_SCORE,
+           "rewards.scatter_add_(1, self.length[:, None].clamp(max=self.max_new_tokens - 1), "
+           "(self._score * terminated)[:, None])",
+           "score paid on the padding behind the end", (BUFFER,)),
+    Mutant("score-on-every-token", ENV, SETTLE_SCORE, "rewards += is_action * (self._score * terminated)[:, None]",
+           "score paid on every token", (BUFFER,)),
+    Mutant("scaled-score-on-pad", ROLLOUT, "last = self.is_action.sum(1, keepdim=True) - 1",
+           "last = self.is_action.sum(1, keepdim=True).clamp(max=self.is_action.shape[1] - 1)",
+           "scaled score paid on the padding behind the end",
+           ("tests/test_algorithms.py::test_what_shapes_the_reward",)),
+    Mutant("kl-on-pad", ENV, SETTLE_KL, "logp, reference_logp)",
+           "KL paid on the padding behind the end", (STEPPING,)),
+    Mutant("k3-in-reward", "lmgym/reward.py", "return -beta * (logp - reference_logp)",
+           "return -beta * (torch.expm1(reference_logp - logp) + logp - reference_logp)",
+           "k3 in the reward instead of k1", ("tests/test_reward.py::test_kl_reward_forms", STEPPING)),
+    Mutant("score-paid-when-cut-off", ENV, "return self.finish == Finish.STOP, full",
+           "return self.finish != Finish.RUNNING, full",
+           "rows that were cut off are scored as if they had ended", (BUFFER,)),
+    Mutant("stop-string-missed", ENV, "self._stop_at_strings(torch.ones_like(self.prompt_mask[:, 0]))", "pass",
+           "stop string missed before a later end",
+           ("tests/test_env.py::test_settle_finds_a_stop_string_that_a_later_end_hides",)),
+    # Ends -------------------------------------------------------------------------------------------------------------
+    Mutant("eos-out-of-mask", ENV, "is_action = steps < self.length[:, None]",
+           "is_action = steps < (self.length - (self.finish == Finish.STOP).long()).clamp(min=1)[:, None]",
+           "end of sequence masked out of the loss", (BUFFER,)),
+    Mutant("eos-not-imitated", "lmgym/texts.py", "(position >= first) & (position < last)",
+           "(position >= first) & (position < last - 1)",
+           "end of a demonstration masked out of the loss",
+           ("tests/test_sft.py::test_the_loss_by_hand_over_padded_rows",)),
+    Mutant("bootstrap-of-ended-rows", ROLLOUT, "buffer.bootstrap *= outcome.truncated", "pass",
+           "rows that ended are bootstrapped", (BUFFER,)),
+    Mutant("bootstrap-one-early", ROLLOUT, 'if not last or env.on_limit == "truncate":', "if not last:",
+           "bootstrap read one token early", (BUFFER,)),
+    Mutant("reset-keeps-cache", ENV, "track.stale[rows] = True", "pass",
+           "reference of a reset row still reads the old text",
+           ("tests/test_env.py::test_reference_follows_rows_through_partial_resets",)),
+    # What is sampled is what is scored --------------------------------------------------------------------------------
+    Mutant("temperature-not-scored", POLICY, "logp = log_probs(logits, self.temperature, mask)",
+           "logp = log_probs(logits, 1.0, mask)",
+           "temperature forgotten in scoring", (AGREE,)),
+    Mutant("temperature-not-sampled", POLICY, "logp = log_probs(decoding.logits, self.temperature, allowed)",
+           "logp = log_probs(decoding.logits, 1.0, allowed)",
+           "temperature forgotten in sampling", ("tests/test_policy.py::test_sampling_follows_the_softmax",)),
+    Mutant("temperature-not-in-reference", MODELS,
+           "parts.append(chosen_log_probs(logits, part.tokens, self.temperature, part.action_mask))",
+           "parts.append(chosen_log_probs(logits, part.tokens, 1.0, part.action_mask))",
+           "temperature forgotten in the reference", (STEPPING,)),
+    Mutant("dropout-on", MODELS, "    model.eval()", "    return model.train() and None",
+           "dropout left on", ("tests/test_models.py::test_dropout_is_off_for_good",)),
+    Mutant("no-position-ids", MODELS, 'more["position_ids"] = position_ids', "pass",
+           "position ids not given",
+           ("tests/test_models.py::test_cached_decoding_and_one_pass_equal_the_plain_model",)),
+    Mutant("padding-on-the-right", ENV, "return self.prompt_ids[:, -width:], self.prompt_mask[:, -width:]",
+           "ids, mask = self.prompt_ids[:, -width:], self.prompt_mask[:, -width:]; "
+           "order = mask.long().argsort(dim=1, descending=True, stable=True); return ids.gather(1, order), "
+           "mask.gather(1, order)",
+           "prompts padded on the right", (STEPPING,)),
+    Mutant("off-by-one", MODELS, "input_ids = torch.cat([sequences.prompt_ids, sequences.tokens[:, :-1]], 1)",
+           "input_ids = torch.cat([sequences.prompt_ids[:, 1:], sequences.tokens], 1)",
+           "log-probabilities read one token late",
+           ("tests/test_models.py::test_cached_decoding_and_one_pass_equal_the_plain_model",)),
+    Mutant("mask-not-scored", POLICY, "mask = self._behaviour_mask(sequences, logits)",
+           "mask = torch.ones_like(logits, dtype=torch.bool)",
+           "action mask forgotten in scoring", (AGREE,)),
+    Mutant("truncation-not-scored", POLICY, "return sequences.behaviour_mask()", "return sequences.action_mask",
+           "top-k and top-p sampled but not scored",
+           ("tests/test_algorithms.py::test_truncated_sampling_is_scored_as_it_was_sampled",)),
+    Mutant("top-p-too-few", "lmgym/sampling.py", "kept &= probs.cumsum(-1) - probs < top_p",
+           "kept &= (probs.cumsum(-1) < top_p) | (torch.arange(probs.shape[-1]) == 0)",
+           "top-p leaves out the token that reaches it", ("tests/test_sampling.py",)),
+    Mutant("nlpo-unmasked", "agents/nlpo.py", "collect(masked, env, buffer", "collect(whole, env, buffer",
+           "NLPO samples without its mask",
+           ("tests/test_learner.py::test_nlpo_chooses_among_the_most_probable_alone",)),
+    Mutant("entropy-of-unmasked", POLICY, "entropy = -(probs * logp.masked_fill(~mask, 0.0)).sum(-1)",
+           "entropy = torch.distributions.Categorical(logits=logits.float() / self.temperature).entropy()",
+           "entropy of the distribution before masking",
+           ("tests/test_policy.py::test_entropy_and_log_probabilities_of_torch_distributions",)),
+    # Adapters and the reference ---------------------------------------------------------------------------------------
+    Mutant("reference-with-adapter", MODELS, "layer._disable_adapters = adapter is None",
+           "layer._disable_adapters = False",
+           "reference read with the policy's adapter on",
+           ("tests/test_models.py::test_a_fresh_adapter_is_the_base_exactly",)),
+    Mutant("wrong-reference", MODELS, "return self.lm.start(input_ids, attention_mask, self.adapter)",
+           "return self.lm.start(input_ids, attention_mask, None)",
+           "reference reads the prompt with another adapter",
+           ("tests/test_env.py::test_the_reference_is_the_adapter_that_it_is_told_to_be",)),
+    Mutant("reference-not-refreshed", ENV, "self.reference = replace(self.reference, adapter=adapter)",
+           "self.reference = replace(self.reference)",
+           "reference stays where it was when it is set anew",
+           ("tests/test_algorithms.py::test_after_a_refresh_the_policy_is_its_own_reference_and_goes_on",)),
+    Mutant("adapter-frozen-by-another", MODELS, "parameter.requires_grad_(True)", "parameter.requires_grad_(False)",
+           "adding an adapter freezes the one that is trained",
+           ("tests/test_models.py::test_what_is_trained_still_is_when_an_adapter_is_added",)),
+    Mutant("wrong-critic", POLICY, '_, hidden = self.lm.evaluate(sequences, "value")',
+           "_, hidden = self.lm.evaluate(sequences, self.adapter)",
+           "critic's adapter sampled with but not trained", (AGREE,)),
+    # Random numbers ---------------------------------------------------------------------------------------------------
+    Mutant("prompts-not-of-groups", ROLLOUT, "(self.seed, self.update, row // self.samples, 0)",
+           "(self.seed, self.update, row % self.samples, 0)",
+           "completions of a group get different prompts",
+           ("tests/test_rollout.py::test_samples_share_their_prompt_and_nothing_else",)),
+    Mutant("groups-share-numbers", ROLLOUT, "row // self.samples, 1 + row % self.samples)",
+           "0, 1 + row % self.samples)",
+           "all groups are sampled with the same random numbers",
+           ("tests/test_rollout.py::test_samples_share_their_prompt_and_nothing_else",)),
+    Mutant("same-numbers-again", ROLLOUT, "key = np.random.SeedSequence((self.seed, self.update,",
+           "key = np.random.SeedSequence((self.seed, 0,",
+           "every update is sampled with the same random numbers",
+           ("tests/test_rollout.py::test_streams_are_reproducible_and_differ",)),
+    # Returns and advantages -------------------------------------------------------------------------------------------
+    Mutant("gae-past-the-end", FUNCTIONAL, "next_values = torch.where(following, next_values, bootstrap[:, None])",
+           "pass", "GAE reads values past the end of a row",
+           ("tests/test_functional.py::test_gae_of_rows_of_different_length_equals_each_row_alone",)),
+    Mutant("gae-across-rows", FUNCTIONAL, "running = deltas[:, t] + gamma * lam * running",
+           "running = deltas[:, t] + gamma * lam * running.roll(1)",
+           "GAE runs across rows",
+           ("tests/test_functional.py::test_gae_of_rows_of_different_length_equals_each_row_alone",)),
+    Mutant("whiten-leaves-mean", FUNCTIONAL, "scaled if shift_mean else scaled + mean", "scaled + mean",
+           "advantages whitened without mean shift",
+           ("tests/test_functional.py::test_whiten_centres_and_scales_what_counts",)),
+    Mutant("whiten-shifts-rewards", "agents/ppo.py", "F.whiten(rewards, mask, shift_mean=False)",
+           "F.whiten(rewards, mask)",
+           "rewards whitened with mean shift", ("tests/test_algorithms.py::test_what_shapes_the_reward",)),
+    Mutant("whiten-over-padding", FUNCTIONAL, "mean = masked_mean(x, mask)", "mean = x.mean()",
+           "whitening counts padding",
+           ("tests/test_functional.py::test_whiten_centres_and_scales_what_counts",)),
+    Mutant("leave-one-in", FUNCTIONAL, "* (group / (group - 1))).flatten()", "* 1.0).flatten()",
+           "leave-one-out without its factor n/(n − 1)",
+           ("tests/test_functional.py::test_leave_one_out_is_the_return_less_the_mean_of_the_others",)),
+    Mutant("group-mean-over-wrong-axis", FUNCTIONAL, "centred = grouped - grouped.mean(1, keepdim=True)",
+           "centred = grouped - grouped.mean(0, keepdim=True)",
+           "group mean over the wrong axis", ("tests/test_functional.py::test_group_relative_by_hand",)),
+    Mutant("advantages-not-detached", "agents/a2c.py", "- old.advantages * new.logp -",
+           "- (old.returns - new.value) * new.logp -",
+           "advantages not detached from the critic",
+           ("tests/test_learner.py::test_the_critic_learns_from_its_own_loss_alone",)),
+    Mutant("critic-imitates-itself", "agents/ppo.py", "Batch.of(buffer, advantages, returns)",
+           "Batch.of(buffer, advantages)",
+           "critic's target is its own old value", ("tests/test_ppo.py::test_both_critics_learn",)),
+    # Losses -----------------------------------------------------------------------------------------------------------
+    Mutant("clip-on-wrong-side", FUNCTIONAL, "gain = torch.minimum(ratio", "gain = torch.maximum(ratio",
+           "clip on the wrong side", ("tests/test_functional.py::test_clipped_surrogate_on_both_sides",)),
+    Mutant("clip-swapped", FUNCTIONAL, "ratio.clamp(1 - clip, 1 + high)", "ratio.clamp(1 - high, 1 + clip)",
+           "clips above and below swapped", ("tests/test_functional.py::test_a_clip_that_is_higher_above",)),
+    Mutant("ratio-inverted", FUNCTIONAL, "    ratio = (logp - old_logp).exp()", "    ratio = (old_logp - logp).exp()",
+           "probability ratio inverted", ("tests/test_functional.py::test_clipped_surrogate_on_both_sides",)),
+    Mutant("ratio-always-one", "agents/ppo.py", "new.logp, old.logp, old.advantages, config.clip, dual",
+           "new.logp, new.logp.detach(), old.advantages, config.clip, dual",
+           "old log-probabilities taken anew at every step, so that nothing is clipped",
+           ("tests/test_learner.py::test_a_rollout_moves_no_action_much_beyond_the_clip",)),
+    Mutant("sequence-mean-is-token-mean", FUNCTIONAL,
+           "return mask / mask.sum(1, keepdim=True).clamp(min=1) / len(mask)",
+           "return mask / mask.sum().clamp(min=1)",
+           "mean over completions is a mean over tokens",
+           ("tests/test_functional.py::test_what_an_action_weighs",)),
+    Mutant("rloo-length-bias", "agents/rloo.py", "weigh=F.sequence_sum", "weigh=F.sequence_mean",
+           "RLOO's loss divided by the completion's length",
+           ("tests/test_algorithms.py::test_grpo_without_scaling_is_rloo",)),
+    Mutant("value-loss-min", FUNCTIONAL, "return torch.maximum((values", "return torch.minimum((values",
+           "smaller instead of larger value loss", ("tests/test_functional.py::test_clipped_value_loss",)),
+    Mutant("value-loss-sign", "agents/ppo.py", "policy_loss + config.value_coef * value_loss",
+           "policy_loss - config.value_coef * value_loss",
+           "value loss with the wrong sign", ("tests/test_ppo.py::test_both_critics_learn",)),
+    Mutant("entropy-sign", "agents/ppo.py", "- config.entropy_coef * new.entropy",
+           "+ config.entropy_coef * new.entropy",
+           "entropy bonus with the wrong sign", ("tests/test_learner.py::test_an_entropy_bonus_raises_the_entropy",)),
+    Mutant("k3-swapped", FUNCTIONAL, "k3 = torch.expm1(-log_ratio) + log_ratio",
+           "k3 = torch.expm1(log_ratio) - log_ratio",
+           "k3 loss of the inverse ratio", ("tests/test_functional.py::test_whose_gradient_a_kl_loss_has",)),
+    Mutant("kl-loss-sign", "agents/grpo.py", "loss = loss + env.kl_controller.beta * kl",
+           "loss = loss - env.kl_controller.beta * kl",
+           "GRPO's KL loss with the wrong sign",
+           ("tests/test_learner.py::test_kl_in_the_loss_draws_the_policy_to_its_reference",)),
+    # Preferences and imitation ----------------------------------------------------------------------------------------
+    Mutant("dpo-sign", FUNCTIONAL, "margin = beta * (chosen_log_ratio - rejected_log_ratio)",
+           "margin = beta * (rejected_log_ratio - chosen_log_ratio)",
+           "DPO's margin with the wrong sign", ("tests/test_functional.py::test_dpo_is_the_papers_formula",)),
+    Mutant("dpo-without-reference", "agents/dpo.py", "torch.where(texts.is_learned, logp - reference, 0.0)",
+           "torch.where(texts.is_learned, logp, 0.0 * reference)",
+           "DPO without its reference",
+           ("tests/test_algorithms.py::test_online_dpo_on_a_fixed_set_is_dpo",)),
+    Mutant("ranking-reversed", FUNCTIONAL, "return bradley_terry(scores[better], scores[worse])",
+           "return bradley_terry(scores[worse], scores[better])",
+           "ranking read from the worst to the best",
+           ("tests/test_functional.py::test_the_gradient_of_a_ranking_is_the_mean_over_its_pairs",)),
+    Mutant("reward-model-reads-pad", "lmgym/reward_model.py", "row + [pad] * (width - len(row))",
+           "row + [self.tokenizer.eos_token_id] * (width - len(row))",
+           "reward model read at the padding, which looks like an end of sequence",
+           ("tests/test_reward_model.py::test_padding_and_batching_change_nothing",)),
+    Mutant("reward-model-attends-pad", "lmgym/reward_model.py", "[0] * (width - len(row))", "[1] * (width - len(row))",
+           "reward model's mask counts padding",
+           ("tests/test_reward_model.py::test_the_score_is_read_at_the_last_token",)),
+    Mutant("reward-model-order", "lmgym/reward_model.py",
+           "return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]", "return torch.cat(parts)",
+           "scores given back in order of length",
+           ("tests/test_reward_model.py::test_padding_and_batching_change_nothing",)),
+    Mutant("prompt-imitated", "agents/sft.py", "return loss.view_as(tokens), texts.is_learned",
+           "return loss.view_as(tokens), texts.sequences.is_action",
+           "fine-tuning learns the prompt too",
+           ("tests/test_sft.py::test_the_loss_by_hand_over_padded_rows",)),
+    Mutant("distillation-reversed", "agents/distill.py", "kl = F.forward_kl(target, policy.log_probs(sequences))",
+           "kl = F.forward_kl(policy.log_probs(sequences), target)",
+           "distillation by KL(policy ‖ teacher)",
+           ("tests/test_learner.py::test_distillation_measures_the_kl_from_the_teacher",)),
+    Mutant("imitates-the-worst", FUNCTIONAL, ".sort(dim=1, descending=True, stable=True).indices[:, :keep]",
+           ".sort(dim=1, stable=True).indices[:, :keep]",
+           "expert iteration imitates the worst",
+           ("tests/test_functional.py::test_best_of_group_marks_the_best_rows",)),
+    # Around the algorithms --------------------------------------------------------------------------------------------
+    Mutant("last-minibatch-metrics", LEARNER, "value = value.detach().float()",
+           "value = value.detach().float(); self._sums.pop(name, 0); self._counts.pop(name, 0)",
+           "metrics of the last minibatch alone",
+           ("tests/test_ppo.py::test_metrics_are_masked_means_over_everything_added",)),
+    Mutant("metrics-count-padding", FUNCTIONAL, "return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)",
+           "return torch.where(mask, x, 0.0).sum() / mask.numel()",
+           "masked mean divided by all entries",
+           ("tests/test_functional.py::test_masked_mean_reads_only_what_counts",)),
+    Mutant("adaptive-kl-per-token", LEARNER, 'env.kl_controller.update(row["kl/sequence_nats"], buffer.rows)',
+           'env.kl_controller.update(row["kl/sequence_nats"] / row["tokens/mean"], buffer.rows)',
+           "β steered by KL per token instead of per completion",
+           ("tests/test_ppo.py::test_metrics_are_those_that_are_documented_and_are_true",)),
+    Mutant("last-rows-dropped", LEARNER, "generator=self.generator, device=self.device).split(size)",
+           "generator=self.generator, device=self.device)[: rows // size * size].split(size)",
+           "minibatches drop the last rows", ("tests/test_ppo.py::test_minibatches_hold_every_row_once",)),
+    Mutant("not-scheduled", "agents/ppo.py", "learner.schedule(update / config.updates)", "pass",
+           "learning rate never scheduled", ("tests/test_learner.py::test_every_algorithm_follows_the_schedule",)),
+    Mutant("gradients-add-up", LEARNER, "self.optimizer.zero_grad(set_to_none=True)", "pass",
+           "gradients of earlier steps added to the new one",
+           ("tests/test_learner.py::test_a_step_goes_down_its_own_loss_alone",)),
+    Mutant("average-forgets", LEARNER, "average.lerp_(parameter, 1 - self.config.ema_decay)",
+           "average.lerp_(parameter, self.config.ema_decay)",
+           "moving average of the parameters with the weights swapped",
+           ("tests/test_algorithms.py::test_the_moving_average_is_the_one_worked_out_by_hand",)),
+    Mutant("loss-on-padding", LEARNER, "torch.where(old.mask, part, 0.0) for part in", "part for part in",
+           "what stands behind the end reaches the gradient",
+           ("tests/test_learner.py::test_what_stands_behind_the_end_is_not_read",)),
+    # Stable-Baselines3 ------------------------------------------------------------------------------------------------
+    Mutant("sb3-kl-left-from-last-row", "agents/sb3.py", "self._running[dones] = 0.0", "pass",
+           "SB3's KL of a completion includes the one before",
+           ("tests/test_sb3.py::test_what_is_recorded_is_true_and_beta_is_steered",)),
+    Mutant("sb3-never-cut-off", "agents/sb3.py", 'info["TimeLimit.truncated"] = cut',
+           'info["TimeLimit.truncated"] = False',
+           "SB3 is not told that a row was cut off",
+           ("tests/test_sb3.py::test_it_equals_sb3s_own_vec_env_of_scalar_environments",)),
+    Mutant("sb3-next-observation", "agents/sb3.py",
+           "last = {key: x[row] for key, x in final.items()} if isinstance(final, dict) else final[row]",
+           "last = {key: x[row] for key, x in _arrays(observation).items()}",
+           "SB3's last observation is that of the next prompt",
+           ("tests/test_sb3.py::test_the_terminal_observation_is_the_whole_text",)),
+)  # fmt: skip
+
+
+# Copies ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def copy_of(source: Path) -> Iterator[Path]:
+    """A folder with the source, compiled files and all, in which a bug may be planted."""
+    with tempfile.TemporaryDirectory(prefix="lmgym-mutant-") as folder:
+        copy = Path(folder) / "copy"
+        copy.mkdir()
+        for name in COPIED:
+            shutil.copytree(source / name, copy / name)
+        for name in COPIED_FILES:
+            shutil.copy2(source / name, copy / name)
+        yield copy
+
+
+def planted(mutant: Mutant, root: Path) -> tuple[str, int]:
+    """The file's source with the bug in it, and the number of the line, from 1.
+
+    Raises:
+        ValueError: the line is not there, or not once, or the bug takes more than a line.
+    """
+    source = (root / mutant.file).read_text(encoding="utf-8")
+    count = source.count(mutant.old)
+    if count != 1:
+        raise ValueError(
+            f"{mutant.name}: {mutant.old!r} occurs {count} times in {mutant.file}, and must once: the line was "
+            "changed, so say in tests/mutants.py where the bug is to be planted now"
+        )
+    if "\n" in mutant.old + mutant.new or mutant.old == mutant.new:
+        raise ValueError(f"{mutant.name}: old and new must be two different parts of one line")
+    changed = source.replace(mutant.old, mutant.new)
+    compile(changed, mutant.file, "exec")
+    return changed, source[: source.index(mutant.old)].count("\n") + 1
+
+
+def plant(mutant: Mutant, copy: Path) -> None:
+    """Plants the bug in a copy."""
+    path = copy / mutant.file
+    path.write_text(planted(mutant, copy)[0], encoding="utf-8")
+    # A compiled file is known by its second and its size, and both may be the old ones.
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+        compiled.unlink()
+
+
+def where(mutant: Mutant) -> str:
+    """File and function of a planted bug."""
+    _, line = planted(mutant, ROOT)
+
+    def names(node: ast.AST) -> list[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef)) and child.lineno <= line <= (child.end_lineno or 0):
+                return [child.name, *names(child)]
+        return []
+
+    return f"{mutant.file}: {'.'.join(names(ast.parse((ROOT / mutant.file).read_text(encoding='utf-8'))))}"
+
+
+# Runs --------------------------------------------------------------------------------------------------------------
+
+# Test processes are forked from one that has these loaded already: half of the time of the gate.
+LOADED = ("pytest", "torch", "peft", "transformers.models.gpt2.modeling_gpt2", "gymnasium", "stable_baselines3")
+
+
+class Recorder:
+    """A pytest plugin that says which test failed first, and that it was the copy that was tested."""
+
+    def __init__(self, copy: Path):
+        self.copy = copy
+        self.found: dict[str, str] = {}
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.found.setdefault("broken", str(report.longrepr)[-2000:])
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and "test" not in self.found:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            message = crash.message if crash else str(report.longrepr)[-300:]
+            self.found |= {"test": report.nodeid, "message": (message.splitlines() or [""])[0][:200]}
+
+    def pytest_sessionfinish(self) -> None:
+        for name in ("lmgym", "agents"):
+            file = getattr(sys.modules.get(name), "__file__", None)
+            if file is not None and self.copy.resolve() not in Path(file).resolve().parents:
+                self.found["broken"] = f"{name} was imported from {file}, not from the copy"
+
+
+def _pytest(copy: Path, arguments: Sequence[str], pipe: Any) -> None:
+    """The body of a test process: like `PYTHONPATH=copy pytest ...` in the copy."""
+    log = os.open(copy / "pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)  # for the processes that tests start
+    sys.path[:] = [str(copy), *(p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "tests"))]
+    import pytest
+
+    recorder = Recorder(copy)
+    flags = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    status = pytest.main([*flags, *arguments], plugins=[recorder])
+    pipe.send(recorder.found | {"status": int(status)})
+
+
+def run_tests(copy: Path, arguments: Sequence[str], timeout: float = 1200.0) -> dict[str, str]:
+    """Runs pytest on a copy; returns "test" and "message" of the first failure, or neither.
+
+    Raises:
+        ValueError: there are no such tests, they did not end, or something else than the copy was tested.
+    """
+    context = multiprocessing.get_context("forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_pytest, args=(copy, arguments, sender))
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv() if receiver.poll(timeout) else {"status": f"no answer after {timeout:.0f} s"}
+    except EOFError:
+        found = {"status": "no answer: the process died"}
+    process.join(10)
+    process.kill()
+    process.join()
+    if "broken" in found or found["status"] not in (0, 1):
+        log = (copy / "pytest.log").read_text(encoding="utf-8", errors="replace")
+        raise ValueError(f"pytest {shlex.join(arguments)}: {found.get('broken', found['status'])}\n{log[-3000:]}")
+    return found
+
+
+class Found(NamedTuple):
+    """What became of a mutant.
+
+    Attributes:
+        test: the test that failed first; empty where none did.
+        message: the first line of its complaint, or why the mutant counts as a survivor.
+        caught: whether an assertion failed.
+        seconds: how long it took.
+        expected: whether it was one of the tests that the table names.
+    """
+
+    test: str
+    message: str
+    caught: bool
+    seconds: float
+    expected: bool = True
+
+
+def judge(mutant: Mutant, template: Path) -> Found:
+    """Plants one bug in a copy and runs the tests that should see it, then all others if they do not."""
+    began = time.monotonic()
+    with copy_of(template) as copy:
+        plant(mutant, copy)
+        for expected, arguments in [*((True, tests) for tests in mutant.tests), (False, f"--ignore {NOT_A_JUDGE}")]:
+            found = run_tests(copy, shlex.split(arguments))
+            if "test" in found:
+                if not expected and "test" in run_tests(template, [found["test"]]):
+                    raise ValueError(f"{found['test']} fails without any planted bug")
+                # "Failed" is what pytest.fail and pytest.raises raise.
+                asserted = found["message"].startswith(("AssertionError", "assert ", "Failed"))
+                message = found["message"] if asserted else f"it only crashes: {found['message']}"
+                return Found(found["test"], message, asserted, time.monotonic() - began, expected)
+    return Found("", "survives", False, time.monotonic() - began)
+
+
+def check_baseline(mutants: Sequence[Mutant], template: Path) -> None:
+    """Without a bug, the same tests pass: else their failure would say nothing. Leaves compiled files behind.
+
+    Raises:
+        ValueError: one fails.
+    """
+    entries = sorted({tests for mutant in mutants for tests in mutant.tests})
+    together = sorted({argument for entry in entries if "-k" not in entry for argument in shlex.split(entry)})
+    for arguments in [together, *(shlex.split(entry) for entry in entries if "-k" in entry)]:
+        found = run_tests(template, arguments) if arguments else {}
+        if "test" in found:
+            raise ValueError(f"{found['test']} fails without any planted bug: {found['message']}")
+
+
+# The table ---------------------------------------------------------------------------------------------------------
+
+
+def rows_of_page() -> list[tuple[str, str, str]]:
+    """Planted bug, where, and caught by, as the page has them."""
+    text = PAGE.read_text(encoding="utf-8")
+    lines = text[text.index(BEGIN) : text.index(END)].splitlines()
+    cells = [[cell.strip().strip("`") for cell in line.strip("|").split(" | ")] for line in lines if "|" in line]
+    return [(bug, place, test) for bug, place, test in cells[2:]]
+
+
+def write_page(found: Sequence[tuple[Mutant, Found]]) -> None:
+    """Puts the table between its markers."""
+    text = PAGE.read_text(encoding="utf-8")
+    lines = ["| planted bug | where | caught by |", "|---|---|---|"]
+    lines += [f"| {m.bug} | `{where(m)}` | `{one.test.removeprefix('tests/')}` |" for m, one in found]
+    before, after = text.index(BEGIN) + len(BEGIN), text.index(END)
+    PAGE.write_text(text[:before] + "\n\n" + "\n".join(lines) + "\n\n" + text[after:], encoding="utf-8")
+
+
+def show(found: Sequence[tuple[Mutant, Found]], console: Console) -> None:
+    """Prints what became of each."""
+    table = Table(*(Column(name, overflow="fold") for name in ("planted bug", "where", "caught by", "s")))
+    for mutant, one in found:
+        note = "" if one.expected or not one.caught else " (not one of those that its entry names)"
+        verdict = escape(one.test.removeprefix("tests/") + note if one.caught else f"{one.message} {one.test}")
+        verdict = verdict if one.caught else f"[red]{verdict}[/red]"
+        table.add_row(f"{mutant.name}\n[dim]{mutant.bug}[/dim]", where(mutant), verdict, f"{one.seconds:.0f}")
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the gate; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run these alone")
+    parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="how many at a time")
+    options = parser.parse_args(arguments)
+    chosen = [m for m in MUTANTS if not options.only or m.name in options.only]
+    if options.only and (unknown := set(options.only) - {m.name for m in chosen}):
+        parser.error(f"no mutants named {sorted(unknown)}: choose from {', '.join(m.name for m in MUTANTS)}")
+    if options.write and options.only:
+        parser.error("--write writes the whole table, so leave --only out")
+    console, began = Console(), time.monotonic()
+    for mutant in chosen:
+        planted(mutant, ROOT)  # before any test runs: a table that no longer fits is told at once
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(LOADED))
+
+    with copy_of(ROOT) as template, ThreadPoolExecutor(options.jobs) as pool:
+        check_baseline(chosen, template)
+        console.print(f"{len(chosen)} planted bugs; without any, their tests pass ({time.monotonic() - began:.0f} s)")
+
+        def one(mutant: Mutant) -> tuple[Mutant, Found]:
+            found = judge(mutant, template)
+            what = found.test if found.caught else f"{found.message} {found.test}"
+            console.print(f"{mutant.name}: {what} ({found.seconds:.0f} s)", markup=False, soft_wrap=True)
+            return mutant, found
+
+        found = list(pool.map(one, chosen))
+    show(found, console)
+    lost = [mutant.name for mutant, result in found if not result.caught]
+    console.print(
+        f"{len(found) - len(lost)} of {len(found)} planted bugs make a default test fail, in "
+        f"{time.monotonic() - began:.0f} s" + (f"; these do not: {', '.join(lost)}" if lost else "")
+    )
+    if options.write and not lost:
+        write_page(found)
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

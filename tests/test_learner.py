@@ -1,0 +1,176 @@
+"""What every algorithm's steps have in common: which loss they go down, by which rate, and what may not reach it."""
+
+import re
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from test_ppo import Run, make, perturb
+from torch import Tensor
+
+from agents import a2c, distill, dpo, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo
+from agents.learner import Learner, LearnerConfig
+from lmgym import Policy, Prompt, RolloutBuffer, Stream, collect
+from lmgym.exact import enumerate_tree
+from lmgym.models import Sequences
+from lmgym.policy import Evaluation
+from lmgym.preferences import Comparison
+from lmgym.testing import TablePolicy
+
+ON_POLICY = [a2c, grpo, nlpo, ppo, reinforce, rloo]
+
+
+def name_of(value: Any) -> str:
+    return value.__name__.split(".")[1] if isinstance(value, ModuleType) else re.sub(r"\W+", "-", str(value)).strip("-")
+
+
+def zero(prompts: Any, completions: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def train(module: ModuleType, run: Run, *arguments: Any, **config: Any) -> list[dict[str, float]]:
+    return list(module.train(run.policy, run.env, run.learner, module.Config(**config), *arguments))
+
+
+def first_gradient(module: ModuleType, run: Run, **config: Any) -> list[Tensor]:
+    """Of the first loss that an algorithm steps down from, for each trained parameter."""
+    found: list[list[Tensor]] = []
+
+    def step(loss: Tensor) -> None:
+        parts = torch.autograd.grad(loss, run.learner.parameters, allow_unused=True, materialize_grads=True)
+        found.append(list(parts))
+
+    run.learner.step = step
+    train(module, run, updates=1, **config)
+    return found[0]
+
+
+@pytest.mark.parametrize("module", [*ON_POLICY, distill, dpo, expert_iteration, online_dpo], ids=name_of)
+def test_every_algorithm_follows_the_schedule(module: ModuleType) -> None:
+    run = make(rows=8, kl="none", optimizer=LearnerConfig(lr=1e-3, warmup=0.0, schedule="linear"))
+    pairs = [Comparison("a", ("b", "c"))] * 4
+    if module is dpo:
+        rows = train(module, run, pairs, minibatch_pairs=1)
+    else:
+        rows = train(module, run, *([run.policy] if module is distill else []), updates=4)
+    assert [row["optimizer/lr"] for row in rows] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_a_step_goes_down_its_own_loss_alone() -> None:
+    parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    one = Learner([parameter], LearnerConfig(max_grad_norm=0.0))
+    for slope in ([100.0, -3.0], [1.0, 5.0]):
+        one.step((parameter * torch.tensor(slope)).sum())
+        assert parameter.grad is not None
+        assert parameter.grad.tolist() == slope
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [*((module, {}) for module in ON_POLICY), (grpo, {"kl_loss": "k2"}), (ppo, {"kl_loss": "ratio_k3"})],
+    ids=name_of,
+)
+def test_what_stands_behind_the_end_is_not_read(
+    module: ModuleType, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where it is −∞, as the log-probability of the padding is that no policy may choose."""
+
+    def gradient(spoil: bool) -> Tensor:
+        run = make(rows=32, kl="none")
+        perturb(run.policy)
+        evaluate = run.policy.evaluate
+
+        def spoiled(sequences: Sequences) -> Evaluation:
+            behind = ~sequences.is_action
+            assert behind.any()
+            return Evaluation(*(torch.where(behind, part - torch.inf, part) for part in evaluate(sequences)))
+
+        monkeypatch.setattr(run.policy, "evaluate", spoiled if spoil else evaluate)
+        return torch.cat([part.flatten() for part in first_gradient(module, run, **config)])
+
+    clean = gradient(spoil=False)
+    assert float(clean.norm()) > 1e-4
+    torch.testing.assert_close(gradient(spoil=True), clean)
+
+
+@pytest.mark.parametrize("module", [a2c, ppo, nlpo], ids=name_of)
+def test_the_critic_learns_from_its_own_loss_alone(module: ModuleType) -> None:
+    """An advantage is a number: what the policy makes of it tells the critic nothing."""
+    run = make(rows=32)
+    perturb(run.policy)
+    heads = {id(p) for p in run.policy.value_head.parameters()}
+    for coefficient, learns in ((0.0, False), (0.5, True)):
+        gradients = first_gradient(module, run, value_coef=coefficient)
+        of_head = [g for g, p in zip(gradients, run.learner.parameters, strict=True) if id(p) in heads]
+        assert len(of_head) == 2
+        assert any(bool(g.any()) for g in of_head) is learns
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [(ppo, {"minibatch_rows": 0}), (a2c, {}), (rloo, {}), (reinforce, {})],
+    ids=name_of,
+)
+def test_an_entropy_bonus_raises_the_entropy(module: ModuleType, config: dict[str, Any]) -> None:
+    """With nothing else to gain."""
+    run = make(rows=32, kl="none", score=zero, optimizer=LearnerConfig(lr=5e-3, warmup=0.0))
+    perturb(run.policy)
+    rows = train(module, run, updates=6, entropy_coef=1.0, **config)
+    assert rows[-1]["policy/entropy_nats"] > rows[0]["policy/entropy_nats"] + 0.02
+
+
+@pytest.mark.parametrize(
+    ("module", "estimator"),
+    [(grpo, "k3"), (grpo, "ratio_k3"), (grpo, "k2"), (ppo, "ratio_k3"), (ppo, "k2")],
+    ids=name_of,
+)
+def test_kl_in_the_loss_draws_the_policy_to_its_reference(module: ModuleType, estimator: str) -> None:
+    """With nothing else to gain."""
+    run = make(rows=64, kl="none", score=zero, beta=1.0, optimizer=LearnerConfig(lr=5e-3, warmup=0.0))
+    perturb(run.policy)
+    rows = train(module, run, updates=6, minibatch_rows=0, kl_loss=estimator)
+    assert rows[-1]["kl/token_k3_nats"] < 0.7 * rows[0]["kl/token_k3_nats"]
+
+
+def test_a_rollout_moves_no_action_much_beyond_the_clip() -> None:
+    """However often it is gone over: what the clip holds back is measured from the policy that acted."""
+    run = make(rows=64, kl="none", max_new_tokens=1, critic="none")
+    trees = [enumerate_tree(run.env, Prompt(letter)) for letter in "abcd"]
+    policy = TablePolicy.of(run.env, trees, "none")
+    buffer = collect(policy, run.env, RolloutBuffer.like(run.env), Stream(0, 0))
+    one = Learner(policy.parameters(), LearnerConfig(lr=0.002, warmup=0.0, schedule="constant"))
+    settings = ppo.Config(
+        updates=1, epochs=200, minibatch_rows=0, lam=1.0, value_coef=0.0, whiten_advantages=False, target_kl=0.0
+    )
+    list(ppo.train(policy, run.env, one, settings))
+    ratio = (policy.evaluate(buffer.sequences).logp.detach() - buffer.logp).exp()
+    best = buffer.score == buffer.score.max()
+    print(ratio[best].max(), ratio.max(), ratio.min())
+    assert float(buffer.score.min()) >= 0, "nothing is pushed down"
+    assert 1.15 < float(ratio[buffer.is_action].max()) < 1.35
+
+
+def test_nlpo_chooses_among_the_most_probable_alone() -> None:
+    """And scores under the mask that it chose under: where one token is left, it is certain."""
+    run = make(rows=64)
+    perturb(run.policy)
+    some, one = (train(nlpo, run, updates=2, mask_top_p=top_p, mask_refresh=1) for top_p in (0.6, 1e-6))
+    assert all(row["policy/ratio_deviation"] < 1e-5 for row in some + one)
+    assert all(row["policy/entropy_nats"] > 0.01 for row in some)
+    assert all(abs(row["policy/entropy_nats"]) < 1e-6 for row in one)
+
+
+def test_distillation_measures_the_kl_from_the_teacher() -> None:
+    """By torch, on the teacher's own tokens: a mean over them."""
+    run = make(rows=32, critic="none", kl="none")
+    run.policy.lm.add_adapter("teacher", rank=16, alpha=32)
+    teacher = Policy(run.policy.lm, "teacher", critic="none")
+    perturb(teacher)
+    (row,) = train(distill, run, teacher, updates=1)
+    fresh = make(rows=32, critic="none", kl="none")
+    buffer = collect(teacher, run.env, RolloutBuffer.like(run.env), Stream(0, 0))
+    of_teacher, of_policy = (p.log_probs(buffer.sequences).detach() for p in (teacher, fresh.policy))
+    Categorical = torch.distributions.Categorical
+    kl = torch.distributions.kl_divergence(Categorical(logits=of_teacher), Categorical(logits=of_policy))
+    assert row["distill/kl_nats"] == pytest.approx(float(kl[buffer.is_action].mean()), rel=1e-4)
