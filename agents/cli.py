@@ -150,7 +150,7 @@ def _train(argv: Sequence[str]) -> int:
     algorithm = Algorithm(stage, module, wanted.rl.config, wanted.rl.rl)
     setting = _setting(wanted, wanted.reward, wanted.preferences_file)
     if wanted.teacher:
-        setting = replace(setting, teacher=_teacher(wanted.teacher, wanted))
+        setting = replace(setting, teacher=_teacher(wanted.teacher, wanted, algorithm.rl.temperature))
     about = {**_plain(wanted), "task": setting.task.name, "model": setting.lm.name}
     own = about.pop("rl")
     about["options"] |= {stage: own["rl"] | own["config"]}
@@ -554,7 +554,7 @@ def _policy(lm: "LanguageModel", folder: str | None, temperature: float) -> "Pol
     return Policy.load(lm, folder, temperature) if folder else Policy(lm, None, temperature, "none")
 
 
-def _teacher(folder: str, wanted: Any) -> "Policy":
+def _teacher(folder: str, wanted: Any, temperature: float) -> "Policy":
     """The trained policy of a finished run, on that run's fine-tuned model."""
     from pathlib import Path
 
@@ -563,7 +563,7 @@ def _teacher(folder: str, wanted: Any) -> "Policy":
     run = Path(folder)
     if not (run / "policy" / "adapter_config.json").is_file():
         raise ValueError(f"no teacher in {folder!r}: it must be the folder of a finished run, with `sft` and `policy`")
-    return Policy.load(_load(str(run / "sft"), wanted), run / "policy")
+    return Policy.load(_load(str(run / "sft"), wanted), run / "policy", temperature)
 
 
 def _check_numbers(options: Any) -> None:

@@ -242,12 +242,12 @@ def draw() -> None:
         if page.is_file():
             change, shares, times, kl = summary(found[name])
             note = f" ({SETTINGS[name].note})" if SETTINGS[name].note else ""
-            line = (
-                f"<!-- measured -->Measured on Arithmetic{note}: exact answers {change} (seeds 0 to 2: {shares}), "
-                f"processor seconds to {GOAL}: {times}; KL {kl} nats an answer. All figures: [README.md](README.md)."
+            write_between(
+                page,
+                "measured",
+                f"Measured on Arithmetic{note}: exact answers {change} (each seed: {shares}), processor seconds to "
+                f"{GOAL}: {times}; KL {kl} nats an answer. [All figures](README.md#measured).",
             )
-            before, _, after = page.read_text(encoding="utf-8").partition("<!-- measured -->")
-            page.write_text(f"{before}{line}\n{after.partition(chr(10))[2]}", encoding="utf-8")
     table = [
         f"| algorithm | exact answers | seeds 0, 1, 2 | seconds to {GOAL} | KL, nats | settings |",
         "|---|---|---|---|---|---|",
@@ -263,12 +263,14 @@ def draw() -> None:
         f"`python -m benchmarks.algorithms`, {ROWS} completions a rollout, 1,024 held-out sums, at most {SECONDS:.0f} "
         f"processor seconds a run; {'; '.join(machines)}; revision {', '.join(revisions)}."
     )
-    index = PAGES / "README.md"
-    text = index.read_text(encoding="utf-8")
-    head, rest = text.split("<!-- table:begin -->")
-    tail = rest.split("<!-- table:end -->")[1]
-    body = "\n".join(table)
-    index.write_text(f"{head}<!-- table:begin -->\n{body}\n<!-- table:end -->{tail}", encoding="utf-8")
+    write_between(PAGES / "README.md", "table", "\n".join(table))
+
+
+def write_between(page: Path, name: str, body: str) -> None:
+    """Puts a text between the two markers of a page, which stand on lines of their own."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name}:begin -->")
+    _, _, after = rest.partition(f"<!-- {name}:end -->")
+    page.write_text(f"{before}<!-- {name}:begin -->\n\n{body}\n\n<!-- {name}:end -->{after}", encoding="utf-8")
 
 
 def main() -> None:

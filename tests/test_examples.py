@@ -8,12 +8,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+ALL_BUT_ONE = (
+    "seed", "lr", "metrics", "gradient", "order", "split", "mask", "length", "stop", "optimum",
+)  # fmt: skip
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 
 
 def test_there_is_something_to_run() -> None:
     assert len(BLOCKS) >= 3
-    assert len(EXAMPLES) >= 5
+    assert len(EXAMPLES) >= 8
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -22,13 +25,22 @@ def test_readme_block(number: int) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example(
+    path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the pictures go
     # Fewer updates than a reader would run: here the question is whether it runs.
     short = {
         "02": {"updates": 2, "rows": 8},
         "03": {"updates": 2, "rows": 32},
         "04": {"updates": 1},
         "05": {"steps": 256},
+        "06": {"rollouts": 2, "updates": 1},
+        "07": {"updates": 2, "rows": 8},
+        "08": {"updates": 2, "skip": ALL_BUT_ONE},
     }
     runpy.run_path(str(path))["main"](**short.get(path.stem[:2], {}))
-    assert capsys.readouterr().out.strip()
+    printed = capsys.readouterr().out.strip()
+    assert printed
+    for picture in re.findall(r"runs/examples/\w+\.png", printed):
+        assert (tmp_path / picture).stat().st_size > 10_000

@@ -1,0 +1,99 @@
+"""Reward hacking: a policy that is paid by a learned reward model, with and without a price on KL to the reference.
+
+The reward model is the proxy. It was trained on reviews, and orders about 85 % of pairs of reviews rightly. The gold
+score is a rule (positive sentences less negative ones; what is no sentence, or was said before, counts nothing) that
+the policy is not paid by. Both runs have the same start, seed and learning rate; only β differs.
+
+python examples/07_reward_hacking.py    # draws runs/examples/07_reward_hacking.png
+"""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import torch
+
+import lmgym
+from agents import reinforce
+from agents.learner import Learner, LearnerConfig
+from lmgym.tasks import Sentiment
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+Curve = list[tuple[float, float, float]]
+"""KL in nats per completion, proxy, gold, after each update."""
+
+
+def train(beta: float, updates: int, rows: int, seed: int) -> tuple[Curve, list[str]]:
+    """Trains against the built-in reward model; returns the curve, and completions of held-out prompts."""
+    lm = lmgym.load("tiny")
+    lm.add_adapter("policy", seed=seed)
+    policy = lmgym.Policy(lm, critic="none")
+    task = Sentiment(lmgym.RewardModel.load("tiny-reward"))
+    env = lmgym.TokenVectorEnv(
+        rows, task=task, model=lm, max_prompt_tokens=40, max_new_tokens=48, kl="sampled", beta=beta
+    )
+    # A learning rate at which two dozen updates go as far as thousands of careful ones would.
+    learner = Learner(policy.parameters(), LearnerConfig(lr=1e-2, schedule="constant"), seed)
+    curve: Curve = []
+    for metrics in reinforce.train(policy, env, learner, reinforce.Config(updates=updates)):
+        gold = sum(task.gold(env.prompts, env.completions())) / rows
+        curve.append((metrics["kl/sequence_nats"], metrics["score/mean"], gold))
+    test = lmgym.TokenVectorEnv(
+        4, task=task, model=lm, split="test", max_prompt_tokens=40, max_new_tokens=48, kl="none"
+    )
+    lmgym.collect(policy, test, lmgym.RolloutBuffer.like(test), lmgym.Stream(seed, 0))
+    judged = zip(test.prompts, test.completions(), task.score(test.prompts, test.completions()), strict=True)
+    return curve, [
+        f"proxy {score:+.1f}, gold {task.gold([p], [c])[0]:+.1f}: {p.text} |{c.text}" for p, c, score in judged
+    ]
+
+
+def draw(curves: dict[float, Curve], path: Path) -> None:
+    figure, panels = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+    for beta, curve in curves.items():
+        kl, *scores = zip(*curve, strict=True)
+        distance = [max(0.0, nats) ** 0.5 for nats in kl]  # the KL of the first update is 0 but for rounding
+        for axes, score in zip(panels, scores, strict=True):
+            axes.plot(distance, score, marker=".", linewidth=0.8, label=f"β = {beta:g}")
+            axes.plot(distance[-1], score[-1], marker="o", color=axes.lines[-1].get_color())
+    panels[0].set(ylabel="proxy: the reward model's score", title="What is paid for, and what is wanted")
+    panels[1].set(
+        ylabel="gold score (best: 1)", xlabel="√KL to the reference, √nats per completion; a large dot: the end"
+    )
+    panels[0].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(updates: int = 40, rows: int = 64, seed: int = 0) -> dict[float, Curve]:
+    torch.set_num_threads(1)
+    curves: dict[float, Curve] = {}
+    for beta in (0.0, 0.1):
+        curves[beta], texts = train(beta, updates, rows, seed)
+        moments = {
+            "at the start": curves[beta][0],
+            "where gold is best": max(curves[beta], key=lambda point: point[2]),
+            "where the proxy is best": max(curves[beta], key=lambda point: point[1]),
+            "in the last five updates": [sum(column) / len(column) for column in zip(*curves[beta][-5:], strict=True)],
+        }
+        print(f"β = {beta:g}")
+        for when, (kl, proxy, gold) in moments.items():
+            print(f"    {when:25} proxy {proxy:5.2f}  gold {gold:5.2f}  KL {kl:4.0f} nats")
+        print(*(f"    {text}" for text in texts), sep="\n")
+    path = Path("runs/examples/07_reward_hacking.png")
+    draw(curves, path)
+    print(f"\nLook at {path}: where do the two scores part? With β = 0 both rise at first. Then gold")
+    print(
+        "comes down while the proxy goes on up; in the end it comes down too. The policy writes what the reward model"
+    )
+    print(
+        "likes and no reader would. With β > 0 it stays near the texts that the reward model knows, and gold keeps what"
+    )
+    print("it gained. Whoever chose by the proxy would take β = 0.")
+    return curves
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Break it and watch: REINFORCE on `lmgym` alone, three bugs that are easily made, and what notices them.
+
+score on every token    the score is paid at each token, not at the last alone: longer texts earn more
+EOS out of the loss     the end of sequence is taken for padding: stopping is learned only by unlearning all else
+padding is read         the loss forgets which columns are padding, and scores tokens in another context
+
+python examples/08_break_it_and_watch.py    # draws runs/examples/08_break_it_and_watch.png
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+import lmgym
+from lmgym.tasks import Split
+from lmgym.testing import check_algorithm
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def early(prompt: str, completion: lmgym.Completion) -> float:
+    return (prompt[0] in "ab") * (1.0 if completion.tokens == 2 else 0.5)
+
+
+BUGS: dict[str, Any] = {  # the metric that shows it, and the score under which it does
+    "score on every token": ("tokens", "any text scores 1", lambda prompt, c: 1),
+    "EOS out of the loss": ("score", "after a or b: one letter 1, more ½", early),
+    "padding is read": ("score", "the prompt's first letter: 1", lambda prompt, c: c.text[:1] == prompt[0]),
+}
+SKIP = ("seed", "lr", "metrics", "order", "split", "mask", "optimum")
+
+
+def reinforce(
+    policy: Any, env: lmgym.TokenVectorEnv, *, seed: int, lr: float, updates: int, bug: str = ""
+) -> Iterator[dict[str, float]]:
+    """The right loop, and three ways to get it wrong."""
+    buffer = lmgym.RolloutBuffer.like(env)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
+    for update in range(updates):
+        lmgym.collect(policy, env, buffer, lmgym.Stream(seed, update))
+        rewards, learned, sequences = buffer.rewards, buffer.is_action, buffer.sequences
+        if bug == "score on every token":
+            rewards = torch.where(learned, rewards - buffer.at_last(buffer.score) + buffer.score[:, None], 0.0)
+        if bug == "EOS out of the loss":
+            learned = learned & (buffer.tokens != env.model.eos_ids[0])
+        if bug == "padding is read":
+            sequences = replace(sequences, prompt_mask=torch.ones_like(sequences.prompt_mask))
+        returns = rewards.flip(1).cumsum(1).flip(1)
+        advantages = returns - returns[buffer.is_action].mean()
+        logp = policy.evaluate(sequences).logp
+        loss = -torch.where(learned, advantages * logp, 0.0).sum() / buffer.rows
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield {"score": float(buffer.score.mean()), "tokens": float(buffer.is_action.sum(1).float().mean())}
+
+
+class Letters(lmgym.Task):
+    """After two to five letters, write some: a score for each bug to show itself with."""
+
+    name, best = "letters", 1.0
+
+    def __init__(self, rule: Callable[[str, lmgym.Completion], float]):
+        self.rule = rule
+
+    def sample(self, rng: np.random.Generator, split: Split = "train") -> lmgym.Prompt:
+        return lmgym.Prompt("".join(rng.choice(list("abcd"), rng.integers(2, 6))))
+
+    def score(self, prompts: Any, completions: Any) -> list[float]:
+        return [float(self.rule(p.text, c)) for p, c in zip(prompts, completions, strict=True)]
+
+
+def curve(task: Letters, metric: str, updates: int, bug: str) -> list[float]:
+    lm = lmgym.load("probe")
+    lm.add_adapter("policy", rank=16, alpha=32)
+    env = lmgym.TokenVectorEnv(128, task=task, model=lm, max_prompt_tokens=5, max_new_tokens=6, kl="none")
+    rows = reinforce(lmgym.Policy(lm, critic="none"), env, seed=0, lr=1e-2, updates=updates, bug=bug)
+    return [row[metric] for row in rows]
+
+
+def failures(bug: str, skip: Sequence[str]) -> list[str]:
+    """The lines of `check_algorithm`'s table that fail."""
+    try:
+        check_algorithm(partial(reinforce, bug=bug), skip=skip, show=False)
+    except AssertionError as error:
+        return [" ".join(line.split()) for line in str(error).splitlines() if line.startswith("FAIL")]
+    return ["nothing fails"]
+
+
+def main(updates: int = 80, skip: Sequence[str] = SKIP) -> None:
+    torch.set_num_threads(1)
+    print("without a bug:", *failures("", skip))
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axes, (bug, (metric, what, rule)) in zip(panels, BUGS.items(), strict=True):
+        right, wrong = (curve(Letters(rule), metric, updates, which) for which in ("", bug))
+        axes.plot(right, label="right")
+        axes.plot(wrong, label=bug)
+        axes.set(title=what, xlabel="update", ylabel={"tokens": "tokens per completion", "score": "mean score"}[metric])
+        axes.set_ylim((0, 7) if metric == "tokens" else (0, 1.1))
+        axes.legend(frameon=False)
+        print(f"{bug}: {metric} {wrong[0]:.2f} -> {wrong[-1]:.2f}; without the bug {right[0]:.2f} -> {right[-1]:.2f}")
+        print(*(f"    {line}" for line in failures(bug, skip)), sep="\n")
+    path = Path("runs/examples/08_break_it_and_watch.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    print(f"\nLook at {path}. Each broken run runs through and prints plausible numbers: but for the")
+    print("right one beside it, nobody would know. Then give the EOS bug a kinder score, `c.tokens == 2` after any")
+    print("prompt. The policy learns to stop all the same, for with every other token pushed down nothing else is")
+    print("left; the table finds its gradient wrong whatever the score.")
+
+
+if __name__ == "__main__":
+    main()

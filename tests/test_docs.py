@@ -1,0 +1,165 @@
+"""The pages in docs/algorithms say what the code says: quoted lines, options, settings, metrics and links.
+
+A page that quotes a line, a default or a metric goes out of date silently; here it does so loudly.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+import textwrap
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import lmgym.preferences
+from agents import algorithms, cli, pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "algorithms"
+NAMES = (*algorithms.BUILT_IN, "sft", "reward_model")
+PAGES = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in NAMES}
+INDEX = (FOLDER / "README.md").read_text(encoding="utf-8")
+OPTIONS = {"sft": pipeline.SFTOptions, "reward_model": pipeline.RewardOptions}
+"""The options of the stages that are no RL algorithms."""
+LOGGED = {"gold/mean"}
+"""Metrics that a run logs beside the algorithm's own."""
+
+
+def section(page: str, title: str) -> str:
+    """What stands under a heading of the second level."""
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+    assert found, f"no section {title!r}"
+    return found[1]
+
+
+def quotes(page: str) -> list[tuple[str, str]]:
+    """Each quoted block, and the file named last before it."""
+    found, file = [], ""
+    pattern = r"^`(agents/\w+\.py)`|^```python no-run\n(.*?)^```$"
+    for match in re.finditer(pattern, section(page, "The lines that are the equation"), re.M | re.S):
+        if match[1]:
+            file = match[1]
+        else:
+            found.append((file, match[2]))
+    return found
+
+
+def stands_in(block: str, source: str) -> bool:
+    """Whether the block's lines stand one below the other in the source, at any depth."""
+    lines, wanted = source.splitlines(), block.splitlines()
+    starts = (i for i, line in enumerate(lines) if line.strip() == wanted[0].strip())
+    return any(textwrap.dedent("\n".join(lines[i : i + len(wanted)])) == block.rstrip("\n") for i in starts)
+
+
+def module_of(name: str) -> ModuleType:
+    return importlib.import_module(f"agents.{name}")
+
+
+def test_every_algorithm_has_a_page_and_a_row_in_the_index() -> None:
+    assert {path.stem for path in FOLDER.glob("*.md")} == {*NAMES, "README"}
+    for name in NAMES:
+        rows = re.findall(rf"^\| \[[^]]+\]\({name}\.md\) .*\| `agents/{name}\.py` \|$", INDEX, re.M)
+        assert len(rows) == 1, f"{name} has {len(rows)} rows in the index"
+    assert re.search(r"<!-- table:begin -->\n(.*\n)*<!-- table:end -->", INDEX)
+
+
+def test_the_comparison_sees_a_line_that_was_changed() -> None:
+    source = (ROOT / "agents" / "functional.py").read_text(encoding="utf-8")
+    _, block = quotes(PAGES["a2c"])[0]
+    assert stands_in(block, source)
+    assert not stands_in(block.replace("gamma * lam", "gamma"), source)
+    assert not stands_in(block.replace("    running", "running"), source), "depth counts"
+    assert not stands_in(block + "\n" + block, source), "one below the other"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quoted_lines_stand_in_the_source(name: str) -> None:
+    found = quotes(PAGES[name])
+    assert any(file == f"agents/{name}.py" for file, _ in found), "a page quotes its algorithm's own file"
+    for file, block in found:
+        assert stands_in(block, (ROOT / file).read_text(encoding="utf-8")), f"not in {file}:\n{block}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_exist_and_have_these_defaults(name: str) -> None:
+    module = module_of(name)
+    kinds: list[Any] = [OPTIONS[name]] if name in OPTIONS else [module.Config, pipeline.RLOptions]
+    known = {f.name: f for kind in reversed(kinds) for f in fields(kind)}
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section(PAGES[name], "Settings that matter"), re.M)
+    assert len(rows) >= 3
+    for field, default in rows:
+        assert field in known, f"{name} has no setting {field!r}"
+        value = getattr(module, "DEFAULTS", {}).get(field, known[field].default)
+        assert value is not MISSING
+        assert ast.literal_eval(default) == value, field
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metrics_to_watch_are_measured(name: str) -> None:
+    watched = re.findall(r"`([a-z_]+(?:/[a-z_\d{}]+)+)`", section(PAGES[name], "What to watch"))
+    assert len(watched) >= 2
+    for metric in watched:
+        assert metric in module_of(name).METRICS or metric in LOGGED, f"{name} does not measure {metric!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line's own parser reads them; what comes after it is cut off."""
+
+    class Understood(Exception):
+        pass
+
+    def stop(*_: object, **__: object) -> None:
+        raise Understood
+
+    monkeypatch.setattr(cli, "_setting", stop)
+    monkeypatch.setattr(lmgym.preferences, "read_comparisons", stop)
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", section(PAGES[name], "How to run it"), re.M | re.S)
+    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert name in OPTIONS or any(f"--algorithm {name}" in " ".join(command) for command in commands)
+    for program, *arguments in commands:
+        assert program == "lmgym"
+        with pytest.raises(Understood):
+            cli.main(arguments)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "README"])
+def test_links_and_pictures(name: str) -> None:
+    page = INDEX if name == "README" else PAGES[name]
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        if not target.startswith("curves/"):  # the benchmark draws those
+            assert (FOLDER / target).is_file(), target
+    if name not in ("README", "reward_model"):
+        pictures = re.findall(r"!\[[^]]{20,}\]\((.+)\)\n\n(<!-- measured:begin -->)$", page, re.M)
+        assert [picture for picture, _ in pictures] == [f"curves/{name}.svg"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "README"])
+def test_github_renders_the_mathematics(name: str) -> None:
+    """Markdown eats a backslash before punctuation, and takes a leading sign for a list."""
+    page = INDEX if name == "README" else PAGES[name]
+    prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page, flags=re.M | re.S)
+    equations = re.findall(r"\$\$(.*?)\$\$", prose, re.S)
+    assert equations or name == "README"
+    for formula in [*equations, *re.findall(r"(?<!\$)\$([^$\n]+)\$(?!\$)", prose)]:
+        assert not re.search(r"\\[^a-zA-Z]|<|^[-+*=] ", formula, re.M), formula
+        assert formula.count("{") == formula.count("}"), formula
+
+
+def test_the_script_of_grpo_compiles() -> None:
+    (script,) = re.findall(r"<details>.*?```python no-run\n(.*?)^```$", PAGES["grpo"], re.M | re.S)
+    compile(script, "docs/algorithms/grpo.md", "exec")
+
+
+def test_the_example_of_an_algorithm_of_your_own_is_short_and_needs_lmgym_alone() -> None:
+    tree = ast.parse((ROOT / "examples" / "02_your_own_algorithm.py").read_text(encoding="utf-8"))
+    (main,) = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert (main.end_lineno or 0) - main.lineno < 40
+    imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert not any("agents" in line for line in imports)
+    assert "lmgym" in inspect.cleandoc(ast.get_docstring(tree) or "")
