@@ -119,7 +119,9 @@ class Run:
 
     def say(self, text: str) -> None:
         """Tells the user something, with the time."""
-        self.console.print(f"[dim]{time.perf_counter() - self.started:6.1f} s[/dim]  {text}", highlight=False)
+        self.console.print(
+            f"[dim]{time.perf_counter() - self.started:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
+        )
 
     def follow(
         self, stage: str, rows: Iterator[Mapping[str, float]], total: int | None, show: Mapping[str, str]
