@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -199,9 +200,18 @@ def revision() -> str:
 
 
 def hardware() -> str:
-    """The machine in words."""
-    cores = f"{platform.machine()}, {torch.get_num_threads()} torch threads"
+    """The machine in words: GPU where there is one, processor, threads."""
+    cores = f"{_processor()}, torch threads: {torch.get_num_threads()}"
     return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{name or platform.processor() or platform.machine()} ({platform.machine()}, {os.cpu_count()} cores)"
 
 
 def _tensorboard(folder: Path) -> Any:
