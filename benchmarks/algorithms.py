@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def measure(policy: lmgym.Policy, test: lmgym.TokenVectorEnv) -> tuple[float, fl
     return float((buffer.score == 1).float().mean()), float((buffer.logp - buffer.reference_logp).sum(1).mean())
 
 
-def run(name: str, seed: int, points: int = 12) -> dict[str, Any]:
+def run(name: str, seed: int, code: str, points: int = 12) -> dict[str, Any]:
     """One curve: [processor seconds, exact share, KL] now and then, until the algorithm ends or its time is up."""
     setting = SETTINGS[name]
     policy, env, learner = world(setting, seed)
@@ -157,7 +157,7 @@ def run(name: str, seed: int, points: int = 12) -> dict[str, Any]:
     print(f"{name} seed {seed}: exact {curve[0][1]:.3f} -> {exact:.3f}, KL {kl:.2f} nats, {clock:.0f} s", flush=True)
     return {
         "algorithm": name, "seed": seed, "curve": curve, "config": repr(setting.config), "lr": setting.lr,
-        "beta": setting.beta, "rows": ROWS, "hardware": hardware(), "torch": torch.__version__, "revision": revision(),
+        "beta": setting.beta, "rows": ROWS, "hardware": hardware(), "torch": torch.__version__, "revision": code,
     }  # fmt: skip
 
 
@@ -208,6 +208,13 @@ def summary(rows: list[dict[str, Any]]) -> tuple[str, str, str, str]:
     return f"{start:.2f} → {np.mean([end[1] for end in ends]):.2f}", shares, times, kl
 
 
+def changed(config: Any) -> str:
+    """The settings that are not an algorithm's defaults."""
+    default = type(config)()
+    pairs = [(f.name, getattr(config, f.name)) for f in fields(config)]
+    return ", ".join(f"{name}={value}" for name, value in pairs if value != getattr(default, name)) or "defaults"
+
+
 def draw() -> None:
     """Writes a picture for each algorithm, with its neighbours in grey, and the table."""
     import matplotlib as mpl
@@ -254,7 +261,7 @@ def draw() -> None:
     ]
     for name, rows in found.items():
         own = rows[0]
-        settings = f"`{own['config'].partition('(')[2].rstrip(')')}`, lr {own['lr']:g}, β {own['beta']:g}"
+        settings = f"`{changed(SETTINGS[name].config)}`, lr {own['lr']:g}, β {own['beta']:g}"
         table.append(f"| [{name}]({name}.md) | {' | '.join(summary(rows))} | {SETTINGS[name].note or settings} |")
     machines = sorted({f"{row['hardware']}, torch {row['torch']}" for rows in found.values() for row in rows})
     revisions = sorted({row["revision"] for rows in found.values() for row in rows})
@@ -282,9 +289,10 @@ def main() -> None:
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     assert set(algorithms.BUILT_IN) <= set(SETTINGS), "an algorithm without a setting here"
+    code = revision()  # before the results change the tree
     for name in () if wanted.draw else wanted.only:
         for seed in wanted.seeds:
-            fresh = run(name, seed)
+            fresh = run(name, seed, code)
             kept = [r for rows in read().values() for r in rows if (r["algorithm"], r["seed"]) != (name, seed)]
             RESULTS.write_text("".join(json.dumps(r) + "\n" for r in [*kept, fresh]), encoding="utf-8")
     draw()
