@@ -87,6 +87,10 @@ def check(module: ModuleType, name: str) -> None:
     remedy = "an algorithm is a module with a dataclass `Config` and a generator `train(policy, env, learner, config)`"
     if not (inspect.isclass(config) and dataclasses.is_dataclass(config)):
         raise ValueError(f"the algorithm {name!r} has no dataclass `Config`: {remedy}")
+    none = dataclasses.MISSING
+    bare = [f.name for f in dataclasses.fields(config) if f.init and f.default is none and f.default_factory is none]
+    if bare:
+        raise ValueError(f"`Config` of the algorithm {name!r} has no default for {bare[0]!r}: give every setting one")
     if not callable(train):
         raise ValueError(f"the algorithm {name!r} has no function `train`: {remedy}")
     if tuple(inspect.signature(train).parameters)[:4] != GIVEN:

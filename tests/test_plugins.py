@@ -122,6 +122,7 @@ def test_entry_points_name_tasks(package: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (("class Config", "class Settings"), "no dataclass `Config`"),
         (("@dataclass\n", ""), "no dataclass `Config`"),
+        (("updates: int = 2", "updates: int"), "no default for 'updates'"),
         (("def train", "def learn"), "no function `train`"),
         (("def train(policy, env,", "def train(env, policy,"), "takes (env, policy, learner, config)"),
         (("updates: int = 2", "rows: int = 2"), "'rows', which all algorithms have already"),
