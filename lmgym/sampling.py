@@ -46,12 +46,14 @@ def pack_bits(mask: Bool[Tensor, "*shape V"]) -> UInt8[Tensor, "*shape W"]:
     """One bit a token: W = ⌈V / 8⌉ bytes."""
     vocabulary = mask.shape[-1]
     whole = torch.nn.functional.pad(mask, (0, packed_width(vocabulary) * 8 - vocabulary)).unflatten(-1, (-1, 8))
-    return (whole * _BITS.to(mask.device)).sum(-1, dtype=torch.uint8)
+    return (whole * _bits(mask.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(packed: UInt8[Tensor, "*shape W"], vocabulary: int) -> Bool[Tensor, "*shape V"]:
     """The inverse of `pack_bits`."""
-    return ((packed[..., None] & _BITS.to(packed.device)) > 0).flatten(-2)[..., :vocabulary]
+    return ((packed[..., None] & _bits(packed.device)) > 0).flatten(-2)[..., :vocabulary]
 
 
-_BITS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
+def _bits(device: torch.device) -> UInt8[Tensor, " 8"]:
+    # Made on the device: a copy from the host in each decoding step would have to wait for it.
+    return torch.ones(8, dtype=torch.uint8, device=device) << torch.arange(8, dtype=torch.uint8, device=device)

@@ -18,7 +18,6 @@ Bugs that are easily made, and the test that was seen to fail when each was plan
     KL of a row not restarted with its text       test_what_is_recorded_is_true_and_beta_is_steered
 """
 
-import functools
 import importlib.util
 import re
 import sys
@@ -41,6 +40,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
+from test_ppo import remember_texts
 from torch import nn
 
 import lmgym
@@ -53,15 +53,6 @@ from lmgym.tasks.probe import Bandit, Tree
 
 ROOT = Path(__file__).resolve().parents[1]
 PAD, EOS = 0, 1
-
-
-def remember_texts(lm: LanguageModel) -> None:
-    """The probe has few texts: tokenising each once saves half of the time, and changes nothing else."""
-    encode, decode = lm.encode, lm.decode_completion
-    known = functools.cache(lambda text: tuple(encode(text)))
-    read = functools.cache(lambda prompt, ids: decode(prompt, ids))
-    lm.encode = lambda text: list(known(text))
-    lm.decode_completion = lambda prompt_ids, ids: read(tuple(prompt_ids), tuple(ids))
 
 
 @dataclass
