@@ -46,7 +46,7 @@ mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py $(FLAGS)
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.rollout
+	$(BIN)/python -m benchmarks.speed $(FLAGS)
 
 assets: $(STAMP)
 	$(BIN)/python -m agents.make_assets lmgym/assets

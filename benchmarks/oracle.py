@@ -1,0 +1,71 @@
+"""What every contender said, computed again by plain transformers: no cache, one pass, float32.
+
+A benchmark of things that compute different numbers means nothing; so nothing is timed before this agrees.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from benchmarks.worker import Job
+
+LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (0.03, 0.6)}
+"""Mean and greatest difference in nats; bfloat16 weights are rounded, and are judged against those that are not."""
+
+
+@torch.inference_mode()
+def truth(job: Job, said: Mapping[str, Tensor], adapter: bool = True) -> dict[str, Tensor]:
+    """Log-probabilities under the policy and the reference, and the reward model's scores."""
+    prompts, tokens, is_action = said["prompts"].long(), said["tokens"].long(), said["is_action"].bool()
+    ids = torch.cat([prompts, tokens], 1)
+    mask = torch.cat([torch.ones_like(prompts), is_action.long()], 1)
+    model = AutoModelForCausalLM.from_pretrained(job.part("policy")).eval()
+    found = {"reference_logp": _logp(model, ids, mask, tokens)}
+    found["logp"] = found["reference_logp"]
+    if adapter:
+        adapted = PeftModel.from_pretrained(model, job.part("adapter")).eval()
+        found["logp"] = _logp(adapted, ids, mask, tokens)
+    reward = AutoModelForSequenceClassification.from_pretrained(job.part("reward"), num_labels=1).eval()
+    found["score"] = torch.cat(
+        [reward(input_ids=i, attention_mask=m).logits[:, 0] for i, m in zip(ids.split(32), mask.split(32), strict=True)]
+    )
+    return found
+
+
+def _logp(model: torch.nn.Module, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+    steps, parts = tokens.shape[1], []
+    for i, m, t in zip(ids.split(16), mask.split(16), tokens.split(16), strict=True):
+        logits = model(input_ids=i, attention_mask=m).logits[:, -steps - 1 : -1]
+        parts.append(logits.log_softmax(-1).gather(2, t[..., None])[..., 0])
+    return torch.cat(parts)
+
+
+def check(name: str, job: Job, said: Mapping[str, Tensor], adapter: bool = True) -> dict[str, float]:
+    """Compares what a contender said with the truth.
+
+    Returns:
+        The greatest difference of each thing that it said.
+
+    Raises:
+        AssertionError: it said something else, or wrote another number of tokens.
+    """
+    is_action = said["is_action"].bool()
+    mean_limit, most_limit = LIMITS[job.dtype]
+    if not job.ends and int(is_action.sum()) != job.rows * job.new_tokens:
+        raise AssertionError(f"{name} wrote {int(is_action.sum())} tokens, not {job.rows} x {job.new_tokens}")
+    found = {}
+    for key, right in truth(job, said, adapter).items():
+        if key not in said or (key == "score" and job.ends):  # whether EOS itself is scored differs between contenders
+            continue
+        gap = (said[key].float() - right).abs()
+        gap = gap[is_action] if gap.ndim == 2 else gap
+        found[key] = float(gap.max())
+        if not (gap.mean() <= mean_limit and gap.max() <= most_limit):
+            raise AssertionError(
+                f"{name}: {key} differs from a plain pass by {float(gap.mean()):.2g} on average and {found[key]:.2g} at "
+                f"most; allowed are {mean_limit:g} and {most_limit:g}. Nothing was timed"
+            )
+    return found

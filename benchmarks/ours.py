@@ -1,0 +1,167 @@
+"""lmgym as a contender: rollouts, PPO, GRPO."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lmgym
+from agents import grpo, ppo
+from agents.learner import Learner, LearnerConfig
+from benchmarks.worker import BETA, LR, Job, Turn
+from lmgym.reward_model import RewardModel
+from lmgym.rollout import decode
+from lmgym.tasks.base import Completion, Prompt, Split, Task
+
+FOREVER = 10**6
+
+
+class Prompts(Task):
+    """The prompts that all contenders continue; the score comes from the environment."""
+
+    name = "prompts"
+    has_gold = False
+
+    def __init__(self, texts: list[str]):
+        self.texts = texts
+
+    def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
+        return Prompt(self.texts[rng.integers(len(self.texts))])
+
+    def score(self, prompts: Any, completions: list[Completion]) -> list[float]:
+        return [0.0] * len(completions)
+
+
+def build(job: Job) -> lmgym.Policy:
+    """The policy of a job."""
+    lm = lmgym.load(job.part("policy"), device=job.device, dtype=job.dtype)
+    if "layers" in job.options:
+        lm.add_adapter("policy", rank=8, alpha=16, targets="attention", layers=job.options["layers"])
+    else:
+        lm.load_adapter(job.part("adapter"), "policy")
+    return lmgym.Policy(lm, critic=job.options.get("critic", "none"))
+
+
+def environment(job: Job, lm: lmgym.LanguageModel, rows: int, new_tokens: int) -> lmgym.TokenVectorEnv:
+    """The environment of a job; the score is the reward model's, in the dtype that the peers give theirs."""
+    reward = RewardModel.load(job.part("reward"), device=job.device)
+    reward.model.to(dtype=job.torch_dtype)
+    prompts = job.prompts()
+    return lmgym.TokenVectorEnv(
+        rows,
+        task=Prompts([lm.decode(ids) for ids in prompts]),
+        model=lm,
+        score=reward,
+        kl=job.options.get("kl", "sampled"),
+        beta=BETA,
+        max_prompt_tokens=len(prompts[0]),
+        max_new_tokens=new_tokens,
+    )
+
+
+class Clock:
+    """Adds up the seconds that functions take."""
+
+    def __init__(self, turn: Turn):
+        self.turn = turn
+        self.phases: dict[str, float] = {}
+
+    def watch(self, owner: Any, name: str, phase: str, after: Callable[[Any], None] = lambda result: None) -> None:
+        """Times a function of a module, or a method of an object, from now on."""
+        function = getattr(owner, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            began = self.turn.clock()
+            result = function(*args, **more)
+            self.phases[phase] = self.phases.get(phase, 0.0) + self.turn.clock() - began
+            after(result)
+            return result
+
+        setattr(owner, name, call)
+
+    def take(self) -> dict[str, float]:
+        """What was added up, and starts afresh."""
+        phases, self.phases = self.phases, {}
+        return phases
+
+
+def outputs(buffer: lmgym.RolloutBuffer) -> dict[str, Tensor]:
+    """For the checks."""
+    names = ("tokens", "is_action", "logp", "reference_logp", "score")
+    return {"prompts": buffer.prompt_ids} | {name: getattr(buffer, name) for name in names}
+
+
+def rollout(turn: Turn, job: Job) -> None:
+    """One rollout a turn, without the score and the reference, which `generate` does not give either."""
+    policy = build(job)
+    env = environment(job, policy.lm, job.rows, job.new_tokens)
+    buffer = lmgym.RolloutBuffer.like(env)
+    clock = Clock(turn)
+    for method in ("reset", "append", "any_running", "prompt_block"):
+        clock.watch(env, method, "environment")
+    turn.ready()
+    for update in range(FOREVER):
+        decode(policy, env, buffer, lmgym.Stream(0, update))
+        sequences = env.sequences()
+        found = {
+            "prompts": sequences.prompt_ids,
+            "tokens": sequences.tokens,
+            "is_action": sequences.is_action,
+            "logp": buffer.logp,
+        }
+        turn.done(clock.take(), partial(dict, found))
+
+
+def sweep(turn: Turn, job: Job) -> None:
+    """Rollouts of every size a turn; a size's seconds are a phase."""
+    policy = build(job)
+    envs = {
+        str(value): environment(job, policy.lm, **({"rows": job.rows, "new_tokens": job.new_tokens} | {over: value}))
+        for over in [{"rows": "rows", "tokens": "new_tokens"}[job.options["over"]]]
+        for value in job.options["values"]
+    }
+    buffers = {size: lmgym.RolloutBuffer.like(env) for size, env in envs.items()}
+    turn.ready()
+    for update in range(FOREVER):
+        phases = {}
+        for size, env in envs.items():
+            began = turn.clock()
+            decode(policy, env, buffers[size], lmgym.Stream(0, update))
+            phases[size] = turn.clock() - began
+        turn.done(phases)
+
+
+def train(turn: Turn, job: Job, module: Any, config: Any) -> None:
+    """One iteration a turn."""
+    policy = build(job)
+    env = environment(job, policy.lm, job.rows, job.new_tokens)
+    learner = Learner(policy.parameters(), LearnerConfig(lr=LR, schedule="constant", warmup=0.0))
+    clock, seen = Clock(turn), {}
+    clock.watch(module, "collect", "collect", lambda buffer: seen.update(outputs(buffer)))
+    updates = module.train(policy, env, learner, config)
+    turn.ready()
+    for _ in updates:
+        turn.done(clock.take(), lambda: seen)
+
+
+def main() -> None:
+    """Does what the first argument says."""
+    turn = Turn()
+    job = turn.job()
+    match sys.argv[1]:
+        case "rollout":
+            rollout(turn, job)
+        case "sweep":
+            sweep(turn, job)
+        case "ppo":  # all epochs, as TRL: no early end
+            train(turn, job, ppo, ppo.Config(FOREVER, job.epochs, job.rows, target_kl=0.0))
+        case "grpo":
+            train(turn, job, grpo, grpo.Config(FOREVER, job.options["group"], job.epochs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Contenders that others wrote, each a process of its own (`benchmarks.worker`)."""

@@ -1,0 +1,44 @@
+"""transformers' `generate`, as PPO trainers call it: LoRA unmerged, with the scores of every step."""
+
+from functools import partial
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from benchmarks.worker import EOS, PAD, Turn
+
+
+def main() -> None:
+    """One rollout a turn."""
+    turn = Turn()
+    job = turn.job()
+    base = AutoModelForCausalLM.from_pretrained(job.part("policy"), dtype=job.torch_dtype).to(job.device)
+    # The adapter in the model's dtype: peft would keep it in float32, and convert at every step.
+    model = PeftModel.from_pretrained(base, job.part("adapter"), autocast_adapter_dtype=False).eval()
+    config = GenerationConfig(
+        max_new_tokens=job.new_tokens, do_sample=True, top_k=0, top_p=1.0, pad_token_id=PAD,
+        eos_token_id=EOS if job.ends else None, output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    model.generation_config.eos_token_id = config.eos_token_id  # or transformers fills the gap from the model's own
+    prompts = torch.tensor(job.prompts()[: job.rows], device=job.device)
+    torch.manual_seed(0)
+    turn.ready()
+    while True:
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=config
+            )
+        turn.done(outputs=partial(outputs, prompts, out.sequences[:, prompts.shape[1] :], out.scores))
+        del out  # or the next turn would hold two
+
+
+def outputs(prompts: Tensor, tokens: Tensor, scores: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """For the checks."""
+    logp = torch.stack(scores, 1).float().log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+    return {"prompts": prompts, "tokens": tokens, "is_action": tokens != PAD, "logp": logp}
+
+
+if __name__ == "__main__":
+    main()

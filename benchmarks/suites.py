@@ -1,0 +1,157 @@
+"""What is measured: which contenders, on which shape, with how much work."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Somebody who does the work.
+
+    Attributes:
+        name: stands in results and tables.
+        module: of `benchmarks`, and its arguments.
+        environment: of a peer; "" is the project's own.
+        dtype: of the weights.
+        options: what its job says beside the common work.
+        own_adapter: whether it trains an adapter of its own instead of the shape's, and is judged by the base alone.
+        rounds: the most rounds it takes part in.
+    """
+
+    name: str
+    module: str
+    environment: str = ""
+    dtype: str = "float32"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    own_adapter: bool = False
+    rounds: int = 1000
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Contenders that take turns at one piece of work.
+
+    Attributes:
+        suite: what is compared.
+        shape: a name in `benchmarks.shapes.SHAPES`.
+        contenders: who takes part.
+        work: what the job says: rows, new_tokens, ...
+        rounds: timed turns of each, after one that is checked and not timed.
+    """
+
+    suite: str
+    shape: str
+    contenders: tuple[Contender, ...]
+    work: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 5
+
+    @property
+    def name(self) -> str:
+        return f"{self.suite}/{self.shape}"
+
+
+def generate(dtype: str) -> Contender:
+    """transformers' `generate`."""
+    return Contender(f"generate {SHORT[dtype]}", "benchmarks.peers.hf_generate", dtype=dtype)
+
+
+def trl(dtype: str = "float32") -> Contender:
+    """TRL's PPO."""
+    return Contender(f"TRL {SHORT[dtype]}", "benchmarks.peers.trl_ppo", "trl", dtype)
+
+
+def ours(what: str, dtype: str = "float32", note: str = "", **options: Any) -> Contender:
+    """lmgym's rollout, PPO or GRPO."""
+    own_adapter = "layers" in options
+    name = " ".join(filter(None, ("lmgym", SHORT[dtype], note)))
+    return Contender(name, f"benchmarks.ours {what}", "", dtype, options, own_adapter)
+
+
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+F32, B16 = "float32", "bfloat16"
+HEAD: dict[str, Any] = {"critic": "head"}
+AGILERL = Contender("AgileRL fp32", "benchmarks.peers.agilerl_ppo", "agilerl", options={"batched": True})
+AGILERL_LOOP = Contender(
+    "AgileRL fp32, own loop", "benchmarks.peers.agilerl_ppo", "agilerl", options={"batched": False}, rounds=2
+)
+SB3 = Contender("SB3 fp32", "benchmarks.peers.sb3_ppo", rounds=1)
+
+
+def rollouts(shape: str) -> Measurement:
+    """A rollout against `generate`."""
+    return Measurement("rollout", shape, (generate(F32), ours("rollout"), generate(B16), ours("rollout", B16)))
+
+
+def iterations(shape: str, *others: Contender) -> Measurement:
+    """A PPO iteration against TRL's and others'."""
+    own = (
+        ours("ppo", **HEAD),
+        ours("ppo", B16, **HEAD),
+        ours("ppo", note="value network", critic="network"),
+        ours("ppo", B16, note="cached trunk", layers=2, **HEAD),
+    )
+    return Measurement("ppo", shape, (trl(), *own, trl(B16), *others))
+
+
+def groups(shape: str) -> Measurement:
+    """A GRPO iteration: 8 prompts, 8 completions of each."""
+    peer = Contender("TRL fp32", "benchmarks.peers.trl_grpo", options={"group": 8})
+    options = {"group": 8, "kl": "none"}
+    return Measurement("grpo", shape, (peer, ours("grpo", **options), ours("grpo", B16, **options)))
+
+
+def lengths(shape: str) -> Measurement:
+    """Completions that end where they end, 24 tokens on average: what compaction and bucketing are worth."""
+    plain = {"plain": True}
+    contenders = (
+        generate(F32), ours("rollout"), ours("rollout", note="whole rows", **plain),
+        trl(), ours("ppo", **HEAD), ours("ppo", note="whole rows", **HEAD, **plain),
+    )  # fmt: skip
+    return Measurement("lengths", f"{shape}-eos", contenders, {"ends": True})
+
+
+def sweep(shape: str, over: str, values: list[int]) -> Measurement:
+    """Rollouts of many sizes, and what the machine can do at the same time."""
+    machine = Contender("machine", "benchmarks.machine")
+    options = {"over": over, "values": values}
+    own = (ours("sweep", **options), ours("sweep", B16, **options))
+    return Measurement(f"sweep {over}", shape, (machine, *own), {}, 3)
+
+
+FULL = (
+    *(rollouts(shape) for shape in "TSM"),
+    iterations("T", AGILERL, AGILERL_LOOP),
+    iterations("S", AGILERL),
+    iterations("M"),
+    groups("T"),
+    groups("S"),
+    lengths("T"),
+    lengths("S"),
+    *(sweep(shape, "rows", [1, 4, 16, 64, 256, 512]) for shape in "TS"),
+    *(sweep(shape, "tokens", [16, 48, 128, 512]) for shape in "TS"),
+    Measurement("sb3", "T", (SB3, ours("ppo", **HEAD)), rounds=1),
+)
+QUICK = tuple(
+    measurement
+    for shape in "TS"
+    for measurement in (
+        Measurement("rollout", shape, (generate(F32), ours("rollout")), rounds=5),
+        Measurement("ppo", shape, (trl(), ours("ppo", **HEAD)), rounds=3),
+    )
+)
+CUDA = tuple(
+    measurement
+    for shape in ("GPT-2", "Qwen")
+    for rows in (64, 256, 1024)
+    for measurement in (
+        Measurement(f"rollout {rows}", shape, (generate(B16), ours("rollout", B16)), {"rows": rows}),
+        Measurement(f"ppo {rows}", shape, (trl(B16), ours("ppo", B16, **HEAD)), {"rows": rows}, 3),
+    )
+)
+TRY = (
+    rollouts("tiny"), iterations("tiny"), groups("tiny"), lengths("tiny"),
+    sweep("tiny", "rows", [1, 4]), rollouts("tiny-qwen"), Measurement("ppo", "tiny-qwen", (trl(), ours("ppo", **HEAD))),
+)  # fmt: skip
+"""Everything small, for trying the benchmark out."""
+PLANS = {"full": FULL, "quick": QUICK, "cuda": CUDA, "try": TRY}
