@@ -75,7 +75,7 @@ AGILERL = Contender("AgileRL fp32", "benchmarks.peers.agilerl_ppo", "agilerl", o
 AGILERL_LOOP = Contender(
     "AgileRL fp32, own loop", "benchmarks.peers.agilerl_ppo", "agilerl", options={"batched": False}, rounds=2
 )
-SB3 = Contender("SB3 fp32", "benchmarks.peers.sb3_ppo", rounds=1)
+SB3 = Contender("SB3 fp32", "benchmarks.peers.sb3_ppo", options=HEAD, rounds=1)
 
 
 def rollouts(shape: str) -> Measurement:

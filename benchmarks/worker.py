@@ -87,15 +87,18 @@ class Turn:
         """Everything is loaded; returns when the first turn comes."""
         self._wait({"ready": True, "versions": _versions()})
 
-    def done(self, phases: Mapping[str, float] | None = None, outputs: Outputs = dict) -> None:
+    def done(
+        self, phases: Mapping[str, float] | None = None, outputs: Outputs = dict, times: float = 1.0
+    ) -> None:
         """The work of a turn is done; returns when the next one comes.
 
         Args:
             phases: seconds of its parts.
             outputs: what to check: `tokens` [B, T], `is_action` [B, T], and `logp`, `reference_logp`, `score` where the
                 contender has them.
+            times: what the seconds are multiplied with, for a contender that does a share of the work.
         """
-        seconds = self.clock() - self._began
+        seconds = (self.clock() - self._began) * times
         self._outputs = outputs
         self._wait({"seconds": seconds, "phases": dict(phases or {})})
 
