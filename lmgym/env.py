@@ -24,7 +24,8 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmgym.models import Decoding, LanguageModel, Reference, Sequences
+from lmgym.decoding import Decoding
+from lmgym.models import LanguageModel, Reference, Sequences
 from lmgym.reward import FixedKL, KLController, KLForm, Score, check_reward_estimator, kl_reward
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task
 
@@ -105,8 +106,7 @@ class _Track:
     def advance(self, token: Tensor, live: Tensor) -> None:
         decoding = self._current()
         # Ended rows wait for their reset; their position must not run past the model's last one.
-        for part in decoding.parts:
-            part.position = part.position * live
+        decoding.park(live)
         self.decoding = self.scorer.advance(decoding, token)
 
     def _current(self) -> Decoding:

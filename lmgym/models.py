@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -36,13 +36,28 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging as transformers_logging
 
+from lmgym.decoding import Decoding, FusedDecoding
+from lmgym.head import Head, TokenMask, chosen_log_probs_of
 from lmgym.sampling import unpack_bits
+from lmgym.trunk import Trunk, body_of
 
 BUILT_IN = ("tiny", "probe")
 Mask = Bool[Tensor, "B P"] | Int[Tensor, "B P"]
 ONE_MASK = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 """Architectures in which one mask serves all layers, and nothing but attention reads it; see test_models.py."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Bottom(NamedTuple):
+    """What the layers below the adapters make of sequences, computed once for all passes above it.
+
+    Attributes:
+        hidden: [B, L, D] what goes into layer `layer`, texts at the left edge.
+        layer: the lowest layer that an adapter changes.
+    """
+
+    hidden: Float[Tensor, "B L D"]
+    layer: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class Sequences:
         is_action: [B, T] True where a token was chosen.
         action_mask: [T, V] True where the environment allowed a token at that step.
         kept: [B, T, W] the tokens that truncated sampling (top-k, top-p) kept, as bits; None where all were.
+        bottom: what the layers below the adapters made of them, where that was kept.
     """
 
     prompt_ids: Int[Tensor, "B P"]
@@ -64,11 +80,19 @@ class Sequences:
     is_action: Bool[Tensor, "B T"]
     action_mask: Bool[Tensor, "T V"]
     kept: UInt8[Tensor, "B T W"] | None = None
+    bottom: Bottom | None = None
 
     def __getitem__(self, rows: Any) -> "Sequences":
         kept = None if self.kept is None else self.kept[rows]
+        bottom = None if self.bottom is None else self.bottom._replace(hidden=self.bottom.hidden[rows])
         parts = (self.prompt_ids[rows], self.prompt_mask[rows], self.tokens[rows], self.is_action[rows])
-        return Sequences(*parts, self.action_mask, kept)
+        return Sequences(*parts, self.action_mask, kept, bottom)
+
+    def first_steps(self, steps: int) -> "Sequences":
+        """Without the steps that follow the first `steps`."""
+        kept = None if self.kept is None else self.kept[:, :steps]
+        parts = (self.tokens[:, :steps], self.is_action[:, :steps], self.action_mask[:steps])
+        return Sequences(self.prompt_ids, self.prompt_mask, *parts, kept, self.bottom)
 
     def behaviour_mask(self) -> Bool[Tensor, "*rows T V"]:
         """[T, V] or [B, T, V] True where the policy that acted could have chosen a token."""
@@ -78,49 +102,65 @@ class Sequences:
 
 
 @dataclass
-class Decoding:
-    """Where decoding stands: the KV cache and what the model says at the newest token.
+class CachedDecoding(Decoding):
+    """Decoding through the model's own cache, for the architectures that `lmgym.trunk` does not know.
 
     Attributes:
-        logits: [B, V] for the next token.
-        hidden: [B, D] the trunk's last hidden state, from which a value head reads.
+        lm: the model.
+        adapter: the adapter that is on.
+        at_newest: [B, V] what the model says at the newest token.
         attention_mask: [B, S] over the cached positions.
         position: [B] the position id of the newest token.
-        cache: keys and values of the S cached positions.
-        critic: a second decoding over a value adapter, where the critic has one.
-        nucleus: a second decoding over the adapter whose most probable tokens may be sampled, where that is another.
+        cache: keys and values of the S cached positions, or whatever else the model keeps.
     """
 
-    logits: Float[Tensor, "B V"]
-    hidden: Float[Tensor, "B D"]
+    lm: "LanguageModel"
+    adapter: str | None
+    at_newest: Float[Tensor, "B V"]
     attention_mask: Int[Tensor, "B S"]
     position: Int[Tensor, " B"]
     cache: Any
-    critic: "Decoding | None" = None
-    nucleus: "Decoding | None" = None
 
     @property
-    def parts(self) -> "list[Decoding]":
-        """This decoding and those that go along with it."""
-        return [part for part in (self, self.critic, self.nucleus) if part is not None]
+    def logits(self) -> Float[Tensor, "B V"]:
+        """[B, V] for the next token."""
+        return self.at_newest
 
-    def replace_rows(self, rows: Int[Tensor, " R"], fresh: "Decoding", keep: int) -> bool:
-        """Restarts some rows from `fresh`, in place, and forgets all but the newest `keep` positions.
+    @torch.no_grad()
+    def _advance(self, token: Tensor) -> None:
+        self.attention_mask = nn.functional.pad(self.attention_mask, (0, 1), value=1)
+        self.position = self.position + 1
+        out = self.lm.forward_cached(token[:, None], self.attention_mask, self.position, self.cache, self.adapter)
+        self.at_newest, self.hidden, self.cache = out.logits[:, -1], out.hidden_states[-1][:, -1], out.past_key_values
 
-        Returns:
-            False, having changed nothing, where the model's cache is not plain keys and values.
-        """
-        if not all(isinstance(layer, _GrowingLayer) for layer in self.cache.layers):
-            return False
+    def _park(self, live: Tensor) -> None:
+        self.position = self.position * live
+
+    def _select(self, rows: Tensor) -> "CachedDecoding | None":
+        if not self._replaceable:
+            return None
+        cache = _growing_cache()
+        for i, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys[rows], layer.values[rows], i)
+        parts = (self.at_newest[rows], self.attention_mask[rows], self.position[rows])
+        return CachedDecoding(self.hidden[rows], self.lm, self.adapter, *parts, cache)
+
+    @property
+    def _replaceable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(isinstance(layer, _GrowingLayer) for layer in self.cache.layers)
+
+    def _replace_rows(self, rows: Tensor, fresh: Decoding, keep: int | None) -> None:
+        assert isinstance(fresh, CachedDecoding)
+        keep = self.attention_mask.shape[1] if keep is None else keep
+        keep = max(keep, fresh.attention_mask.shape[1])
+        missing = fresh.attention_mask.shape[1] - self.attention_mask.shape[1]
         for layer, fresh_layer in zip(self.cache.layers, fresh.cache.layers, strict=True):
             layer.replace_rows(rows, fresh_layer, keep)
-        self.attention_mask = self.attention_mask[:, -keep:].clone()
+        self.attention_mask = nn.functional.pad(self.attention_mask, (max(0, missing), 0))[:, -keep:].clone()
         self.attention_mask[rows] = 0
         self.attention_mask[rows, -fresh.attention_mask.shape[1] :] = fresh.attention_mask
-        for name in ("logits", "hidden", "position"):
+        for name in ("at_newest", "hidden", "position"):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(fresh, name)))
-        pairs = zip(self.parts[1:], fresh.parts[1:], strict=True)
-        return all(own.replace_rows(rows, other, keep) for own, other in pairs)
 
 
 class _GrowingLayer(DynamicLayer):
@@ -153,12 +193,23 @@ class _GrowingLayer(DynamicLayer):
         assert fresh.keys is not None
         assert fresh.values is not None
         width, used = fresh.keys.shape[-2], min(keep, self.keys.shape[-2])
-        if used < self.keys.shape[-2]:
+        if width > used:
+            room = (width - used, 0)  # on the left, where the attention mask hides it
+            self.keys, self.values = (nn.functional.pad(x, (0, 0, *room)) for x in (self.keys, self.values))
+            self._reserve(self.keys, self.values, width + self.ROOM, width)
+            self.keys, self.values = (store[:, :, :width] for store in self._store)
+        elif used < self.keys.shape[-2]:
             self.keys, self.values = self.keys[:, :, -used:], self.values[:, :, -used:]
             self._reserve(self.keys, self.values, used + self.ROOM, used)
             self.keys, self.values = (store[:, :, :used] for store in self._store)
         self.keys[rows, :, -width:] = fresh.keys
         self.values[rows, :, -width:] = fresh.values
+
+
+def _growing_cache() -> DynamicCache:
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = _GrowingLayer
+    return cache
 
 
 def log_probs(
@@ -200,6 +251,7 @@ class LanguageModel:
         eos_ids: the tokens that end a completion.
         vocabulary: V, the width of the logits, which may exceed the tokenizer's length.
         banned_ids: tokens that are no text: padding, other special tokens, and ids the tokenizer does not know.
+        fast: whether passes take the fused path (`lmgym.trunk`) where it knows the architecture; `path` says which.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "custom", pad_token: str | None = None):
@@ -223,6 +275,9 @@ class LanguageModel:
         special = {i for i in tokenizer.all_special_ids if i not in self.eos_ids}
         self.banned_ids = tuple(sorted(special | {self.pad_id} | set(range(len(tokenizer), self.vocabulary))))
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
+        self.fast = True
+        self._trunk: Trunk | None = None
+        self._masks: dict[Any, tuple[Tensor, TokenMask]] = {}
         self._active: str | None = None
         without_dropout(model)
 
@@ -443,52 +498,163 @@ class LanguageModel:
         plain = config.model_type in ONE_MASK and not getattr(config, "sliding_window", None)
         return mask[:, None, None].bool() if plain and config._attn_implementation == "sdpa" else mask
 
-    def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask, adapter: str | None = None) -> Decoding:
-        """Reads left-padded prompts."""
-        mask = attention_mask.long()
+    @torch.no_grad()
+    def start(
+        self,
+        input_ids: Int[Tensor, "B P"],
+        attention_mask: Mask,
+        adapter: str | None = None,
+        room: int = 64,
+        keep_bottom: bool = False,
+    ) -> Decoding:
+        """Reads left-padded prompts; decoding keeps no gradients.
+
+        Args:
+            input_ids: the prompts.
+            attention_mask: True on their tokens.
+            adapter: the adapter that is on, or None.
+            room: tokens for which the cache has room before it must grow.
+            keep_bottom: whether to keep what goes into the lowest layer that the adapter changes.
+        """
+        trunk = self.trunk(adapter)
+        if trunk is None:
+            return self._start_cached(input_ids, attention_mask.long(), adapter)
+        ids, length, longest, equal = _aligned(input_ids, attention_mask)
+        layers = trunk.layers(adapter, merge=adapter is not None)
+        keep = trunk.lowest(adapter) if keep_bottom else 0
+        cache = trunk.cache(len(ids), longest + room, layers[0].qkv.weight, length, equal, keep_bottom)
+        last = slice(longest - 1, longest) if equal else (length - 1)[:, None]
+        hidden = trunk.read(layers, ids[:, :longest], last, cache=cache, keep=keep)[:, 0]
+        cache.longest = longest
+        return FusedDecoding(hidden, self, trunk, layers, cache, keep)
+
+    def _start_cached(self, input_ids: Tensor, mask: Tensor, adapter: str | None) -> Decoding:
         # Under left padding a model would otherwise count the padding: 3.7 to 5 nats on absolute positions.
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache()
-        cache.layer_class_to_replicate = _GrowingLayer
         with self.using(adapter):
             out = self._forward(
-                input_ids.long(), mask, position_ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids.long(), mask, position_ids, past_key_values=_growing_cache(), use_cache=True, logits_to_keep=1
             )
-        return Decoding(out.logits[:, -1], out.hidden_states[-1][:, -1], mask, position_ids[:, -1], out.past_key_values)
+        newest = (out.logits[:, -1], mask, position_ids[:, -1], out.past_key_values)
+        return CachedDecoding(out.hidden_states[-1][:, -1], self, adapter, *newest)
 
-    def advance(self, decoding: Decoding, token: Int[Tensor, " B"], adapter: str | None = None) -> Decoding:
-        """Reads one more token in each row. The cache inside `decoding` is extended in place."""
-        mask = nn.functional.pad(decoding.attention_mask, (0, 1), value=1)
-        position = decoding.position + 1
+    def forward_cached(self, token: Tensor, mask: Tensor, position: Tensor, cache: Any, adapter: str | None) -> Any:
+        """One more token through the model's own cache, which is extended in place."""
         with self.using(adapter):
-            out = self._forward(
-                token[:, None],
+            return self._forward(
+                token,
                 self._step_mask(mask),
                 position[:, None],
-                past_key_values=decoding.cache,
+                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-        return replace(
-            decoding,
-            logits=out.logits[:, -1],
-            hidden=out.hidden_states[-1][:, -1],
-            attention_mask=mask,
-            position=position,
-            cache=out.past_key_values,
-        )
+
+    def head(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
+        """Logits of the trunk's last hidden states, for the models that `lmgym.trunk` knows."""
+        head = self.output_head(1.0)
+        return nn.functional.linear(hidden, head.weight, head.bias)
+
+    def output_head(self, temperature: float) -> Head:
+        """The last projection, with a temperature."""
+        head = self.model.get_output_embeddings()
+        return Head(head.weight, head.bias, temperature)
+
+    @property
+    def head_is_trained(self) -> bool:
+        return self.model.get_output_embeddings().weight.requires_grad
+
+    def mask(self, allowed: Bool[Tensor, "T V"]) -> TokenMask:
+        """Allowed tokens as `lmgym.head` wants them; tables that were asked for before are remembered."""
+        key = (allowed.data_ptr(), allowed.shape, allowed.device, 0 if allowed.is_inference() else allowed._version)
+        if key not in self._masks:
+            if len(self._masks) > 64:
+                self._masks.clear()
+            # The table is kept too: its address means nothing once it is gone.
+            with torch.inference_mode(False):
+                self._masks[key] = (allowed, TokenMask.of(allowed, self.model.dtype))
+        return self._masks[key][1]
+
+    def hidden(self, sequences: Sequences, adapter: str | None = None) -> Float[Tensor, "B T D"]:
+        """One pass over whole sequences: the hidden states from which each token was chosen, after the last norm."""
+        trunk = self.trunk(adapter)
+        if trunk is None:
+            return self._evaluate_whole(sequences, adapter).hidden_states[-1][:, -sequences.tokens.shape[1] :]
+        steps = sequences.tokens.shape[1]
+        ids, length, longest, equal = _aligned(sequences.prompt_ids, sequences.prompt_mask)
+        whole = torch.cat([sequences.prompt_ids, sequences.tokens[:, :-1]], 1)
+        width = sequences.prompt_ids.shape[1]
+        if equal:
+            whole = whole[:, width - longest :]
+        else:
+            column = torch.arange(longest + steps - 1, device=ids.device) + (width - length)[:, None]
+            whole = whole.gather(1, column.clamp(max=whole.shape[1] - 1))
+        first = torch.arange(steps, device=ids.device)
+        at = slice(longest - 1, longest - 1 + steps) if equal else (length - 1)[:, None] + first
+        bottom = sequences.bottom
+        known = bottom is not None and bottom.layer <= trunk.lowest(adapter)
+        start = {"bottom": bottom.hidden[:, : whole.shape[1]], "first": bottom.layer} if bottom and known else {}
+        return trunk.read(trunk.layers(adapter), whole, at, **start)
 
     def evaluate(
         self, sequences: Sequences, adapter: str | None = None
     ) -> tuple[Float[Tensor, "B T V"], Float[Tensor, "B T D"]]:
         """One pass over whole sequences: the logits and hidden states from which each token was chosen."""
+        if self.trunk(adapter) is not None:
+            hidden = self.hidden(sequences, adapter)
+            return self.head(hidden), hidden
         steps = sequences.tokens.shape[1]
+        out = self._evaluate_whole(sequences, adapter)
+        return out.logits[:, -steps:], out.hidden_states[-1][:, -steps:]
+
+    def _evaluate_whole(self, sequences: Sequences, adapter: str | None) -> Any:
         input_ids = torch.cat([sequences.prompt_ids, sequences.tokens[:, :-1]], 1)
         mask = torch.cat([sequences.prompt_mask, sequences.is_action[:, :-1]], 1).long()
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
         with self.using(adapter):
-            out = self._forward(input_ids, mask, position_ids, use_cache=False, logits_to_keep=steps)
-        return out.logits[:, -steps:], out.hidden_states[-1][:, -steps:]
+            steps = sequences.tokens.shape[1]
+            return self._forward(input_ids, mask, position_ids, use_cache=False, logits_to_keep=steps)
+
+    # Which path ----------------------------------------------------------------------------------------------------
+
+    def trunk(self, adapter: str | None = None) -> Trunk | None:
+        """The functions that stand for this model with this adapter on; None where it goes through transformers."""
+        if self._refusal(adapter) is not None:
+            return None
+        if self._trunk is None or self._trunk.body is not body_of(self.model):
+            self._trunk = Trunk(self.model)
+        return self._trunk
+
+    def path(self, adapter: str | None = None) -> str:
+        """In words, which way the model's passes take, and why."""
+        refusal = self._refusal(adapter)
+        return "fused" if refusal is None else f"through transformers: {refusal}"
+
+    def _refusal(self, adapter: str | None) -> str | None:
+        if not self.fast:
+            return "fast is off"
+        inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        refusal = Trunk.refusal(inner)
+        if refusal is None and adapter is not None:
+            self._require(adapter)
+            refusal = Trunk.adapter_refusal(inner, adapter)
+        return refusal
+
+
+def _aligned(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int, bool]:
+    """Left-padded texts moved to the left edge, their lengths, the longest, and whether all are known to be equal.
+
+    Only on a CPU are the lengths looked at; elsewhere that would wait for the device.
+    """
+    width, length = ids.shape[1], mask.sum(1)
+    longest, equal = width, False
+    if ids.device.type == "cpu":
+        longest = int(length.max())
+        equal = longest == int(length.min())
+    if equal:
+        return ids[:, width - longest :].long(), length, longest, True
+    column = torch.arange(width, device=ids.device) + (width - length)[:, None]
+    return ids.gather(1, column.clamp(max=width - 1)).long(), length, longest, False
 
 
 @dataclass(frozen=True)
@@ -511,7 +677,7 @@ class Reference:
 
     @torch.no_grad()
     def advance(self, decoding: Decoding, token: Int[Tensor, " B"]) -> Decoding:
-        return self.lm.advance(decoding, token, self.adapter)
+        return decoding.advance(token)
 
     def logp(
         self, decoding: Decoding, token: Int[Tensor, " B"], action_mask: Bool[Tensor, "B V"]
@@ -532,9 +698,18 @@ class Reference:
         parts = []
         for start in range(0, sequences.tokens.shape[0], rows):
             part = sequences[start : start + rows]
-            logits, _ = self.lm.evaluate(part, self.adapter)
-            parts.append(chosen_log_probs(logits, part.tokens, self.temperature, part.action_mask))
+            parts.append(self._evaluate(part))
         return torch.cat(parts).masked_fill(~sequences.is_action, 0.0)
+
+    def _evaluate(self, part: Sequences) -> Tensor:
+        steps = torch.arange(part.tokens.shape[1], device=part.tokens.device)
+        allowed = part.action_mask[steps, part.tokens] | ~part.is_action
+        if self.lm.trunk(self.adapter) is None or not bool(allowed.all()):
+            logits, _ = self.lm.evaluate(part, self.adapter)
+            return chosen_log_probs(logits, part.tokens, self.temperature, part.action_mask)
+        hidden, head = self.lm.hidden(part, self.adapter), self.lm.output_head(self.temperature)
+        mask = self.lm.mask(part.action_mask)
+        return chosen_log_probs_of(hidden, part.tokens, head, mask, entropies=False)[0]
 
 
 def load(

@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lmgym.models import Decoding, LanguageModel, Mask, Sequences, chosen_log_probs, log_probs
+from lmgym.decoding import Decoding
+from lmgym.head import chosen_log_probs_of, draw_from
+from lmgym.models import LanguageModel, Mask, Sequences, chosen_log_probs, log_probs
 from lmgym.sampling import draw, most_probable, pack_bits
 
 Critic = Literal["head", "adapter", "none"]
@@ -189,21 +191,18 @@ class Policy:
                 but its own numbers.
             action_mask: [V] or [B, V], True where a token is allowed.
         """
+        if not self.keeps:
+            token, logp = draw_from(decoding.masked_logits(self.temperature, action_mask), uniform)
+            return Action(token, logp, self.value(decoding))
         allowed = self._allowed(decoding, action_mask)
         logp = log_probs(decoding.logits, self.temperature, allowed)
         token = draw(logp, uniform)
-        kept = pack_bits(allowed) if self.keeps else None
-        return Action(token, logp.gather(1, token[:, None])[:, 0], self.value(decoding), kept)
+        return Action(token, logp.gather(1, token[:, None])[:, 0], self.value(decoding), pack_bits(allowed))
 
     @torch.no_grad()
     def advance(self, decoding: Decoding, token: Int[Tensor, " B"]) -> Decoding:
         """Reads the chosen tokens."""
-        following = self.lm.advance(decoding, token, self.adapter)
-        if decoding.critic is not None:
-            following.critic = self.lm.advance(decoding.critic, token, "value")
-        if decoding.nucleus is not None:
-            following.nucleus = self.lm.advance(decoding.nucleus, token, self.truncated_by)
-        return following
+        return decoding.advance(token)
 
     def value(self, decoding: Decoding) -> Float[Tensor, " B"]:
         """The critic's estimate of the return from where decoding stands."""
@@ -243,17 +242,25 @@ class Policy:
 
     def evaluate(self, sequences: Sequences) -> Evaluation:
         """Log-probability, value and entropy of tokens that were chosen earlier, in one differentiable pass."""
-        logits, hidden = self.lm.evaluate(sequences, self.adapter)
-        mask = self._behaviour_mask(sequences, logits)
-        logp = log_probs(logits, self.temperature, mask)
-        probs = logp.exp()
-        # A banned token has probability 0 and log-probability −∞; p·log p is 0 there, and its gradient too.
-        entropy = -(probs * logp.masked_fill(~mask, 0.0)).sum(-1)
-        chosen = logp.gather(2, sequences.tokens[..., None])[..., 0].masked_fill(~sequences.is_action, 0.0)
+        kept_if_needed = sequences.kept is not None or not self.keeps
+        if kept_if_needed and self.lm.trunk(self.adapter) is not None and not self.lm.head_is_trained:
+            hidden = self.lm.hidden(sequences, self.adapter)
+            head, mask = self.lm.output_head(self.temperature), self.lm.mask(sequences.action_mask)
+            kept = sequences.kept if self.keeps else None
+            chosen, entropy = chosen_log_probs_of(hidden, sequences.tokens, head, mask, kept)
+        else:
+            logits, hidden = self.lm.evaluate(sequences, self.adapter)
+            mask = self._behaviour_mask(sequences, logits)
+            logp = log_probs(logits, self.temperature, mask)
+            probs = logp.exp()
+            # A banned token has probability 0 and log-probability −∞; p·log p is 0 there, and its gradient too.
+            entropy = -(probs * logp.masked_fill(~mask, 0.0)).sum(-1)
+            chosen = logp.gather(2, sequences.tokens[..., None])[..., 0]
+        chosen = chosen.masked_fill(~sequences.is_action, 0.0)
         if self.critic == "none":
             return Evaluation(chosen, torch.zeros_like(chosen), entropy)
         if self.critic == "adapter":
-            _, hidden = self.lm.evaluate(sequences, "value")
+            hidden = self.lm.hidden(sequences, "value")
         return Evaluation(chosen, self.value_head(hidden.float())[..., 0], entropy)
 
     def save(self, folder: str | Path) -> None:

@@ -12,14 +12,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmgym
 from lmgym import LanguageModel, Policy
-from lmgym.models import Decoding, Sequences, log_probs
+from lmgym.decoding import Decoding
+from lmgym.models import CachedDecoding, Sequences, log_probs
 
 PAD, EOS, A, B, C, D = range(6)
 
 
-@pytest.fixture(params=["llama", "gpt2"])
+@pytest.fixture(params=["llama", "gpt2", "llama through transformers", "gpt2 through transformers"])
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
-    return request.getfixturevalue(request.param)
+    name, _, through = request.param.partition(" ")
+    lm: LanguageModel = request.getfixturevalue(name)
+    lm.fast = not through
+    assert lm.path() == ("through transformers: fast is off" if through else "fused")
+    return lm
 
 
 def perturb(lm: LanguageModel, name: str, seed: int = 0) -> None:
@@ -63,9 +68,9 @@ def test_cached_decoding_and_one_pass_equal_the_plain_model(lm: LanguageModel) -
             torch.testing.assert_close(decoding.logits[row], plain, atol=1e-4, rtol=0)
             torch.testing.assert_close(whole[row, t], plain, atol=1e-4, rtol=0)
         torch.testing.assert_close(decoding.hidden, hidden[:, t], atol=1e-4, rtol=0)
-        decoding = lm.advance(decoding, TOKENS[:, t])
-    assert decoding.attention_mask.sum(1).tolist() == [len(p) + 6 for p in PROMPTS]
-    assert decoding.position.tolist() == [len(p) + 5 for p in PROMPTS]
+        decoding = decoding.advance(TOKENS[:, t])
+    position = decoding.position if isinstance(decoding, CachedDecoding) else decoding.cache.length - 1
+    assert position.tolist() == [len(p) + 5 for p in PROMPTS]
 
 
 @pytest.mark.parametrize("config", ["GPTNeoXConfig", "Qwen2Config", "Qwen3Config", "MistralConfig", "Gemma3TextConfig"])
@@ -86,7 +91,7 @@ def test_generate_of_transformers_walks_the_same_path(lm: LanguageModel) -> None
         logits = decoding.logits.clone()
         logits[:, EOS] = -torch.inf
         chosen.append(logits.argmax(1))
-        decoding = lm.advance(decoding, chosen[-1])
+        decoding = decoding.advance(chosen[-1])
     assert torch.equal(torch.stack(chosen, 1), out[:, 5:])
 
 
@@ -128,28 +133,20 @@ def test_rows_that_restart_equal_a_fresh_prefill(lm: LanguageModel) -> None:
     decoding = lm.start(*left_padded(PROMPTS, 5))
     decoding.critic = lm.start(*left_padded(PROMPTS, 5), "value")
     for t in range(4):
-        critic = decoding.critic
-        decoding = lm.advance(decoding, TOKENS[:, t])
-        assert critic is not None
-        decoding.critic = lm.advance(critic, TOKENS[:, t], "value")
+        decoding.advance(TOKENS[:, t])
     fresh_rows, new = torch.tensor([0, 2]), [[D, C], [B, B, A, C]]
     fresh = lm.start(*left_padded(new, 5))
     fresh.critic = lm.start(*left_padded(new, 5), "value")
     assert decoding.replace_rows(fresh_rows, fresh, keep=8)
-    assert decoding.attention_mask.shape == (4, 8)
     texts = [new[0], PROMPTS[1] + TOKENS[1, :4].tolist(), new[1], PROMPTS[3] + TOKENS[3, :4].tolist()]
     for t in range(3):
         for adapter, part in ((None, decoding), ("value", decoding.critic)):
             assert isinstance(part, Decoding)
-            assert part.attention_mask.sum(1).tolist() == [min(8 + t, len(text) + t) for text in texts]
             with lm.using(adapter):
                 for row, text in enumerate(texts):
                     plain = plain_logits(lm.model, text + TOKENS[row, :t].tolist())[-1]
                     torch.testing.assert_close(part.logits[row], plain, atol=1e-4, rtol=0)
-        critic = decoding.critic
-        decoding = lm.advance(decoding, TOKENS[:, t])
-        assert critic is not None
-        decoding.critic = lm.advance(critic, TOKENS[:, t], "value")
+        decoding.advance(TOKENS[:, t])
 
 
 # Adapters ----------------------------------------------------------------------------------------------------------
@@ -267,6 +264,7 @@ def test_a_policy_comes_back_from_its_folder(lm: LanguageModel, tmp_path: Path) 
     nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(2))
     policy.save(tmp_path / "saved")
     again = Policy.load(lmgym.load(str(tmp_path / "base")), tmp_path / "saved")
+    again.lm.fast = lm.fast
     assert again.critic == "adapter"
     for ours, theirs in zip(policy.evaluate(sequences()), again.evaluate(sequences()), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
@@ -368,6 +366,7 @@ def test_several_ends_come_from_the_generation_config(probe: LanguageModel) -> N
 def test_a_folder_loads_and_an_unknown_name_says_what_there_is(lm: LanguageModel, tmp_path: Path) -> None:
     lm.save(tmp_path)
     again = lmgym.load(str(tmp_path))
+    again.fast = lm.fast
     torch.testing.assert_close(again.evaluate(sequences())[0], lm.evaluate(sequences())[0], atol=1e-6, rtol=0)
     shutil.rmtree(tmp_path)
     with pytest.raises(ValueError, match="no model 'no-such-model': built-in models are tiny and probe"):
@@ -406,7 +405,7 @@ def test_a_real_model(shared_data: Path) -> None:
     chosen = []
     for _ in range(12):
         chosen.append(int(decoding.logits[0].argmax()))
-        decoding = lm.advance(decoding, decoding.logits.argmax(1))
+        decoding = decoding.advance(decoding.logits.argmax(1))
     assert chosen == expected[len(ids) :].tolist()
     text = lm.decode_completion(ids, chosen)
     assert lm.decode(ids) + text == lm.decode([*ids, *chosen])

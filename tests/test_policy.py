@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from lmgym import LanguageModel, Policy
-from lmgym.models import Decoding, Sequences, chosen_log_probs, log_probs
+from lmgym.decoding import Decoding
+from lmgym.models import CachedDecoding, Sequences, chosen_log_probs, log_probs
 
 LARGEST = float(torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
 
@@ -17,9 +18,9 @@ def policy(probe: LanguageModel) -> Policy:
 
 
 def standing_at(logits: Tensor, policy: Policy) -> Decoding:
-    rows = logits.shape[0]
-    hidden = torch.zeros(rows, policy.lm.hidden_size)
-    return Decoding(logits, hidden, torch.ones(rows, 1, dtype=torch.long), torch.zeros(rows, dtype=torch.long), None)
+    hidden = torch.zeros(logits.shape[0], policy.lm.hidden_size)
+    nothing = torch.zeros(logits.shape[0], 0, dtype=torch.long)
+    return CachedDecoding(hidden, policy.lm, None, logits, nothing, nothing.sum(1), None)
 
 
 def frequencies(policy: Policy, logits: Tensor, mask: Tensor, count: int = 200_000) -> Tensor:

@@ -1,0 +1,607 @@
+"""The forward pass of the GPT-2 and Llama families as functions over fused weights: faster than the model's own.
+
+What a language model spends its time on, without the layers around it: projections that read the same input are one
+matrix, LoRA is added inside the projection (or merged into a copy of the weights, for decoding), rotary positions are
+one complex product, and texts stand at the left, so that a token's column is its position and a causal pass needs no
+mask. `Trunk.refusal` says which models it can stand for; others go through transformers, and a test holds the two
+against each other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Complex, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+GATED = ("llama", "mistral", "qwen2", "qwen3")
+"""Families with rotary positions, RMSNorm and a gated MLP; SmolLM and SmolLM2 are Llamas."""
+_GELU = (0.7978845608028654, 0.044715)  # √(2/π) and the cubic term of GPT-2's approximation
+
+
+class Projection(NamedTuple):
+    """`x Wᵀ + b`, and `(x downᵀ) upᵀ` of a LoRA adapter that is not merged.
+
+    Attributes:
+        weight: [out, in].
+        bias: [out] or None.
+        down: [R, in] the A matrices of all fused parts, one above the other; None without an adapter.
+        up: [out, R] the B matrices with their scale, block-diagonal.
+    """
+
+    weight: Float[Tensor, "out in"]
+    bias: Float[Tensor, " out"] | None
+    down: Float[Tensor, "R in"] | None = None
+    up: Float[Tensor, "out R"] | None = None
+
+    def __call__(self, x: Float[Tensor, "*rows in"], residual: Tensor | None = None) -> Float[Tensor, "*rows out"]:
+        flat = x.flatten(0, -2)
+        if self.down is None:
+            y = nnf.linear(flat, self.weight, self.bias)
+        else:
+            down, up = (part.to(x.dtype) for part in (self.down, self.up) if part is not None)
+            y = _LoRA.apply(flat, self.weight, self.bias, down, up)
+        y = y.unflatten(0, x.shape[:-1])
+        return y if residual is None else residual + y
+
+
+class Layer(NamedTuple):
+    """One block of the model.
+
+    Attributes:
+        first_norm: weight, and bias where it is a LayerNorm, before attention.
+        qkv: queries, keys and values in one.
+        out: what attention writes.
+        second_norm: before the MLP.
+        up: the MLP's first projection; gate and up in one where it is gated.
+        down: the MLP's second.
+        head_norms: weights of the RMSNorms of each query and key head (Qwen3), or None.
+    """
+
+    first_norm: tuple[Tensor, ...]
+    qkv: Projection
+    out: Projection
+    second_norm: tuple[Tensor, ...]
+    up: Projection
+    down: Projection
+    head_norms: tuple[Tensor, Tensor] | None
+
+
+@dataclass
+class Cache:
+    """Keys and values of texts that stand at the left: column c holds position c.
+
+    Attributes:
+        layers: for each layer [B, 2, H_kv, S, head], keys and values together.
+        length: [B] how many columns of each row are filled.
+        longest: at least the largest length, known without asking the device.
+        equal: whether all lengths are known to be equal, so that no mask is needed.
+        bottom: [B, S, D] what goes into the lowest layer with an adapter, where it is to be kept.
+    """
+
+    layers: list[Float[Tensor, "B 2 K S H"]]
+    length: Int[Tensor, " B"]
+    longest: int
+    equal: bool
+    bottom: Float[Tensor, "B S D"] | None = None
+
+    @property
+    def capacity(self) -> int:
+        """S, the columns that there is room for."""
+        return self.layers[0].shape[3]
+
+    def tensors(self) -> Iterator[tuple[Tensor, int]]:
+        """All that is kept for each position, and the dimension along which positions lie."""
+        yield from ((layer, 3) for layer in self.layers)
+        if self.bottom is not None:
+            yield self.bottom, 1
+
+    def replaced(self, change: Callable[[Tensor, int], Tensor], length: Tensor) -> "Cache":
+        """Another cache with every tensor changed."""
+        layers = [change(layer, 3) for layer in self.layers]
+        bottom = None if self.bottom is None else change(self.bottom, 1)
+        return Cache(layers, length, self.longest, self.equal, bottom)
+
+    def select(self, rows: Int[Tensor, " R"]) -> "Cache":
+        """These rows, in this order, as often as they are named."""
+
+        def take(x: Tensor, at: int) -> Tensor:
+            chosen = x.new_zeros(len(rows), *x.shape[1:])
+            chosen.narrow(at, 0, self.longest).copy_(x.narrow(at, 0, self.longest)[rows])
+            return chosen
+
+        return self.replaced(take, self.length[rows])
+
+    def reserve(self, columns: int) -> "Cache":
+        """Room for more columns, where there is not."""
+
+        def grow(x: Tensor, at: int) -> Tensor:
+            shape = list(x.shape)
+            shape[at] = columns
+            grown = x.new_zeros(shape)
+            grown.narrow(at, 0, self.longest).copy_(x.narrow(at, 0, self.longest))
+            return grown
+
+        return self if columns <= self.capacity else self.replaced(grow, self.length)
+
+    def put(self, rows: Int[Tensor, " R"], fresh: "Cache") -> "Cache":
+        """Other texts in some rows."""
+        wide = self.reserve(fresh.longest)
+        for (own, at), (other, _) in zip(wide.tensors(), fresh.tensors(), strict=True):
+            own.narrow(at, 0, fresh.longest)[rows] = other.narrow(at, 0, fresh.longest)
+        wide.length = wide.length.index_copy(0, rows, fresh.length)
+        wide.longest, wide.equal = max(self.longest, fresh.longest), False
+        return wide
+
+
+@dataclass
+class _Block:
+    """The modules of one layer, as they stand in the model."""
+
+    first_norm: Any
+    qkv: Sequence[Any]
+    out: Any
+    second_norm: Any
+    up: Sequence[Any]
+    down: Any
+    head_norms: tuple[Any, Any] | None = None
+
+
+class Trunk:
+    """Everything of a transformers model below its head, as functions.
+
+    Args:
+        model: a transformers model of a family that `refusal` accepts; its weights are read anew when they change.
+    """
+
+    def __init__(self, model: Any):
+        self.body = body_of(model)
+        config = model.config
+        self.gated = config.model_type in GATED
+        self.heads: int = config.num_attention_heads
+        self.kv_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
+        self.head: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.eps: float = config.rms_norm_eps if self.gated else config.layer_norm_epsilon
+        self._kept: dict[tuple[str | None, bool], tuple[Any, list[Layer]]] = {}
+        self._turns = torch.empty(0, self.head // 2, dtype=torch.complex64)
+
+    @staticmethod
+    def refusal(model: Any) -> str | None:
+        """Why this model cannot be stood for, or None."""
+        config = model.config
+        family = config.model_type
+        if family not in (*GATED, "gpt2"):
+            return f"{family} is not of the GPT-2 or Llama families"
+        if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+            return "the model has forward hooks, which a pass beside its own would not run"
+        if family == "gpt2":
+            plain = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx
+            if not plain or config.add_cross_attention or config.reorder_and_upcast_attn:
+                return "its attention is scaled or wired in an unusual way"
+            return None if config.activation_function == "gelu_new" else "its activation is not gelu_new"
+        windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        if windows or (family == "mistral" and config.sliding_window is not None):
+            return "its attention has a sliding window"
+        if config.rope_parameters.get("rope_type", "default") not in ("default", "linear", "llama3"):
+            return f"its rotary positions are of the type {config.rope_parameters['rope_type']!r}"
+        return None if config.hidden_act == "silu" else f"its activation is {config.hidden_act}"
+
+    # Weights -------------------------------------------------------------------------------------------------------
+
+    def layers(self, adapter: str | None = None, merge: bool = False) -> list[Layer]:
+        """The weights of every layer with one adapter on, or with none.
+
+        Args:
+            adapter: a LoRA adapter.
+            merge: whether to add it into a copy of the weights, as decoding wants it, instead of keeping it apart.
+
+        Frozen weights are fused once, and again when torch counts a change in them; those that are trained, each time.
+        """
+        if adapter is not None and not merge:
+            return [self._with_adapter(*pair, adapter) for pair in zip(self.layers(), _blocks(self.body), strict=True)]
+        tensors = [t for block in _blocks(self.body) for m in _modules(block) for t in _tensors(m, adapter)]
+        trained = any(t.requires_grad for t in tensors)
+        state = [(t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors]
+        kept = self._kept.get((adapter, merge))
+        if kept is not None and kept[0] == state and not trained:
+            return kept[1]
+        # A rollout runs in inference mode, and what it leaves behind must be of use to training.
+        with torch.inference_mode(False), torch.set_grad_enabled(trained and not merge):
+            layers = [self._fused(block, adapter if merge else None) for block in _blocks(self.body)]
+        # What is trained is not kept: it would only be memory held for the next rollout's copy.
+        self._kept[adapter, merge] = (None, []) if trained else (state, layers)
+        return layers
+
+    def lowest(self, adapter: str | None) -> int:
+        """The first layer that an adapter changes; the number of layers without one."""
+        blocks = list(_blocks(self.body))
+        changed = (i for i, b in enumerate(blocks) if any(adapter in getattr(m, "lora_A", ()) for m in _linears(b)))
+        return next(changed, len(blocks))
+
+    @staticmethod
+    def adapter_refusal(model: Any, adapter: str) -> str | None:
+        """Why an adapter of a model that `refusal` accepts cannot be stood for, or None."""
+        body = body_of(model)
+        ours = {id(m) for block in _blocks(body) for m in _linears(block)}
+        for module in model.modules():
+            if adapter in getattr(module, "lora_A", ()) or adapter in getattr(module, "lora_embedding_A", ()):
+                if id(module) not in ours:
+                    return f"the adapter {adapter!r} changes more than the layers' projections"
+                if adapter in module.lora_variant or module.lora_bias.get(adapter) or module.merged:
+                    return f"the adapter {adapter!r} is no plain LoRA"
+        return None
+
+    def _fused(self, block: _Block, adapter: str | None) -> Layer:
+        norms = None
+        if block.head_norms is not None:
+            norms = (self._pairs(block.head_norms[0].weight), self._pairs(block.head_norms[1].weight))
+        return Layer(
+            _norm_weights(block.first_norm),
+            self._project(block.qkv, adapter, rotary=True),
+            self._project((block.out,), adapter),
+            _norm_weights(block.second_norm),
+            self._project(block.up, adapter),
+            self._project((block.down,), adapter),
+            norms,
+        )
+
+    def _project(self, modules: Sequence[Any], adapter: str | None, rotary: bool = False) -> Projection:
+        weights, biases = [], []
+        for i, module in enumerate(modules):
+            base = getattr(module, "base_layer", module)
+            weight = base.weight if isinstance(base, nn.Linear) else base.weight.T  # GPT-2's Conv1D is [in, out]
+            if adapter in getattr(module, "lora_A", ()):
+                delta = module.lora_B[adapter].weight.float() @ module.lora_A[adapter].weight.float()
+                weight = (weight.float() + module.scaling[adapter] * delta).to(weight.dtype)
+            turned = rotary and self.gated and i < 2
+            weights.append(self._pairs(weight) if turned else weight)
+            if base.bias is not None:
+                biases.append(self._pairs(base.bias) if turned else base.bias)
+        return Projection(_joined(weights), _joined(biases) if biases else None)
+
+    def _with_adapter(self, layer: Layer, block: _Block, adapter: str) -> Layer:
+        def add(projection: Projection, modules: Sequence[Any], rotary: bool = False) -> Projection:
+            parts = [(i, m) for i, m in enumerate(modules) if adapter in getattr(m, "lora_A", ())]
+            if not parts:
+                return projection
+            ups, columns = [], 0
+            downs = [module.lora_A[adapter].weight for _, module in parts]
+            rank = sum(len(down) for down in downs)
+            for i, module in enumerate(modules):
+                if adapter not in getattr(module, "lora_A", ()):
+                    ups.append(projection.weight.new_zeros(_width(module), rank))
+                    continue
+                up = module.lora_B[adapter].weight * module.scaling[adapter]
+                up = self._pairs(up) if rotary and self.gated and i < 2 else up
+                ups.append(nnf.pad(up, (columns, rank - columns - up.shape[1])))
+                columns += up.shape[1]
+            down, up = (x[0] if len(x) == 1 else torch.cat(x) for x in (downs, ups))
+            return projection._replace(down=down, up=up)
+
+        return layer._replace(
+            qkv=add(layer.qkv, block.qkv, rotary=True),
+            out=add(layer.out, (block.out,)),
+            up=add(layer.up, block.up),
+            down=add(layer.down, (block.down,)),
+        )
+
+    def _pairs(self, rows: Tensor) -> Tensor:
+        """Puts the two halves of each head's rows side by side, so that a rotation is a product of complex numbers.
+
+        Queries and keys are permuted alike, which leaves their dot products as they were.
+        """
+        halves = rows.unflatten(0, (-1, 2, self.head // 2))
+        return halves.transpose(1, 2).flatten(0, 2)
+
+    # Passes --------------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Int[Tensor, "*rows"], position: Int[Tensor, "*columns"]) -> Float[Tensor, "*rows D"]:
+        """What goes into the first layer."""
+        if self.gated:
+            return nnf.embedding(ids, self.body.embed_tokens.weight)
+        return nnf.embedding(ids, self.body.wte.weight) + nnf.embedding(position, self.body.wpe.weight)
+
+    def read(
+        self,
+        layers: list[Layer],
+        ids: Int[Tensor, "B L"],
+        at: Int[Tensor, "B T"] | slice | None = None,
+        bottom: Float[Tensor, "B L D"] | None = None,
+        first: int = 0,
+        cache: Cache | None = None,
+        keep: int = 0,
+    ) -> Float[Tensor, "B T D"]:
+        """One causal pass over texts that stand at the left; what stands behind a text does not matter to it.
+
+        Args:
+            layers: the weights.
+            ids: the texts.
+            at: the positions to give, for each row or for all alike; None gives all. Only these go through the last
+                layer's second half.
+            bottom: what goes into layer `first`, instead of starting from the ids.
+            first: the first layer to run.
+            cache: takes the keys and values of all positions.
+            keep: the layer whose input the cache keeps as its `bottom`, where it has one.
+
+        Returns:
+            The final hidden states, after the last norm.
+        """
+        position = torch.arange(ids.shape[1], device=ids.device)
+        x = self.embed(ids, position) if bottom is None else bottom
+        turns = self._turn(ids.shape[1], ids.device)[:, None] if self.gated else None
+        for i in range(first, len(layers)):
+            layer = layers[i]
+            if cache is not None and cache.bottom is not None and i == keep:
+                cache.bottom[:, : ids.shape[1]] = x
+            q, k, v = self._qkv(layer, x, turns)
+            if cache is not None:
+                cache.layers[i][:, 0, :, : ids.shape[1]] = k.transpose(1, 2)
+                cache.layers[i][:, 1, :, : ids.shape[1]] = v.transpose(1, 2)
+            mixed = self._attend(q, k, v)
+            if at is not None and i == len(layers) - 1:
+                x, mixed = _take(x, at), _take(mixed, at)
+            x = layer.out(mixed, residual=x)
+            x = self._mlp(layer, x)
+        return self._norm(x, _norm_weights(self.body.norm if self.gated else self.body.ln_f))
+
+    def step(self, layers: list[Layer], token: Int[Tensor, " B"], cache: Cache, keep: int = 0) -> Float[Tensor, "B D"]:
+        """Reads one more token in every row, and writes its keys and values behind the row's others.
+
+        The cache must have room for one more column. Its `length`, `longest` are moved on.
+        """
+        x = self.embed(token, cache.length)
+        columns = cache.longest + 1
+        turns = self._turn(columns, token.device)[cache.length][:, None] if self.gated else None
+        mask = None
+        if not cache.equal:
+            rows = torch.arange(len(token), device=token.device)
+            beyond = torch.arange(columns, device=token.device) > cache.length[:, None]
+            mask = torch.zeros(beyond.shape, dtype=x.dtype, device=x.device).masked_fill_(beyond, -torch.inf)
+            mask = mask[:, None, None]
+        for i, layer in enumerate(layers):
+            store = cache.layers[i]
+            if cache.bottom is not None and i == keep:
+                if cache.equal:
+                    cache.bottom[:, cache.longest] = x
+                else:
+                    cache.bottom[rows, cache.length] = x
+            h = self._norm(x, layer.first_norm)
+            qkv = layer.qkv(h).view(len(token), -1, self.head)
+            if turns is not None:
+                qkv = self._positioned(qkv, turns, layer.head_norms)
+            kv = qkv[:, self.heads :].unflatten(1, (2, self.kv_heads))
+            if cache.equal:
+                store[:, :, :, cache.longest] = kv
+            else:
+                store[rows, :, :, cache.length] = kv
+            # Queries that share a key head stand where a longer text's queries would.
+            q = qkv[:, : self.heads].unflatten(1, (self.kv_heads, -1))
+            keys, values = store[:, 0, :, :columns], store[:, 1, :, :columns]
+            mixed = nnf.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            x = layer.out(mixed.flatten(1), residual=x)
+            x = self._mlp(layer, x)
+        cache.length = cache.length + 1
+        cache.longest = columns
+        return self._norm(x, _norm_weights(self.body.norm if self.gated else self.body.ln_f))
+
+    def cache(self, rows: int, columns: int, like: Tensor, length: Tensor, equal: bool, bottom: bool = False) -> Cache:
+        """An empty cache."""
+        shape = (rows, 2, self.kv_heads, columns, self.head)
+        # Zeros: a masked column must hold numbers, since 0 times what memory happened to hold may be none.
+        layers = [like.new_zeros(shape) for _ in _blocks(self.body)]
+        kept = like.new_zeros(rows, columns, self.body.config.hidden_size) if bottom else None
+        return Cache(layers, length, 0, equal, kept)
+
+    def _qkv(self, layer: Layer, x: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, L, heads, head] each, with positions."""
+        qkv = layer.qkv(self._norm(x, layer.first_norm)).unflatten(-1, (-1, self.head))
+        if turns is not None:
+            qkv = self._positioned(qkv, turns, layer.head_norms)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], -2)
+        return q, k, v
+
+    def _positioned(self, qkv: Tensor, turns: Tensor, norms: tuple[Tensor, Tensor] | None) -> Tensor:
+        count = self.heads + self.kv_heads
+        if norms is not None:
+            q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], -2)
+            q, k = (nnf.rms_norm(x, (self.head,), w, self.eps) for x, w in zip((q, k), norms, strict=True))
+            qkv = torch.cat([q, k, v], -2)
+        return _Turn.apply(qkv, turns, count)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[B, L, heads · head] causal attention."""
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        # The backward pass of attention in bfloat16 takes eight times as long as that in float32 on a CPU.
+        slow = q.requires_grad and q.dtype != torch.float32 and q.device.type == "cpu"
+        if slow:
+            q, k, v = q.float(), k.float(), v.float()
+        grouped = self.kv_heads != self.heads
+        mixed = nnf.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return mixed.to(self.body.dtype) if slow else mixed
+
+    def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
+        h = layer.up(self._norm(x, layer.second_norm))
+        return layer.down(_Gate.apply(h) if self.gated else _gelu(h), residual=x)
+
+    def _norm(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        if not self.gated:
+            return nnf.layer_norm(x, (x.shape[-1],), weights[0], weights[1], self.eps)
+        if x.dtype != torch.float32:
+            return nnf.rms_norm(x, (x.shape[-1],), weights[0], self.eps)
+        return _RMSNorm.apply(x, weights[0], self.eps)
+
+    def _turn(self, columns: int, device: torch.device) -> Complex[Tensor, "L half"]:
+        """exp(i · angle) of each position and pair, from the model's own table."""
+        if len(self._turns) < columns or self._turns.device != device:
+            with torch.inference_mode(False), torch.no_grad():
+                position = torch.arange(max(columns, 2 * len(self._turns)), device=device)[None]
+                cos, sin = self.body.rotary_emb(torch.zeros((), device=device), position)
+                half = self.head // 2
+                self._turns = torch.complex(cos[0, :, :half], sin[0, :, :half])
+        return self._turns[:columns]
+
+
+class _LoRA(torch.autograd.Function):
+    """`x Wᵀ + b + (x downᵀ) upᵀ` with W frozen: one pass over the output instead of three, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
+        inner = x @ down.T
+        ctx.save_for_backward(x, weight, down, up, inner)
+        return nnf.linear(x, weight, bias).addmm_(inner, up.T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, inner = ctx.saved_tensors
+        (grad,) = grads
+        narrow = grad @ up
+        whole = (grad @ weight).addmm_(narrow, down) if ctx.needs_input_grad[0] else None
+        return whole, None, None, narrow.T @ x, grad.T @ inner
+
+
+class _Turn(torch.autograd.Function):
+    """Rotary positions (Su et al. 2021) on the first heads: pairs of numbers as complex ones, times exp(i · angle)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, turns: Tensor, heads: int) -> Tensor:
+        ctx.turns, ctx.heads = turns, heads
+        return _turned(x, turns, heads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _turned(grads[0], ctx.turns.conj(), ctx.heads), None, None
+
+
+def _turned(x: Tensor, turns: Tensor, heads: int) -> Tensor:
+    y = x.clone(memory_format=torch.contiguous_format)
+    part = y[..., :heads, :]
+    if x.dtype == torch.float32:
+        torch.view_as_complex(part.unflatten(-1, (-1, 2))).mul_(turns)
+    else:
+        turned = torch.view_as_complex(part.float().unflatten(-1, (-1, 2))) * turns
+        part.copy_(torch.view_as_real(turned).flatten(-2))
+    return y
+
+
+class _Gate(torch.autograd.Function):
+    """`silu(gate) · up` of the two halves, keeping only its input for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        gate, up = x.chunk(2, -1)
+        return nnf.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate, up = x.chunk(2, -1)
+        out = torch.empty_like(x)
+        to_gate, to_up = out.chunk(2, -1)
+        torch.mul(grads[0], nnf.silu(gate), out=to_up)
+        torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=to_gate)
+        return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    """`x · w / rms(x)` (Zhang & Sennrich 2019): four passes over the gradient instead of ten."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        grad = grads[0] * weight
+        along = torch.linalg.vecdot(grad, x)[..., None] * scale.pow(3).div_(-x.shape[-1])
+        of_weight = (grads[0] * x * scale).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return grad.mul_(scale).addcmul_(x, along), of_weight, None
+
+
+class _Gelu(torch.autograd.Function):
+    """GPT-2's GELU by one tanh that the backward pass takes over; torch's own kernel is twice as slow on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scale, cubic = _GELU
+        tanh = (x * x).mul_(scale * cubic).add_(scale).mul_(x).tanh_()
+        ctx.save_for_backward(x, tanh)
+        return torch.addcmul(x, x, tanh).mul_(0.5)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, tanh = ctx.saved_tensors
+        scale, cubic = _GELU
+        slope = (x * x).mul_(3 * scale * cubic).add_(scale).mul_(x)  # x · d(inner)/dx
+        slope.addcmul_(slope * tanh, tanh, value=-1)
+        return slope.add_(tanh).add_(1).mul_(0.5).mul_(grads[0])
+
+
+def _gelu(x: Tensor) -> Tensor:
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        return _Gelu.apply(x)  # pyright: ignore[reportReturnType]
+    return nnf.gelu(x, approximate="tanh")
+
+
+def _take(x: Float[Tensor, "B L D"], at: Int[Tensor, "B T"] | slice) -> Float[Tensor, "B T D"]:
+    if isinstance(at, slice):
+        return x[:, at]
+    first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (first + at).flatten()).view(*at.shape, -1)
+
+
+def body_of(model: Any) -> Any:
+    """The model without its head, and without peft around it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(inner, inner.base_model_prefix, inner)
+
+
+def _blocks(body: Any) -> Iterator[_Block]:
+    if hasattr(body, "h"):
+        for b in body.h:
+            yield _Block(b.ln_1, (b.attn.c_attn,), b.attn.c_proj, b.ln_2, (b.mlp.c_fc,), b.mlp.c_proj)
+        return
+    for b in body.layers:
+        a, m = b.self_attn, b.mlp
+        norms = (a.q_norm, a.k_norm) if hasattr(a, "q_norm") else None
+        yield _Block(
+            b.input_layernorm, (a.q_proj, a.k_proj, a.v_proj), a.o_proj,
+            b.post_attention_layernorm, (m.gate_proj, m.up_proj), m.down_proj, norms,
+        )  # fmt: skip
+
+
+def _norm_weights(module: Any) -> tuple[Tensor, ...]:
+    return tuple(p for p in (module.weight, getattr(module, "bias", None)) if p is not None)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()
+
+
+def _linears(block: _Block) -> tuple[Any, ...]:
+    return (*block.qkv, block.out, *block.up, block.down)
+
+
+def _modules(block: _Block) -> tuple[Any, ...]:
+    return (block.first_norm, *_linears(block), block.second_norm, *(block.head_norms or ()))
+
+
+def _tensors(module: Any, adapter: str | None) -> list[Tensor]:
+    """The tensors that a fused projection is made of."""
+    base = getattr(module, "base_layer", module)
+    found = [base.weight, *([base.bias] if getattr(base, "bias", None) is not None else [])]
+    if adapter in getattr(module, "lora_A", ()):
+        found += [module.lora_A[adapter].weight, module.lora_B[adapter].weight]
+    return found
+
+
+def _width(module: Any) -> int:
+    base = getattr(module, "base_layer", module)
+    return base.weight.shape[0] if isinstance(base, nn.Linear) else base.weight.shape[1]
