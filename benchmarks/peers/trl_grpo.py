@@ -6,10 +6,11 @@ completions at every fourth.
 """
 
 import tempfile
-from typing import Any, cast
+from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -101,7 +102,8 @@ def main() -> None:
     ends = TurnEnds(turn, job.epochs)
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
-            model=cast(Any, PeftModel.from_pretrained(base, job.part("adapter"), is_trainable=True)),
+            model=base,
+            peft_config=LoraConfig.from_pretrained(job.part("adapter"), inference_mode=False),
             reward_funcs=reward,
             args=config(job, folder),
             processing_class=tokenizer,
@@ -109,6 +111,8 @@ def main() -> None:
             train_dataset=Dataset.from_dict({"prompt": [tokenizer.decode(ids) for ids in job.prompts()]}),
             callbacks=[ends],
         )
+        # Put in afterwards: a model that comes with an adapter would become its own reference.
+        set_peft_model_state_dict(trainer.model, load_file(f"{job.part('adapter')}/adapter_model.safetensors"))
         ends.watch = Watch(turn, trainer)
         turn.ready()
         trainer.train()
