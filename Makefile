@@ -45,6 +45,7 @@ check: $(STAMP)
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py $(FLAGS)
 
+# Against the peers, which are set up in .bench: half an hour. FLAGS=--quick: two minutes; --device cuda: on a GPU.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed $(FLAGS)
 
@@ -53,5 +54,5 @@ assets: $(STAMP)
 
 # Leaves runs/ alone: results are yours.
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .bench build dist .pytest_cache .ruff_cache .import_linter_cache
 	find lmgym agents tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

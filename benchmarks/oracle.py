@@ -11,9 +11,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from benchmarks.worker import Job
+from lmgym.models import quietly
 
 LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (0.03, 0.6)}
 """Mean and greatest difference in nats; bfloat16 weights are rounded, and are judged against those that are not."""
+ROWS = 64
+"""Compared, of however many there are."""
 
 
 @torch.inference_mode()
@@ -22,13 +25,14 @@ def truth(job: Job, said: Mapping[str, Tensor], adapter: bool = True) -> dict[st
     prompts, tokens, is_action = said["prompts"].long(), said["tokens"].long(), said["is_action"].bool()
     ids = torch.cat([prompts, tokens], 1)
     mask = torch.cat([torch.ones_like(prompts), is_action.long()], 1)
-    model = AutoModelForCausalLM.from_pretrained(job.part("policy")).eval()
+    model = AutoModelForCausalLM.from_pretrained(job.part("policy")).eval().to(job.device)
     found = {"reference_logp": _logp(model, ids, mask, tokens)}
     found["logp"] = found["reference_logp"]
     if adapter:
         adapted = PeftModel.from_pretrained(model, job.part("adapter")).eval()
         found["logp"] = _logp(adapted, ids, mask, tokens)
     reward = AutoModelForSequenceClassification.from_pretrained(job.part("reward"), num_labels=1).eval()
+    reward = reward.to(job.device)
     found["score"] = torch.cat(
         [reward(input_ids=i, attention_mask=m).logits[:, 0] for i, m in zip(ids.split(32), mask.split(32), strict=True)]
     )
@@ -52,12 +56,15 @@ def check(name: str, job: Job, said: Mapping[str, Tensor], adapter: bool = True)
     Raises:
         AssertionError: it said something else, or wrote another number of tokens.
     """
-    is_action = said["is_action"].bool()
     mean_limit, most_limit = LIMITS[job.dtype]
-    if not job.ends and int(is_action.sum()) != job.rows * job.new_tokens:
-        raise AssertionError(f"{name} wrote {int(is_action.sum())} tokens, not {job.rows} x {job.new_tokens}")
-    found = {}
-    for key, right in truth(job, said, adapter).items():
+    count = int(said["is_action"].bool().sum())
+    if not job.ends and count != job.rows * job.new_tokens:
+        raise AssertionError(f"{name} wrote {count} tokens, not {job.rows} x {job.new_tokens}")
+    said = {key: x[:ROWS].to(job.device) for key, x in said.items()}
+    is_action, found = said["is_action"].bool(), {}
+    with quietly():
+        right_ones = truth(job, said, adapter)
+    for key, right in right_ones.items():
         if key not in said or (key == "score" and job.ends):  # whether EOS itself is scored differs between contenders
             continue
         gap = (said[key].float() - right).abs()
@@ -65,7 +72,7 @@ def check(name: str, job: Job, said: Mapping[str, Tensor], adapter: bool = True)
         found[key] = float(gap.max())
         if not (gap.mean() <= mean_limit and gap.max() <= most_limit):
             raise AssertionError(
-                f"{name}: {key} differs from a plain pass by {float(gap.mean()):.2g} on average and {found[key]:.2g} at "
-                f"most; allowed are {mean_limit:g} and {most_limit:g}. Nothing was timed"
+                f"{name}: {key} differs from a plain pass by {float(gap.mean()):.2g} on average and {found[key]:.2g} "
+                f"at most; allowed are {mean_limit:g} and {most_limit:g}. Nothing was timed"
             )
     return found

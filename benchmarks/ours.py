@@ -2,17 +2,17 @@
 
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import lmgym
 from agents import grpo, ppo
 from agents.learner import Learner, LearnerConfig
 from benchmarks.worker import BETA, LR, Job, Turn
+from lmgym.models import Sequences
 from lmgym.reward_model import RewardModel
 from lmgym.rollout import decode
 from lmgym.tasks.base import Completion, Prompt, Split, Task
@@ -101,11 +101,11 @@ def rollout(turn: Turn, job: Job) -> None:
     env = environment(job, policy.lm, job.rows, job.new_tokens)
     buffer = lmgym.RolloutBuffer.like(env)
     clock = Clock(turn)
-    for method in ("reset", "append", "any_running", "prompt_block"):
+    for method in ("reset", "prompt_block", "append", "running"):
         clock.watch(env, method, "environment")
     turn.ready()
     for update in range(FOREVER):
-        decode(policy, env, buffer, lmgym.Stream(0, update))
+        decode(policy, env, buffer, lmgym.Stream(0, update), compact=not job.options.get("plain"))
         sequences = env.sequences()
         found = {
             "prompts": sequences.prompt_ids,
@@ -141,6 +141,9 @@ def train(turn: Turn, job: Job, module: Any, config: Any) -> None:
     env = environment(job, policy.lm, job.rows, job.new_tokens)
     learner = Learner(policy.parameters(), LearnerConfig(lr=LR, schedule="constant", warmup=0.0))
     clock, seen = Clock(turn), {}
+    if job.options.get("plain"):  # neither compaction nor bucketing
+        module.collect = partial(module.collect, compact=False)
+        Sequences.buckets = partialmethod(Sequences.buckets, by_length=False)  # pyright: ignore
     clock.watch(module, "collect", "collect", lambda buffer: seen.update(outputs(buffer)))
     updates = module.train(policy, env, learner, config)
     turn.ready()

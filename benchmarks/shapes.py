@@ -1,16 +1,15 @@
 """The models that all contenders load: random weights in ordinary transformers folders, made once.
 
-A shape's folder holds `policy` (a causal model), `adapter` (LoRA of rank 8 on the attention projections, drawn at random, so
-that policy and reference differ), `reward` (a sequence classifier with one label), and `prompts.json`. Each token is a word
-of its own, so that text and tokens say the same.
+A shape's folder holds `policy` (a causal model), `adapter` (LoRA of rank 8 on the attention projections, drawn at
+random, so that policy and reference differ), `reward` (a sequence classifier with one label), and `prompts.json`. Each
+token is a word of its own, so that text and tokens say the same.
 
-Padding is never sampled, and neither is the end of sequence, by the weights themselves: every contender writes completions of
-equal length without being told to. In the shapes that end with "-eos" a completion ends at each token with probability 1/30:
-24 tokens of 48 on average.
+Padding is never sampled, and neither is the end of sequence, by the weights themselves: every contender writes
+completions of equal length without being told to. In the shapes that end with "-eos" a completion ends at each token
+with probability `EOS_HAZARD`: 24 tokens of 48 on average.
 """
 
 import json
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,10 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 
 from benchmarks.worker import EOS, PAD
+from lmgym.models import quietly
 
 PROMPTS, PROMPT_TOKENS = 1024, 16
 NEVER = -30.0
@@ -47,7 +46,7 @@ class Shape:
     """A model's size.
 
     Attributes:
-        family: "gpt2", "llama" or "qwen2".
+        family: "gpt2" or "llama".
         vocabulary: V, tokens.
         width: D, the hidden size.
         layers: how many.
@@ -85,9 +84,10 @@ class Shape:
                 n_embd=self.width, n_layer=self.layers, n_head=self.heads, n_inner=self.inner, n_positions=POSITIONS,
                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **common,
             )  # fmt: skip
-        return {"llama": LlamaConfig, "qwen2": Qwen2Config}[self.family](
+        return LlamaConfig(
             hidden_size=self.width, num_hidden_layers=self.layers, num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads, intermediate_size=self.inner, max_position_embeddings=POSITIONS, **common,
+            num_key_value_heads=self.kv_heads, intermediate_size=self.inner, max_position_embeddings=POSITIONS,
+            **common,
         )  # fmt: skip
 
     @property
@@ -98,12 +98,12 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape("gpt2", 64, 32, 2, 2, 2, 64),  # for trying a benchmark out
-    "tiny-qwen": Shape("qwen2", 64, 32, 2, 4, 2, 64),
+    "tiny-grouped": Shape("llama", 64, 32, 2, 4, 2, 64),
     "T": Shape("gpt2", 512, 128, 4, 4, 4, 512),
     "S": Shape("llama", 4096, 288, 6, 6, 6, 768),
     "M": Shape("llama", 32_000, 288, 6, 6, 6, 768),
     "GPT-2": Shape("gpt2", 50_257, 768, 12, 12, 12, 3072),
-    "Qwen": Shape("qwen2", 151_936, 896, 24, 14, 2, 4864),
+    "Qwen": Shape("llama", 151_936, 896, 24, 14, 2, 4864),  # a real Qwen2 would bring a tokenizer of its own
 }
 SHAPES |= {f"{name}-eos": SHAPES[name] for name in ("tiny", "T", "S")}
 
@@ -111,8 +111,13 @@ SHAPES |= {f"{name}-eos": SHAPES[name] for name in ("tiny", "T", "S")}
 def make(name: str, root: Path) -> Path:
     """The folder of a shape, which is made if it is not there."""
     folder = root / name
-    if folder.is_dir():
-        return folder
+    if not folder.is_dir():
+        with quietly():
+            _make(name, root).rename(folder)
+    return folder
+
+
+def _make(name: str, root: Path) -> Path:
     shape, draft = SHAPES[name], root / f"{name}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -137,8 +142,7 @@ def make(name: str, root: Path) -> Path:
     adapted.save_pretrained(str(draft / "adapter"), save_embedding_layers=False)
     for part in ("policy", "reward"):
         tokenizer.save_pretrained(draft / part)
-    draft.rename(folder)
-    return folder
+    return draft
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -155,8 +159,8 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 def steer(model: Any, ids: Tensor, hazard: float | None) -> None:
     """Makes padding improbable, and the end of sequence as probable as `hazard` says, or improbable too.
 
-    Heads have no bias; so the first coordinate of the hidden state is made a constant that only these two tokens' rows of
-    the tied embedding read.
+    Heads have no bias; so the first coordinate of the hidden state is made a constant that only these two tokens' rows
+    of the tied embedding read.
     """
     embedding = model.get_input_embeddings().weight
     if model.config.model_type == "gpt2":
@@ -186,15 +190,11 @@ def bound_seconds(
 ) -> float:
     """The least time a rollout takes at a rate of multiplication and of reading.
 
-    For each step the matrix products, or the reading of the matrices where that takes longer; and the reading of the cache.
+    For each step the matrix products, or the reading of the matrices where that takes longer; and the reading of the
+    cache. A machine whose caches hold the model or the keys and values may beat it.
     """
     multiply = 2 * shape.matrix_weights * rows / flops
     read = shape.matrix_weights * bytes_per_number / bandwidth
     positions = sum(prompt + step for step in range(new))
     cache = rows * positions * shape.cache_numbers * bytes_per_number / bandwidth
     return max(prompt * multiply, read) + new * max(multiply, read) + cache
-
-
-def tokens_per_completion(new: int, hazard: float) -> float:
-    """Mean length of completions that end with this probability at each token, and at a budget."""
-    return -math.expm1(new * math.log1p(-hazard)) / hazard

@@ -6,8 +6,8 @@
     python -m benchmarks.speed --only ppo/T grpo     # some suites or measurements
     python -m benchmarks.speed --draw                # write the tables again
 
-Every contender is a process of its own with pinned threads, and they take turns, round by round, so that a machine that gets
-slower slows all of them: quote ratios of medians within a measurement. A line a measurement is appended to
+Every contender is a process of its own with pinned threads, and they take turns, round by round, so that a machine that
+gets slower slows all of them: quote ratios of medians within a measurement. A line a measurement is appended to
 benchmarks/results.jsonl; tables and plots go to docs/performance.md.
 """
 

@@ -61,10 +61,10 @@ def trl(dtype: str = "float32") -> Contender:
     return Contender(f"TRL {SHORT[dtype]}", "benchmarks.peers.trl_ppo", "trl", dtype)
 
 
-def ours(what: str, dtype: str = "float32", note: str = "", **options: Any) -> Contender:
+def ours(what: str, dtype: str = "float32", note: str = "", name: str = "lmgym", **options: Any) -> Contender:
     """lmgym's rollout, PPO or GRPO."""
     own_adapter = "layers" in options
-    name = " ".join(filter(None, ("lmgym", SHORT[dtype], note)))
+    name = " ".join(filter(None, (name, SHORT[dtype], note)))
     return Contender(name, f"benchmarks.ours {what}", "", dtype, options, own_adapter)
 
 
@@ -105,7 +105,8 @@ def lengths(shape: str) -> Measurement:
     """Completions that end where they end, 24 tokens on average: what compaction and bucketing are worth."""
     plain = {"plain": True}
     contenders = (
-        generate(F32), ours("rollout"), ours("rollout", note="whole rows", **plain),
+        generate(F32), ours("rollout", name="lmgym rollout"),
+        ours("rollout", name="lmgym rollout", note="whole rows", **plain),
         trl(), ours("ppo", **HEAD), ours("ppo", note="whole rows", **HEAD, **plain),
     )  # fmt: skip
     return Measurement("lengths", f"{shape}-eos", contenders, {"ends": True})
@@ -148,10 +149,14 @@ CUDA = tuple(
         Measurement(f"rollout {rows}", shape, (generate(B16), ours("rollout", B16)), {"rows": rows}),
         Measurement(f"ppo {rows}", shape, (trl(B16), ours("ppo", B16, **HEAD)), {"rows": rows}, 3),
     )
+    # TRL keeps every logit of a rollout, twice: 60 GB here.
+    if measurement.name != "ppo 1024/Qwen"
 )
 TRY = (
+    *(Measurement(m.suite, "tiny", m.contenders, m.work, 1) for m in CUDA[2:4]),
     rollouts("tiny"), iterations("tiny"), groups("tiny"), lengths("tiny"),
-    sweep("tiny", "rows", [1, 4]), rollouts("tiny-qwen"), Measurement("ppo", "tiny-qwen", (trl(), ours("ppo", **HEAD))),
+    sweep("tiny", "rows", [1, 4]), rollouts("tiny-grouped"),
+    Measurement("ppo", "tiny-grouped", (trl(), ours("ppo", **HEAD))),
 )  # fmt: skip
 """Everything small, for trying the benchmark out."""
 PLANS = {"full": FULL, "quick": QUICK, "cuda": CUDA, "try": TRY}

@@ -1,8 +1,8 @@
 """Both ends of the line between the benchmark and a contender, which is a process of its own.
 
-The benchmark writes a job, then orders, one JSON object a line; the contender answers each with one. So contenders live in
-environments of their own, keep their state between rounds, and never work at the same time. This module imports nothing but
-torch, so that it runs in a peer's environment.
+The benchmark writes a job, then orders, one JSON object a line; the contender answers each with one. So contenders live
+in environments of their own, keep their state between rounds, and never work at the same time. This module imports no
+more than torch, so that it runs in a peer's environment.
 """
 
 import json
@@ -87,9 +87,7 @@ class Turn:
         """Everything is loaded; returns when the first turn comes."""
         self._wait({"ready": True, "versions": _versions()})
 
-    def done(
-        self, phases: Mapping[str, float] | None = None, outputs: Outputs = dict, times: float = 1.0
-    ) -> None:
+    def done(self, phases: Mapping[str, float] | None = None, outputs: Outputs = dict, times: float = 1.0) -> None:
         """The work of a turn is done; returns when the next one comes.
 
         Args:

@@ -1,12 +1,12 @@
 """AgileRL's PPO for language models.
 
 Set so that it does what the others do: sampling from all tokens (its default is the 50 most probable), no gradient
-checkpointing, one minibatch of all rows an epoch. Its critic is a second adapter under a value head. Two things are its own:
-a terminal score is paid on every token, and a list of prompts, which is what its environments give, is generated one prompt at
-a time. With `batched` it gets all prompts as one, which its own loop does not do.
+checkpointing, one minibatch of all rows an epoch. Its critic is a second adapter under a value head. Two things are its
+own: a terminal score is paid on every token, and a list of prompts, which is what its environments give, is generated
+one prompt at a time. With `batched` it gets all prompts as one, which its own loop does not do.
 
-On a CPU a Llama model would crash in the Triton kernels that it patches in; the mark that they are there already keeps them
-out.
+On a CPU a Llama model would crash in the Triton kernels that it patches in; the mark that they are there already keeps
+them out.
 """
 
 from typing import Any, cast

@@ -27,17 +27,15 @@ def main() -> None:
     turn.ready()
     while True:
         with torch.inference_mode():
-            out = model.generate(
-                input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=config
-            )
+            out = model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
         turn.done(outputs=partial(outputs, prompts, out.sequences[:, prompts.shape[1] :], out.scores))
         del out  # or the next turn would hold two
 
 
 def outputs(prompts: Tensor, tokens: Tensor, scores: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """For the checks."""
-    logp = torch.stack(scores, 1).float().log_softmax(-1).gather(2, tokens[..., None])[..., 0]
-    return {"prompts": prompts, "tokens": tokens, "is_action": tokens != PAD, "logp": logp}
+    chosen = [x.float().log_softmax(-1).gather(1, t[:, None]) for x, t in zip(scores, tokens.T, strict=True)]
+    return {"prompts": prompts, "tokens": tokens, "is_action": tokens != PAD, "logp": torch.cat(chosen, 1)}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Stable-Baselines3's PPO on the token environment, as `gymnasium.make` gives it: scalar environments, stepped one by one.
+"""Stable-Baselines3's PPO on the token environment as `gymnasium.make` gives it: scalar environments, one by one.
 
-SB3 knows steps and no sequences: its policy reads the whole text again for every token, in the rollout and in every epoch.
-The policy is `agents.sb3.LMPolicy`, the same adapter and value head on the same model.
+SB3 knows steps and no sequences: its policy reads the whole text again for every token, in the rollout and in every
+epoch. The policy is `agents.sb3.LMPolicy`, the same adapter and value head on the same model.
 
-A rollout takes half a minute, and its steps cost alike but for the length of the text; so a share of its texts is written,
-each to the end, and the share's time stands for the whole. What is reported is the time of the whole.
+An iteration takes a minute and more, and its time is that of its texts; so a share of the texts is written, each to the
+end, and learned from, and what is reported is that time multiplied.
 """
 
 import gymnasium as gym

@@ -1,8 +1,8 @@
 """TRL's GRPO, in the project's own environment.
 
-Set so that it does what the others do: four passes over a rollout, each one step of all rows; KL to the reference in the loss;
-no gradient checkpointing and no mixed precision, which are its defaults. Its trainer counts a pass as a step, and writes new
-completions at every fourth.
+Set so that it does what the others do: four passes over a rollout, each one step of all rows; KL to the reference in the
+loss; no gradient checkpointing and no mixed precision, which are its defaults. Its trainer counts a pass as a step, and
+writes new completions at every fourth.
 """
 
 import tempfile

@@ -1,8 +1,9 @@
 """TRL's PPO, in the last release that has it.
 
-Set so that it does what the others do: one minibatch of all rows an epoch, temperature 1, no gradient checkpointing and no
-mixed precision (both are TRL's defaults, and slow things down here), nothing saved and nothing sampled for show. Its value
-model is a whole network, all of which is trained; that is its design. Its reference is the policy with the adapter off.
+Set so that it does what the others do: one minibatch of all rows an epoch, temperature 1, no gradient checkpointing and
+no mixed precision (both are TRL's defaults, and slow things down here), nothing saved and nothing sampled for show.
+Its value model is a whole network, all of which is trained; that is its design. Its reference is the policy with the
+adapter off.
 """
 
 import tempfile
