@@ -4,6 +4,7 @@ A benchmark of things that compute different numbers means nothing; so nothing i
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -25,7 +26,8 @@ def truth(job: Job, said: Mapping[str, Tensor], adapter: bool = True) -> dict[st
     prompts, tokens, is_action = said["prompts"].long(), said["tokens"].long(), said["is_action"].bool()
     ids = torch.cat([prompts, tokens], 1)
     mask = torch.cat([torch.ones_like(prompts), is_action.long()], 1)
-    model = AutoModelForCausalLM.from_pretrained(job.part("policy")).eval().to(job.device)
+    model: Any = AutoModelForCausalLM.from_pretrained(job.part("policy")).eval()
+    model = model.to(job.device)
     found = {"reference_logp": _logp(model, ids, mask, tokens)}
     found["logp"] = found["reference_logp"]
     if adapter:

@@ -1,7 +1,7 @@
 """lmgym as a contender: rollouts, PPO, GRPO."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, partialmethod
 from typing import Any
 
@@ -32,7 +32,7 @@ class Prompts(Task):
     def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
         return Prompt(self.texts[rng.integers(len(self.texts))])
 
-    def score(self, prompts: Any, completions: list[Completion]) -> list[float]:
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         return [0.0] * len(completions)
 
 

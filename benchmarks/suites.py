@@ -103,7 +103,7 @@ def groups(shape: str) -> Measurement:
 
 def lengths(shape: str) -> Measurement:
     """Completions that end where they end, 24 tokens on average: what compaction and bucketing are worth."""
-    plain = {"plain": True}
+    plain: dict[str, Any] = {"plain": True}
     contenders = (
         generate(F32), ours("rollout", name="lmgym rollout"),
         ours("rollout", name="lmgym rollout", note="whole rows", **plain),

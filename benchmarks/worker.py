@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def _status(key: str) -> float:
 
 def _versions() -> dict[str, str]:
     packages = ("torch", "transformers", "peft", "trl", "agilerl", "stable_baselines3")
-    return {name: sys.modules[name].__version__ for name in packages if hasattr(sys.modules.get(name), "__version__")}
+    return {name: version(name) for name in packages if name in sys.modules}
 
 
 class Worker:

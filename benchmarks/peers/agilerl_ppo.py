@@ -12,8 +12,8 @@ them out.
 from typing import Any, cast
 
 import torch
-from agilerl.algorithms.ppo_llm import PPO
-from agilerl.utils.ppo_value_head import AutoModelForCausalLMWithValueHead
+from agilerl.algorithms.ppo_llm import PPO  # pyright: ignore[reportMissingImports]  (in its own environment)
+from agilerl.utils.ppo_value_head import AutoModelForCausalLMWithValueHead  # pyright: ignore[reportMissingImports]
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,7 +28,7 @@ def build(job: Job) -> PPO:
     inner: Any = model.pretrained_model
     inner.generation_config.eos_token_id = EOS if job.ends else None
     inner._agilerl_liger_patched = job.device == "cpu"
-    given = LoraConfig.from_pretrained(job.part("adapter"))
+    given: Any = LoraConfig.from_pretrained(job.part("adapter"))
     agent = PPO(
         pad_token_id=PAD,
         pad_token="<pad>",

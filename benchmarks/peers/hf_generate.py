@@ -1,6 +1,7 @@
 """transformers' `generate`, as PPO trainers call it: LoRA unmerged, with the scores of every step."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -14,7 +15,8 @@ def main() -> None:
     """One rollout a turn."""
     turn = Turn()
     job = turn.job()
-    base = AutoModelForCausalLM.from_pretrained(job.part("policy"), dtype=job.torch_dtype).to(job.device)
+    base: Any = AutoModelForCausalLM.from_pretrained(job.part("policy"), dtype=job.torch_dtype)
+    base = base.to(job.device)
     # The adapter in the model's dtype: peft would keep it in float32, and convert at every step.
     model = PeftModel.from_pretrained(base, job.part("adapter"), autocast_adapter_dtype=False).eval()
     config = GenerationConfig(

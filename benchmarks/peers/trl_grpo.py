@@ -1,8 +1,8 @@
 """TRL's GRPO, in the project's own environment.
 
-Set so that it does what the others do: four passes over a rollout, each one step of all rows; KL to the reference in the
-loss; no gradient checkpointing and no mixed precision, which are its defaults. Its trainer counts a pass as a step, and
-writes new completions at every fourth.
+Set so that it does what the others do: four passes over a rollout, each one step of all rows; KL to the reference in
+the loss; no gradient checkpointing and no mixed precision, which are its defaults. Its trainer counts a pass as a step,
+and writes new completions at every fourth.
 """
 
 import tempfile
@@ -18,7 +18,8 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from benchmarks.worker import BETA, EOS, LR, Job, Turn
 

@@ -19,7 +19,11 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+from trl.experimental.ppo import (  # pyright: ignore[reportMissingImports]  (in its own environment)
+    PPOConfig,
+    PPOTrainer,
+    ppo_trainer,
+)
 
 from benchmarks.worker import BETA, LR, PAD, Job, Turn
 
