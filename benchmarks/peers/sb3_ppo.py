@@ -1,7 +1,8 @@
 """Stable-Baselines3's PPO on the token environment as `gymnasium.make` gives it: scalar environments, one by one.
 
 SB3 knows steps and no sequences: its policy reads the whole text again for every token, in the rollout and in every
-epoch. The policy is `agents.sb3.LMPolicy`, the same adapter and value head on the same model.
+epoch. The policy is `agents.sb3.LMPolicy`, the same adapter and value head on the same model, which goes through
+transformers' own forward pass here, as that of a user of SB3 would; the environment is as fast as it is.
 
 An iteration takes a minute and more, and its time is that of its texts; so a share of the texts is written, each to the
 end, and learned from, and what is reported is that time multiplied.
@@ -53,13 +54,15 @@ def main() -> None:
     turn = Turn()
     job = turn.job()
     policy = build(job)
+    policy.lm.fast = False
+    model = lmgym.load(job.part("policy"), device=job.device, dtype=job.dtype)
     prompts = job.prompts()
-    lmgym.register_task("benchmarks/Prompts-v0", lambda: Prompts([policy.lm.decode(ids) for ids in prompts]))
+    lmgym.register_task("benchmarks/Prompts-v0", lambda: Prompts([model.decode(ids) for ids in prompts]))
     reward = RewardModel.load(job.part("reward"))
 
     def make() -> gym.Env:
         return gym.make(
-            "benchmarks/Prompts-v0", model=policy.lm, score=reward, beta=BETA, max_prompt_tokens=len(prompts[0]),
+            "benchmarks/Prompts-v0", model=model, score=reward, beta=BETA, max_prompt_tokens=len(prompts[0]),
             max_new_tokens=job.new_tokens,
         )  # fmt: skip
 
