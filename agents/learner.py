@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents import functional as F
 from lmgym.env import Finish, TokenVectorEnv
-from lmgym.models import LanguageModel, Sequences
+from lmgym.models import LanguageModel, Sequences, buckets, default_pass_tokens
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.reward import kl_estimates
 from lmgym.rollout import RolloutBuffer
@@ -36,6 +36,11 @@ class LearnerConfig:
     """Adam's epsilon, as in PPO's reference code."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
+    micro_tokens: int = 0
+    """Tokens that go through the model at a time, padding included: less takes less memory and gives the same step. 0
+    takes as many as a CPU's caches hold, or as fill a GPU."""
+    bucket: bool = True
+    """Let completions of similar length go through the model together, so that little of a pass is padding."""
     ema_decay: float = 0.0
     """Keeps an exponential moving average of the parameters over the optimizer steps, with which the run ends (Ouyang
     et al. 2022: 0.992); 0 keeps none."""
@@ -109,9 +114,17 @@ class Batch:
     def __getitem__(self, rows: Tensor) -> "Batch":
         return Batch(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
+    def first_steps(self, steps: int) -> "Batch":
+        """Without the steps that follow the first `steps`."""
+        rest = (getattr(self, name)[:, :steps] for name in self.__dataclass_fields__ if name != "sequences")
+        return Batch(self.sequences.first_steps(steps), *rest)
+
 
 Loss = Callable[[Evaluation, Batch], Tensor]
-"""An algorithm's loss of each action, [B, T], from what the policy says now and what was true when it acted."""
+"""An algorithm's loss of each action, [B, T], from what the policy says now and what was true when it acted.
+
+It sees some rows of a minibatch at a time, cut to the longest of them, so a row's loss may not depend on other rows.
+"""
 
 
 class Learner:
@@ -134,12 +147,13 @@ class Learner:
         self.seed = seed
         self.device = self.parameters[0].device
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay
+            self.parameters, lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True
         )
         # On the device, so that shuffling moves no indices.
         self.generator = torch.Generator(device=self.device).manual_seed(seed)
         self.metrics = Metrics()
         self.steps = 0
+        self._begins = True
         self._average = [p.detach().clone() for p in self.parameters] if config.ema_decay else []
 
     def schedule(self, progress: float) -> float:
@@ -180,22 +194,42 @@ class Learner:
             target_kl: ends the epochs when KL(old ‖ new) per token, in nats, exceeds this; 0 never does.
             extra: a loss that is added in every step.
         """
+        lengths, width = batch.mask.sum(1).tolist(), batch.sequences.prompt_ids.shape[1]
         for _ in range(epochs):
             for rows in self.minibatches(len(batch.mask), minibatch_rows or len(batch.mask)):
-                old = batch[rows]
-                # An entry without an action may hold anything, −∞ too. Left out before the loss, and not after it: the
-                # gradient of a loss that is not finite is no number, and times 0 it still is none.
-                new = Evaluation(*(torch.where(old.mask, part, 0.0) for part in policy.evaluate(old.sequences)))
-                weighted = (weigh(old.mask) * torch.where(old.mask, loss(new, old), 0.0)).sum()
-                self.metrics.add("policy/loss", weighted)
-                log_ratio = (new.logp - old.logp).detach()
-                if not self.steps:
-                    self.metrics.add("policy/ratio_deviation", log_ratio.exp().sub(1).abs(), old.mask)
-                self.metrics.add("policy/entropy_nats", new.entropy, old.mask)
-                self.metrics.add("policy/old_kl_nats", torch.expm1(log_ratio) - log_ratio, old.mask)
-                self.step(weighted if extra is None else weighted + extra())
+                weights = weigh(batch.mask[rows])
+                for part, steps in self._passes(rows, lengths, width):
+                    old = batch[rows[part]].first_steps(steps)
+                    self.backward(self._weighted(policy, old, loss, weights[part, :steps]))
+                self.metrics.end_sum("policy/loss")
+                if extra is not None:
+                    self.backward(extra())
+                self.move()
             if target_kl and self.metrics.mean("policy/old_kl_nats") > target_kl:
                 break
+
+    def _passes(self, rows: Tensor, lengths: Sequence[int], width: int) -> list[tuple[Tensor, int]]:
+        """Which of a minibatch's rows go through the model together, and for how many steps."""
+        most = self.config.micro_tokens or default_pass_tokens(self.device)
+        if self.config.bucket:
+            parts = buckets([lengths[row] for row in rows.tolist()], width, most)
+        else:
+            parts = buckets([max(lengths)] * len(rows), width, most)
+        return [(torch.tensor(part, device=self.device), steps) for part, steps in parts]
+
+    def _weighted(self, policy: TokenPolicy, old: Batch, loss: Loss, weights: Tensor) -> Tensor:
+        """These rows' share of the minibatch's loss."""
+        # An entry without an action may hold anything, −∞ too. Left out before the loss, and not after it: the gradient
+        # of a loss that is not finite is no number, and times 0 it still is none.
+        new = Evaluation(*(torch.where(old.mask, part, 0.0) for part in policy.evaluate(old.sequences)))
+        weighted = (weights * torch.where(old.mask, loss(new, old), 0.0)).sum()
+        self.metrics.add_to_sum("policy/loss", weighted)
+        log_ratio = (new.logp - old.logp).detach()
+        if not self.steps:
+            self.metrics.add("policy/ratio_deviation", log_ratio.exp().sub(1).abs(), old.mask)
+        self.metrics.add("policy/entropy_nats", new.entropy, old.mask)
+        self.metrics.add("policy/old_kl_nats", torch.expm1(log_ratio) - log_ratio, old.mask)
+        return weighted
 
     def report(self, buffer: RolloutBuffer, env: TokenVectorEnv) -> dict[str, float]:
         """Ends an update: `ROLLOUT_METRICS` and whatever else was added to `metrics`, in one transfer; and steers β."""
@@ -220,8 +254,19 @@ class Learner:
 
     def step(self, loss: Tensor) -> None:
         """One optimizer step down the gradient of `loss`."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.backward(loss)
+        self.move()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss` to that of the step to come."""
+        if self._begins:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._begins = False
         loss.backward()
+
+    def move(self) -> None:
+        """One optimizer step down the gradient that has been added up."""
+        self._begins = True
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
         self.metrics.add("optimizer/grad_norm", norm)
         self.optimizer.step()
@@ -264,6 +309,15 @@ class Metrics:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
+        self._open: dict[str, Tensor] = {}
+
+    def add_to_sum(self, name: str, value: Tensor) -> None:
+        """Adds to a number that comes in parts; `end_sum` makes one value of `name` of them."""
+        self._open[name] = self._open.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+
+    def end_sum(self, name: str) -> None:
+        """Adds the sum of the parts to the mean of `name`."""
+        self.add(name, self._open.pop(name))
 
     def add(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
         """Adds values to the mean of `name`; only entries where `mask` is True count."""

@@ -121,7 +121,9 @@ def train(
             value_loss = F.clipped_value_loss(new.value, old.values, old.returns, config.value_clip)
             metrics.add("policy/clip_share", F.outside(new.logp, old.logp, config.clip), old.mask)
             metrics.add("value/loss", value_loss, old.mask)
-            loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * new.entropy
+            loss = policy_loss + config.value_coef * value_loss
+            if config.entropy_coef:
+                loss = loss - config.entropy_coef * new.entropy
             if config.kl_loss != "none":
                 kl = F.kl_loss(config.kl_loss, new.logp, old.logp, old.reference_logp)
                 loss = loss + env.kl_controller.beta * kl

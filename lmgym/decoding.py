@@ -1,7 +1,7 @@
 """Where decoding stands: what `start` returns, `act` looks at and `advance` moves on."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,22 @@ from lmgym.trunk import Cache, Layer, Trunk
 
 if TYPE_CHECKING:
     from lmgym.models import LanguageModel
+
+
+class Bottom(NamedTuple):
+    """What the layers below the adapters make of texts, computed once for all passes above it.
+
+    It belongs to these texts: sequences with other tokens need another one, or None.
+
+    Attributes:
+        hidden: [B, L, D] what goes into layer `layer`; column c holds position c.
+        layer: the lowest layer that an adapter changes.
+        owner: whose layers these are; others compute their own.
+    """
+
+    hidden: Float[Tensor, "B L D"]
+    layer: int
+    owner: Trunk
 
 
 @dataclass
@@ -120,6 +136,12 @@ class FusedDecoding(Decoding):
         """[B, V] for the next token, computed when asked for."""
         return self.lm.head(self.hidden)
 
+    @property
+    def bottom(self) -> Bottom | None:
+        """What the layers below the adapter made of the texts so far, where it is kept."""
+        kept = self.cache.bottom
+        return None if kept is None else Bottom(kept[:, : self.cache.longest], self.keep, self.trunk)
+
     def masked_logits(self, temperature: float, allowed: Bool[Tensor, "*rows V"]) -> Float[Tensor, "B V"]:
         """As above; a mask that all rows share goes in with the projection."""
         head, low = self.lm.output_head(temperature), lowest(self.hidden.dtype)
@@ -134,8 +156,8 @@ class FusedDecoding(Decoding):
         self.hidden = self.trunk.step(self.layers, token, self.cache, self.keep)
 
     def _park(self, live: Tensor) -> None:
+        self.cache.loosen()
         self.cache.length = self.cache.length * live
-        self.cache.equal = False
 
     def _select(self, rows: Tensor) -> "FusedDecoding":
         kept = self.cache.select(rows)

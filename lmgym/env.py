@@ -24,7 +24,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmgym.decoding import Decoding
+from lmgym.decoding import Bottom, Decoding
 from lmgym.models import LanguageModel, Reference, Sequences
 from lmgym.reward import FixedKL, KLController, KLForm, Score, check_reward_estimator, kl_reward
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task
@@ -254,12 +254,15 @@ class TokenVectorEnv(VectorEnv):
 
         self.prompt_ids = zeros(num_envs, max_prompt_tokens, dtype=torch.long)
         self.prompt_mask = zeros(num_envs, max_prompt_tokens, dtype=torch.bool)
-        self.tokens = zeros(num_envs, max_new_tokens, dtype=torch.long)
+        self._tokens = zeros(num_envs, max_new_tokens + 1, dtype=torch.long)
+        self.tokens = self._tokens[:, :max_new_tokens]
         self.length = zeros(num_envs, dtype=torch.long)
         self.finish = zeros(num_envs, dtype=torch.int8)
         self.prompts: list[Prompt] = []
         self._prompt_lengths = [1] * num_envs
-        self._eos = torch.tensor(model.eos_ids, device=model.device)
+        self._stops = zeros(vocabulary, dtype=torch.int8)
+        self._stops[list(model.eos_ids)] = int(Finish.STOP)
+        self._most = 0  # appended tokens, as far as any row can have them
         self._reference_logp = zeros(num_envs, dtype=torch.float32)
         self._score = zeros(num_envs, dtype=torch.float32)
         self._breakdown = {name: zeros(num_envs, dtype=torch.float32) for name in self.score.names}
@@ -348,29 +351,36 @@ class TokenVectorEnv(VectorEnv):
 
     # The bulk path -------------------------------------------------------------------------------------------------
 
-    def append(self, token: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+    def append(self, token: Int[Tensor, " K"], rows: Int[Tensor, " K"] | None = None) -> None:
         """Appends a token to every row that still runs; ended rows stay as they are. Never waits for the device.
 
-        Returns:
-            [B] True for rows that run on. Stop strings are found by `settle`, or by `any_running`.
+        Stop strings are found by `settle`, or by `running`.
+
+        Args:
+            token: one for each row, or for each of `rows`.
+            rows: these rows alone.
         """
-        self._append(token, self.finish == Finish.RUNNING)
+        where = slice(None) if rows is None else rows
+        self._append(token, self.finish[where] == Finish.RUNNING, where)
         for track in self._tracks.values():
-            track.stale.fill_(True)
-        return self.finish == Finish.RUNNING
+            track.decoding = None  # it has not read the token
+
+    def running(self) -> list[int]:
+        """The rows that run on. Waits for the device, so ask only now and then."""
+        if self.stop:
+            self._stop_at_strings(self.finish == Finish.RUNNING)
+        return (self.finish == Finish.RUNNING).nonzero()[:, 0].tolist()
 
     def any_running(self) -> bool:
         """Whether any row runs on. Waits for the device, so ask only now and then."""
-        running = self.finish == Finish.RUNNING
-        if self.stop:
-            self._stop_at_strings(running)
-        return bool((self.finish == Finish.RUNNING).any())
+        return bool(self.running())
 
-    def settle(self, logp: Float[Tensor, "B T"] | None = None) -> Outcome:
+    def settle(self, logp: Float[Tensor, "B T"] | None = None, bottom: Bottom | None = None) -> Outcome:
         """Pays the rewards of the whole batch at once: one pass of the reference, one call of the score.
 
         Args:
             logp: log π of the tokens in nats, for `kl="sampled"`.
+            bottom: what the layers below the adapters made of the sequences, where that was kept.
 
         Raises:
             ResetNeeded: a row still runs.
@@ -381,7 +391,7 @@ class TokenVectorEnv(VectorEnv):
         # Rows that went on past a stop string, and then ended otherwise, ended at the stop string.
         self._stop_at_strings(torch.ones_like(self.prompt_mask[:, 0]))
         terminated, truncated = self._ends()
-        sequences = self.sequences()
+        sequences = replace(self.sequences(), bottom=bottom)
         is_action = sequences.is_action
         self._score.zero_()
         self._pay_scores(terminated)
@@ -425,9 +435,9 @@ class TokenVectorEnv(VectorEnv):
         """The texts written so far, without stop string."""
         rows = range(self.num_envs) if rows is None else rows
         tokens, lengths, finish = self.tokens.tolist(), self.length.tolist(), self.finish.tolist()
+        texts = self._texts(rows, [tokens[row][: lengths[row]] for row in rows])
         found = []
-        for row in rows:
-            text = self._text(row, tokens[row][: lengths[row]])
+        for row, text in zip(rows, texts, strict=True):
             if finish[row] == Finish.STOP:
                 text = text[: min((at for stop in self.stop if (at := text.find(stop)) >= 0), default=len(text))]
             found.append(Completion(text, Finish(finish[row]).text, lengths[row]))
@@ -448,23 +458,35 @@ class TokenVectorEnv(VectorEnv):
 
     # Transition ----------------------------------------------------------------------------------------------------
 
-    def _append(self, token: Tensor, live: Tensor) -> None:
-        at = self.length.clamp(max=self.max_new_tokens - 1)[:, None]
-        self.tokens.scatter_(1, at, torch.where(live[:, None], token[:, None], self.tokens.gather(1, at)))
-        self.length += live
-        stop = live & torch.isin(token, self._eos)
-        full = live & ~stop & (self.length >= self.max_new_tokens)
-        self.finish += stop.to(torch.int8) * int(Finish.STOP) + full.to(torch.int8) * int(Finish.LENGTH)
+    def _append(self, token: Tensor, live: Tensor, rows: Any = slice(None)) -> None:
+        # What stands behind a row's length means nothing, so ended rows are written to as well; there is a spare column
+        # for those at their budget.
+        length, finish = self.length[rows], self.finish[rows]
+        if isinstance(rows, slice):
+            self._tokens.scatter_(1, length[:, None], token[:, None])
+            length += live
+        else:
+            self._tokens[rows, length] = token
+            length = length + live
+            self.length[rows] = length
+        stop = self._stops[token] * live
+        self._most += 1
+        if self._most >= self.max_new_tokens:  # only then can a row be full
+            full = (length >= self.max_new_tokens) & live & (stop == 0)
+            stop = stop + full.to(torch.int8) * int(Finish.LENGTH)
+        self.finish[rows] = finish + stop
 
     def _stop_at_strings(self, rows: Tensor) -> None:
         """Ends rows at the first token that completes a stop string, and forgets what came after it."""
         if not self.stop:
             return
         tokens, lengths = self.tokens.tolist(), self.length.tolist()
-        for row in rows.nonzero()[:, 0].tolist():
-            chosen = tokens[row][: lengths[row]]
-            if not self._has_stop(row, chosen):
+        chosen_rows = rows.nonzero()[:, 0].tolist()
+        texts = self._texts(chosen_rows, [tokens[row][: lengths[row]] for row in chosen_rows])
+        for row, text in zip(chosen_rows, texts, strict=True):
+            if not any(stop in text for stop in self.stop):
                 continue
+            chosen = tokens[row][: lengths[row]]
             for length in range(max(1, self.min_new_tokens), len(chosen) + 1):
                 if self._has_stop(row, chosen[:length]):
                     self.length[row], self.finish[row] = length, int(Finish.STOP)
@@ -475,8 +497,11 @@ class TokenVectorEnv(VectorEnv):
         return len(chosen) >= self.min_new_tokens and any(stop in text for stop in self.stop)
 
     def _text(self, row: int, chosen: list[int]) -> str:
-        prompt = self.prompt_ids[row][self.prompt_mask[row]].tolist()
-        return self.model.decode_completion(prompt, chosen)
+        return self._texts([row], [chosen])[0]
+
+    def _texts(self, rows: Sequence[int], chosen: Sequence[list[int]]) -> list[str]:
+        ids, lengths = self.prompt_ids.tolist(), self._prompt_lengths
+        return self.model.decode_completions([ids[row][-lengths[row] :] for row in rows], chosen)
 
     def _ends(self) -> tuple[Tensor, Tensor]:
         full = self.finish == Finish.LENGTH
@@ -539,9 +564,10 @@ class TokenVectorEnv(VectorEnv):
         lengths = list(self._prompt_lengths)
         ids = np.full((len(rows), self.max_prompt_tokens), self.model.pad_id, np.int64)
         used = np.zeros((len(rows), self.max_prompt_tokens), np.bool_)
-        for i, row in enumerate(rows.tolist()):
+        numbers = rows.tolist()
+        for row in numbers:
             prompts[row] = self._prompt(row, given)
-            chosen = self._encode(prompts[row])
+        for i, (row, chosen) in enumerate(zip(numbers, self._encode([prompts[r] for r in numbers]), strict=True)):
             lengths[row] = len(chosen)
             ids[i, -len(chosen) :] = chosen
             used[i, -len(chosen) :] = True
@@ -553,6 +579,7 @@ class TokenVectorEnv(VectorEnv):
             tensor[rows] = 0
         for column in self._breakdown.values():
             column[rows] = 0
+        self._most = 0 if len(numbers) == self.num_envs else self._most
         for track in self._tracks.values():
             track.stale[rows] = True
 
@@ -565,14 +592,16 @@ class TokenVectorEnv(VectorEnv):
             given = given[row]
         return given if isinstance(given, Prompt) else Prompt(str(given))
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        ids = self.model.encode(prompt.text)
-        if len(ids) > self.max_prompt_tokens and self.long_prompts == "error":
-            raise ValueError(
-                f"the prompt {prompt.text[:80]!r} has {len(ids)} tokens and the budget is {self.max_prompt_tokens}: "
-                "raise max_prompt_tokens, or pass long_prompts='truncate' to keep the last tokens"
-            )
-        return ids[-self.max_prompt_tokens :]
+    def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        found = self.model.encode_all([prompt.text for prompt in prompts])
+        for prompt, ids in zip(prompts, found, strict=True):
+            if len(ids) > self.max_prompt_tokens and self.long_prompts == "error":
+                raise ValueError(
+                    f"the prompt {prompt.text[:80]!r} has {len(ids)} tokens and the budget is "
+                    f"{self.max_prompt_tokens}: raise max_prompt_tokens, or pass long_prompts='truncate' to keep the "
+                    "last tokens"
+                )
+        return [ids[-self.max_prompt_tokens :] for ids in found]
 
     # Masks, actions, infos -----------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ One base model serves everybody: the policy is the base with an adapter, the ref
 
 import copy
 import inspect
+import re
 import shutil
 import tempfile
 import warnings
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -34,9 +35,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.cache_utils import DynamicLayer
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from lmgym.decoding import Decoding, FusedDecoding
+from lmgym.decoding import Bottom, Decoding, FusedDecoding
 from lmgym.head import Head, TokenMask, chosen_log_probs_of
 from lmgym.sampling import unpack_bits
 from lmgym.trunk import Trunk, body_of
@@ -46,18 +48,6 @@ Mask = Bool[Tensor, "B P"] | Int[Tensor, "B P"]
 ONE_MASK = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 """Architectures in which one mask serves all layers, and nothing but attention reads it; see test_models.py."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Bottom(NamedTuple):
-    """What the layers below the adapters make of sequences, computed once for all passes above it.
-
-    Attributes:
-        hidden: [B, L, D] what goes into layer `layer`, texts at the left edge.
-        layer: the lowest layer that an adapter changes.
-    """
-
-    hidden: Float[Tensor, "B L D"]
-    layer: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +77,16 @@ class Sequences:
         bottom = None if self.bottom is None else self.bottom._replace(hidden=self.bottom.hidden[rows])
         parts = (self.prompt_ids[rows], self.prompt_mask[rows], self.tokens[rows], self.is_action[rows])
         return Sequences(*parts, self.action_mask, kept, bottom)
+
+    def buckets(self, most_tokens: int = 0, by_length: bool = True) -> "list[tuple[Int[Tensor, ' R'], int]]":
+        """Rows that are worth a pass of their own, and how many steps the longest of them takes; see `buckets`."""
+        width = self.prompt_ids.shape[1]
+        lengths = self.is_action.sum(1).tolist() if by_length else [self.tokens.shape[1]] * len(self.tokens)
+        most_tokens = most_tokens or default_pass_tokens(self.tokens.device)
+        return [
+            (torch.tensor(rows, device=self.tokens.device), steps)
+            for rows, steps in buckets(lengths, width, most_tokens)
+        ]
 
     def first_steps(self, steps: int) -> "Sequences":
         """Without the steps that follow the first `steps`."""
@@ -161,6 +161,36 @@ class CachedDecoding(Decoding):
         self.attention_mask[rows, -fresh.attention_mask.shape[1] :] = fresh.attention_mask
         for name in ("at_newest", "hidden", "position"):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(fresh, name)))
+
+
+def default_pass_tokens(device: torch.device) -> int:
+    """Tokens that a pass takes at a time: on a CPU as many as the caches hold, on a GPU enough to fill it."""
+    return 2048 if device.type == "cpu" else 65536
+
+
+def buckets(lengths: Sequence[int], width: int, most_tokens: int) -> list[tuple[list[int], int]]:
+    """Rows of similar length together, so that little of a pass is padding.
+
+    Args:
+        lengths: how many steps each row takes.
+        width: what each row holds beside these, such as its prompt.
+        most_tokens: that a bucket may hold, padding included; a single row may hold more.
+
+    Returns:
+        Rows, and the length of the longest of them, for each bucket; a row stands in one.
+    """
+    found: list[tuple[list[int], int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if found:
+            rows, longest = found[-1]
+            full = (len(rows) + 1) * (width + longest) > most_tokens
+            # Padding of a fifth costs more than the overhead of another pass over rows that fill one.
+            shorter = (width + lengths[row]) < 0.8 * (width + longest) and len(rows) * (width + longest) > 512
+            if not full and not shorter:
+                rows.append(row)
+                continue
+        found.append(([row], max(1, lengths[row])))
+    return found
 
 
 class _GrowingLayer(DynamicLayer):
@@ -277,6 +307,7 @@ class LanguageModel:
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
         self.fast = True
         self._trunk: Trunk | None = None
+        self._paths: dict[Any, tuple[str | None, list[nn.Module]]] = {}
         self._masks: dict[Any, tuple[Tensor, TokenMask]] = {}
         self._active: str | None = None
         without_dropout(model)
@@ -305,20 +336,40 @@ class LanguageModel:
         Raises:
             ValueError: the text has no tokens.
         """
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
-        while len(ids) > 1 and ids[-1] in self.eos_ids:
-            ids = ids[:-1]
-        if not ids:
-            raise ValueError(f"the prompt {text!r} has no tokens; a prompt needs at least one")
-        return ids
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many texts, each different one tokenised once."""
+        different = list(dict.fromkeys(texts))
+        found: dict[str, list[int]] = {}
+        for text, ids in zip(different, self.tokenizer(different, verbose=False)["input_ids"], strict=True):
+            while len(ids) > 1 and ids[-1] in self.eos_ids:
+                ids = ids[:-1]
+            if not ids:
+                raise ValueError(f"the prompt {text!r} has no tokens; a prompt needs at least one")
+            found[text] = ids
+        return [found[text] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def decode_completion(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
         """The text that `ids` add to the prompt. Some tokenizers drop the first space of a text that stands alone."""
-        before, whole = self.decode(prompt_ids), self.decode([*prompt_ids, *ids])
-        return whole[len(before) :] if whole.startswith(before) else self.decode(ids)
+        return self.decode_completions([prompt_ids], [ids])[0]
+
+    def decode_completions(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[str]:
+        """The same for many, decoded together."""
+        before = self._decode_all(prompts)
+        whole = self._decode_all([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
+        return [
+            w[len(b) :] if w.startswith(b) else self.decode(c)
+            for b, w, c in zip(before, whole, completions, strict=True)
+        ]
+
+    def _decode_all(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        if not rows:
+            return []
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     # Adapters ------------------------------------------------------------------------------------------------------
 
@@ -326,8 +377,17 @@ class LanguageModel:
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.model.peft_config) if isinstance(self.model, PeftModel) else ()
 
-    def add_adapter(self, name: str, rank: int = 8, alpha: int = 16, seed: int = 0, base: str | None = None) -> None:
-        """Adds a LoRA adapter on all linear layers (Hu et al. 2021): `W + alpha/rank · B A`, B = 0, so the identity.
+    def add_adapter(
+        self,
+        name: str,
+        rank: int = 8,
+        alpha: int = 16,
+        seed: int = 0,
+        base: str | None = None,
+        targets: Literal["all-linear", "attention"] = "all-linear",
+        layers: int = 0,
+    ) -> None:
+        """Adds a LoRA adapter (Hu et al. 2021): `W + alpha/rank · B A`, B = 0, so the identity.
 
         Args:
             name: a new name.
@@ -335,9 +395,12 @@ class LanguageModel:
             alpha: the scale is alpha / r.
             seed: draws A.
             base: start from a copy of this adapter instead.
+            targets: "all-linear", or the projections of "attention" alone.
+            layers: adapt this many of the top layers alone; what the layers below make of a rollout is then computed once
+                and serves the reference and all epochs. It trains less; 0 adapts all layers.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken, the model has fewer layers, or its attention is not known by name.
         """
         if name in self.adapters:
             raise ValueError(f"there is already an adapter {name!r}; this model has {', '.join(self.adapters)}")
@@ -345,7 +408,9 @@ class LanguageModel:
             self._require(base)
             config = copy.deepcopy(self.model.peft_config[base])
         else:
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+            config = LoraConfig(
+                r=rank, lora_alpha=alpha, target_modules=self._targets(targets, layers), task_type="CAUSAL_LM"
+            )
         trained = self._trained()
         with torch.random.fork_rng(devices=[]), quietly():
             torch.manual_seed(seed)
@@ -356,6 +421,29 @@ class LanguageModel:
         if base is not None:
             self.copy_adapter(base, name)
         self._settle(trained)
+
+    def _targets(self, targets: str, layers: int) -> str | list[str]:
+        """Names of the modules to adapt, as peft takes them."""
+        if targets not in ("all-linear", "attention"):
+            raise ValueError(f"targets={targets!r} is unknown: choose 'all-linear' or 'attention'")
+        if targets == "all-linear" and not layers:
+            return targets
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        depth = model.config.get_text_config().num_hidden_layers
+        if not 0 <= layers <= depth:
+            raise ValueError(f"layers={layers}: the model has {depth} layers to adapt the top of")
+        found = []
+        for name, module in model.named_modules():
+            at = re.search(r"\.(?:layers|h|blocks|block)\.(\d+)\.(.*)", f".{name}")
+            linear = isinstance(getattr(module, "base_layer", module), (nn.Linear, Conv1D))
+            if at is None or not linear or "lora_" in name or name.endswith("base_layer"):
+                continue
+            inside = re.search("attn|attention", at[2]) is not None
+            if int(at[1]) >= depth - (layers or depth) and (targets == "all-linear" or inside):
+                found.append(name)
+        if not found:
+            raise ValueError(f"the modules of {self.name!r} have names that are not known: use targets='all-linear'")
+        return found
 
     @torch.no_grad()
     def copy_adapter(self, source: str, target: str) -> None:
@@ -424,6 +512,19 @@ class LanguageModel:
         self._active = None
         self.model.requires_grad_(False)
 
+    def copy_of_base(self) -> "LanguageModel":
+        """A copy of the base model in float32, without adapters, to be trained on its own."""
+        model: Any = copy.deepcopy(self.model)
+        model = model.unload() if isinstance(model, PeftModel) else model
+        other = LanguageModel(model.float(), self.tokenizer, self.name)
+        other.fast = self.fast
+        return other
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """All weights but those of the head, unless the head is also the embedding."""
+        body = body_of(self.model)
+        return list(body.parameters())
+
     def adapter_rank(self, name: str) -> int:
         """The rank r of an adapter."""
         self._require(name)
@@ -472,6 +573,7 @@ class LanguageModel:
             parameter.requires_grad_(True)
         without_dropout(self.model)
         self.__dict__.pop("_layers", None)
+        self._paths.clear()
         self._switch(None)
 
     @property
@@ -592,9 +694,10 @@ class LanguageModel:
         first = torch.arange(steps, device=ids.device)
         at = slice(longest - 1, longest - 1 + steps) if equal else (length - 1)[:, None] + first
         bottom = sequences.bottom
-        known = bottom is not None and bottom.layer <= trunk.lowest(adapter)
-        start = {"bottom": bottom.hidden[:, : whole.shape[1]], "first": bottom.layer} if bottom and known else {}
-        return trunk.read(trunk.layers(adapter), whole, at, **start)
+        if bottom is not None and bottom.owner is trunk and bottom.layer <= trunk.lowest(adapter):
+            hidden = bottom.hidden[:, : whole.shape[1]]
+            return trunk.read(trunk.layers(adapter), whole, at, bottom=hidden, first=bottom.layer)
+        return trunk.read(trunk.layers(adapter), whole, at)
 
     def evaluate(
         self, sequences: Sequences, adapter: str | None = None
@@ -633,11 +736,19 @@ class LanguageModel:
     def _refusal(self, adapter: str | None) -> str | None:
         if not self.fast:
             return "fast is off"
-        inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        refusal = Trunk.refusal(inner)
-        if refusal is None and adapter is not None:
+        if adapter is not None:
             self._require(adapter)
-            refusal = Trunk.adapter_refusal(inner, adapter)
+        # Looked at once for each set of adapters; hooks may come at any time.
+        known = self._paths.get((id(self.model), self.adapters, adapter))
+        if known is None:
+            inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            refusal = Trunk.refusal(inner)
+            if refusal is None and adapter is not None:
+                refusal = Trunk.adapter_refusal(inner, adapter)
+            known = self._paths[id(self.model), self.adapters, adapter] = (refusal, list(inner.modules()))
+        refusal, modules = known
+        if refusal is None and any(m._forward_hooks or m._forward_pre_hooks for m in modules):
+            return "the model has forward hooks, which a pass beside its own would not run"
         return refusal
 
 
@@ -693,13 +804,11 @@ class Reference:
             sequences: prompts and chosen tokens.
             most_logits: bounds memory: a pass takes as many rows as give at most this many logits.
         """
-        steps, vocabulary = sequences.action_mask.shape
-        rows = max(1, most_logits // (steps * vocabulary))
-        parts = []
-        for start in range(0, sequences.tokens.shape[0], rows):
-            part = sequences[start : start + rows]
-            parts.append(self._evaluate(part))
-        return torch.cat(parts).masked_fill(~sequences.is_action, 0.0)
+        vocabulary = sequences.action_mask.shape[1]
+        found = torch.zeros(sequences.tokens.shape, device=sequences.tokens.device)
+        for rows, steps in sequences.buckets(most_logits // vocabulary):
+            found[rows, :steps] = self._evaluate(sequences[rows].first_steps(steps))
+        return found.masked_fill_(~sequences.is_action, 0.0)
 
     def _evaluate(self, part: Sequences) -> Tensor:
         steps = torch.arange(part.tokens.shape[1], device=part.tokens.device)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from lmgym.decoding import Decoding
 from lmgym.head import chosen_log_probs_of, draw_from
 from lmgym.models import LanguageModel, Mask, Sequences, chosen_log_probs, log_probs
+from lmgym.models import load as load_model
 from lmgym.sampling import draw, most_probable, pack_bits
 
-Critic = Literal["head", "adapter", "none"]
+Critic = Literal["head", "adapter", "network", "none"]
 
 
 class Action(NamedTuple):
@@ -76,6 +77,19 @@ class TokenPolicy(Protocol):
     def log_probs(self, sequences: Sequences) -> Float[Tensor, "B T V"]: ...
 
 
+@runtime_checkable
+class SelectingPolicy(Protocol):
+    """What a policy may offer besides, so that a rollout drops rows that have ended and reads a group's prompt once."""
+
+    def select(self, decoding: Any, rows: Int[Tensor, " R"]) -> Any:
+        """The state of these rows, in this order, as often as they are named; None where that cannot be had."""
+        ...
+
+    def put(self, decoding: Any, rows: Int[Tensor, " R"], fresh: Any) -> Any:
+        """The state with these rows replaced by those of `fresh`."""
+        ...
+
+
 class Policy:
     """Samples tokens, and scores them, at one temperature and under one set of masks.
 
@@ -85,7 +99,9 @@ class Policy:
             can be sampled from and evaluated but not trained, because it would be its own reference.
         temperature: divides the logits, in sampling and in scoring.
         critic: "head" reads the value from the policy's own trunk with a linear layer; "adapter" gives the critic a
-            LoRA adapter of its own on the same base (a second pass); "none" has no values.
+            LoRA adapter of its own on the same base (a second pass); "network" is a copy of the base of its own, all of
+            whose weights are trained (as TRL has it), and gives no value while acting: `collect` computes values
+            afterwards, in one pass; "none" has no values.
         seed: draws the value adapter.
         top_k: samples from this many most probable tokens alone; 0 from all. What was kept is stored with a rollout
             and scored: log π is that of the truncated distribution. The reference is not truncated, so that KL is not 0
@@ -110,8 +126,8 @@ class Policy:
             )
         if not temperature > 0:
             raise ValueError(f"temperature={temperature} must be positive")
-        if critic not in ("head", "adapter", "none"):
-            raise ValueError(f"critic={critic!r} is unknown: choose 'head', 'adapter' or 'none'")
+        if critic not in ("head", "adapter", "network", "none"):
+            raise ValueError(f"critic={critic!r} is unknown: choose 'head', 'adapter', 'network' or 'none'")
         self.lm = lm
         self.adapter = adapter
         self.temperature = temperature
@@ -124,6 +140,7 @@ class Policy:
         if critic == "adapter" and "value" not in lm.adapters:
             rank = lm.adapter_rank(adapter) if adapter is not None else 8
             lm.add_adapter("value", rank=rank, alpha=2 * rank, seed=seed + 1)
+        self.network = lm.copy_of_base() if critic == "network" else None
         for parameter in self.parameters() if adapter is not None else ():
             parameter.requires_grad_(True)
 
@@ -167,6 +184,8 @@ class Policy:
         parameters = self.lm.adapter_parameters(self.adapter)
         if self.critic == "adapter":
             parameters += self.lm.adapter_parameters("value")
+        if self.network is not None:
+            parameters += self.network.trunk_parameters()
         if self.critic != "none":
             parameters += list(self.value_head.parameters())
         return parameters
@@ -174,7 +193,9 @@ class Policy:
     @torch.no_grad()
     def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask) -> Decoding:
         """Reads left-padded prompts and stands ready to act."""
-        decoding = self.lm.start(input_ids, attention_mask, self.adapter)
+        trunk = self.lm.trunk(self.adapter)
+        some_layers = trunk is not None and self.adapter is not None and trunk.lowest(self.adapter) > 0
+        decoding = self.lm.start(input_ids, attention_mask, self.adapter, keep_bottom=some_layers)
         if self.critic == "adapter":
             decoding.critic = self.lm.start(input_ids, attention_mask, "value")
         if self.keeps and self.truncated_by != self.adapter:
@@ -204,9 +225,28 @@ class Policy:
         """Reads the chosen tokens."""
         return decoding.advance(token)
 
+    def select(self, decoding: Decoding, rows: Int[Tensor, " R"]) -> Decoding | None:
+        """The state of these rows, in this order, as often as they are named; None where the cache cannot do that."""
+        return decoding.select(rows)
+
+    def put(self, decoding: Decoding, rows: Int[Tensor, " R"], fresh: Decoding) -> Decoding:
+        """The state with these rows replaced by those of `fresh`."""
+        if not decoding.replace_rows(rows, fresh):
+            raise ValueError(f"the cache of {self.lm.name!r} cannot restart single rows: decode without slots")
+        return decoding
+
+    @property
+    def rescores(self) -> bool:
+        """Whether `collect` computes log-probabilities and values anew, in passes like those of the update.
+
+        In low precision, decoding with merged weights rounds otherwise than training does, and the probability ratio
+        would start away from 1; and a critic that is a network of its own says nothing while acting.
+        """
+        return self.lm.model.dtype != torch.float32 or self.critic == "network"
+
     def value(self, decoding: Decoding) -> Float[Tensor, " B"]:
         """The critic's estimate of the return from where decoding stands."""
-        if self.critic == "none":
+        if self.critic in ("none", "network"):
             return torch.zeros(decoding.hidden.shape[0], device=decoding.hidden.device)
         hidden = decoding.hidden if decoding.critic is None else decoding.critic.hidden
         return self.value_head(hidden.float())[:, 0]
@@ -261,6 +301,8 @@ class Policy:
             return Evaluation(chosen, torch.zeros_like(chosen), entropy)
         if self.critic == "adapter":
             hidden = self.lm.hidden(sequences, "value")
+        elif self.network is not None:
+            hidden = self.network.hidden(sequences)
         return Evaluation(chosen, self.value_head(hidden.float())[..., 0], entropy)
 
     def save(self, folder: str | Path) -> None:
@@ -272,6 +314,8 @@ class Policy:
             save_file(self.value_head.state_dict(), str(Path(folder) / "value_head.safetensors"))
         if self.critic == "adapter":
             self.lm.save_adapter(Path(folder) / "value", "value")
+        if self.network is not None:
+            self.network.save(Path(folder) / "value_network")
 
     @classmethod
     def load(cls, lm: LanguageModel, folder: str | Path, temperature: float = 1.0, adapter: str = "policy") -> "Policy":
@@ -288,7 +332,12 @@ class Policy:
         if (folder / "value").is_dir():
             lm.load_adapter(folder / "value", "value")
             critic = "adapter"
+        if (folder / "value_network").is_dir():
+            critic = "network"
         policy = cls(lm, adapter, temperature, critic)
+        if policy.network is not None:
+            saved = load_model(str(folder / "value_network"), device=lm.device)
+            policy.network.model.load_state_dict(saved.model.state_dict())
         if critic != "none":
             policy.value_head.load_state_dict(load_file(str(folder / "value_head.safetensors")))
         return policy

@@ -1,16 +1,19 @@
 """Rollouts: a policy drives an environment, and what happened is kept on the device."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lmgym.env import TokenVectorEnv
+from lmgym.decoding import Bottom
+from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import Sequences
-from lmgym.policy import Policy, TokenPolicy
+from lmgym.policy import Policy, SelectingPolicy, TokenPolicy
 from lmgym.sampling import packed_width
 from lmgym.tasks.base import Prompt
 
@@ -37,9 +40,11 @@ class RolloutBuffer:
         action_mask: [T, V] True where a token was allowed.
         kept: [B, T, W] the tokens that truncated sampling kept, as bits; None until a policy truncates.
         prompt_width: how many of the P columns the longest prompt of this rollout takes.
+        bottom: what the layers below the policy's adapter made of prompts and actions; None where it adapts all layers.
     """
 
     kept: UInt8[Tensor, "B T W"] | None = None
+    bottom: Bottom | None = None
 
     def __init__(self, rows: int, prompt_tokens: int, new_tokens: int, action_mask: Tensor):
         device = action_mask.device
@@ -75,7 +80,7 @@ class RolloutBuffer:
     def sequences(self) -> Sequences:
         """Prompts and actions, without the columns that pad every prompt."""
         prompt_ids, prompt_mask = (x[:, -self.prompt_width :] for x in (self.prompt_ids, self.prompt_mask))
-        return Sequences(prompt_ids, prompt_mask, self.tokens, self.is_action, self.action_mask, self.kept)
+        return Sequences(prompt_ids, prompt_mask, self.tokens, self.is_action, self.action_mask, self.kept, self.bottom)
 
     def at_last(self, x: Float[Tensor, " B"]) -> Float[Tensor, "B T"]:
         """`x` of each row at the row's last action, 0 elsewhere: where a score is paid."""
@@ -86,6 +91,7 @@ class RolloutBuffer:
         """Forgets a rollout; with `kept_bytes`, makes room for that many bytes of truncation for each token."""
         for tensor in (self.prompt_mask, self.is_action, self.logp, self.values, self.bootstrap):
             tensor.zero_()
+        self.bottom = None
         if not kept_bytes:
             self.kept = None
         elif self.kept is None:
@@ -128,6 +134,8 @@ def collect(
     buffer: RolloutBuffer,
     stream: Stream,
     prompts: Sequence[Prompt | str] | None = None,
+    compact: bool = True,
+    slots: int = 0,
 ) -> RolloutBuffer:
     """Fills the buffer with one episode a row: `decode`, then the rewards of the whole batch at once.
 
@@ -137,17 +145,19 @@ def collect(
         buffer: for B rows; overwritten.
         stream: the random numbers of prompts and tokens.
         prompts: one a row, instead of drawing them.
+        compact: as in `decode`.
+        slots: as in `decode`.
 
     Raises:
         ValueError: policy and environment disagree about model or temperature, or the policy is its own reference.
     """
-    decode(policy, env, buffer, stream, prompts)
+    decode(policy, env, buffer, stream, prompts, compact, slots)
     with torch.inference_mode():
-        outcome = env.settle(buffer.logp)
+        if getattr(policy, "rescores", False):
+            _rescore(policy, env, buffer)
+        outcome = env.settle(buffer.logp, buffer.bottom)
         sequences = env.sequences()
-    buffer.prompt_width = sequences.prompt_ids.shape[1]
-    buffer.prompt_ids[:, -buffer.prompt_width :] = sequences.prompt_ids
-    buffer.prompt_mask[:, -buffer.prompt_width :] = sequences.prompt_mask
+    _keep_prompts(buffer, sequences)
     buffer.tokens.copy_(sequences.tokens)
     buffer.is_action.copy_(outcome.is_action)
     buffer.reference_logp.copy_(outcome.reference_logp)
@@ -161,6 +171,32 @@ def collect(
     return buffer
 
 
+def _keep_prompts(buffer: RolloutBuffer, sequences: Sequences) -> None:
+    buffer.prompt_width = sequences.prompt_ids.shape[1]
+    buffer.prompt_ids[:, -buffer.prompt_width :] = sequences.prompt_ids
+    buffer.prompt_mask[:, -buffer.prompt_width :] = sequences.prompt_mask
+
+
+def _rescore(policy: TokenPolicy, env: TokenVectorEnv, buffer: RolloutBuffer) -> None:
+    """Log-probabilities and values from passes like those of the update, where decoding gives others or none."""
+    sequences = replace(env.sequences(), kept=buffer.kept, bottom=buffer.bottom)
+    bootstrapped = env.on_limit == "truncate"
+    if bootstrapped:
+        # The state after the last token is that of one more token, whatever it is.
+        ends = torch.zeros_like(sequences.tokens[:, :1])
+        mask = torch.cat([sequences.action_mask, sequences.action_mask[-1:]])
+        kept = None if buffer.kept is None else torch.cat([buffer.kept, torch.full_like(buffer.kept[:, :1], 255)], 1)
+        is_action = torch.cat([sequences.is_action, sequences.is_action[:, -1:]], 1)
+        tokens = torch.cat([sequences.tokens, ends], 1)
+        sequences = Sequences(sequences.prompt_ids, sequences.prompt_mask, tokens, is_action, mask, kept, buffer.bottom)
+    for rows, steps in sequences.buckets():
+        found = policy.evaluate(sequences[rows].first_steps(steps))
+        taken = min(steps, buffer.logp.shape[1])
+        buffer.logp[rows, :taken], buffer.values[rows, :taken] = found.logp[:, :taken], found.value[:, :taken]
+        if bootstrapped and steps > taken:
+            buffer.bootstrap[rows] = found.value[:, taken]
+
+
 @torch.inference_mode()
 def decode(
     policy: TokenPolicy,
@@ -168,32 +204,177 @@ def decode(
     buffer: RolloutBuffer,
     stream: Stream,
     prompts: Sequence[Prompt | str] | None = None,
+    compact: bool = True,
+    slots: int = 0,
 ) -> None:
     """Writes a completion in every row of the environment, and log-probabilities and values into the buffer.
 
     It is an environment loop: start, act, append, advance. The policy's KV cache is its hidden state. Nothing in it
-    waits for the device, but one question every `CHECK_EVERY` steps whether all rows have ended. Arguments as in
-    `collect`.
+    waits for the device, but one question every `CHECK_EVERY` steps which rows still run. What is random belongs to a
+    row, so neither who its neighbours are nor when they leave changes its tokens.
+
+    Args:
+        policy: chooses the tokens.
+        env: B rows.
+        buffer: for B rows; overwritten.
+        stream: the random numbers of prompts and tokens.
+        prompts: one a row, instead of drawing them.
+        compact: whether rows that have ended leave the batch.
+        slots: rows that are decoded at a time; a row that ends makes place for the next. 0 decodes all together.
+            Fewer slots take less memory, and keep batches full where completions differ much in length.
     """
     check_agreement(policy, env)
     uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
     env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
     buffer.clear(packed_width(env.model.vocabulary) if policy.keeps else 0)
-    decoding = policy.start(*env.prompt_block())
-    for t in range(env.max_new_tokens):
-        action = policy.act(decoding, uniforms[:, t], env.action_mask_table[t])
-        buffer.logp[:, t] = action.logp
-        buffer.values[:, t] = action.value
-        if buffer.kept is not None and action.kept is not None:
-            buffer.kept[:, t] = action.kept
-        env.append(action.token)
-        last = t + 1 == env.max_new_tokens
-        if (t + 1) % CHECK_EVERY == 0 and not last and not env.any_running():
-            break
-        if not last or env.on_limit == "truncate":  # rows that are cut off are bootstrapped from what comes after
-            decoding = policy.advance(decoding, action.token)
-    if env.on_limit == "truncate":
-        buffer.bootstrap.copy_(policy.act(decoding, uniforms[:, 0], env.action_mask_table[-1]).value)
+    batch = _Batch(policy, env, buffer, uniforms)
+    if slots and slots < buffer.rows:
+        if not isinstance(policy, SelectingPolicy) or env.on_limit == "truncate":
+            raise ValueError(
+                "slots needs a policy with select() and put(), and on_limit='terminate': decode all rows together"
+            )
+        if batch.refill(slots):
+            return
+    batch.lockstep(compact, stream.samples)
+
+
+class _Batch:
+    """Rows that are decoded together.
+
+    Attributes:
+        rows: [R] the environment's rows in this batch; None while all are, in their order.
+    """
+
+    def __init__(self, policy: TokenPolicy, env: TokenVectorEnv, buffer: RolloutBuffer, uniforms: Tensor):
+        self.policy, self.env, self.buffer, self.uniforms = policy, env, buffer, uniforms
+        self.rows: Tensor | None = None
+        self.decoding: Any = None
+
+    def lockstep(self, compact: bool, samples: int) -> None:
+        """All rows take their t-th step together."""
+        env, policy = self.env, self.policy
+        self.decoding = self._start(samples)
+        for t in range(env.max_new_tokens):
+            token = self._act(t)
+            last = t + 1 == env.max_new_tokens
+            if (t + 1) % CHECK_EVERY == 0 and not last:
+                running = env.running()
+                if not running:
+                    break
+                # Compacting copies the cache, so only for a good part of the rows; the cut-off are bootstrapped.
+                count = env.num_envs if self.rows is None else len(self.rows)
+                if compact and len(running) <= 0.8 * count and isinstance(policy, SelectingPolicy):
+                    token = self._leave(running, token)
+            if not last or env.on_limit == "truncate":  # rows that are cut off are bootstrapped from what comes after
+                self.decoding = policy.advance(self.decoding, token)
+        self._keep_bottom()
+        if env.on_limit == "truncate":
+            rows = slice(None) if self.rows is None else self.rows
+            end = policy.act(self.decoding, self.uniforms[rows, 0], env.action_mask_table[-1])
+            self.buffer.bootstrap[rows] = end.value
+
+    def refill(self, slots: int) -> bool:
+        """Rows take the place of those that have ended, and so are at different steps.
+
+        Returns:
+            False, having done nothing, where the policy's cache cannot do that.
+        """
+        env, policy, device = self.env, self.policy, self.policy.device
+        assert isinstance(policy, SelectingPolicy)
+        ids, mask = env.prompt_block()
+        self.rows = torch.arange(slots, device=device)
+        self.decoding = policy.start(ids[:slots], mask[:slots])
+        if policy.select(self.decoding, self.rows[:1]) is None:
+            self.rows = None
+            return False
+        waiting, began = list(range(slots, env.num_envs)), [0] * slots
+        for step in itertools.count(1):
+            token = self._act(None)
+            # A row at its budget must leave at once: it may stand at the model's last position.
+            full = any(step - start == env.max_new_tokens for start in began)
+            self.decoding = policy.advance(self.decoding, token)
+            if step % CHECK_EVERY and not full:
+                continue
+            running = set(env.running())
+            ended = [slot for slot, row in enumerate(self.rows.tolist()) if row not in running]
+            if not ended:
+                continue
+            self._keep_bottom()
+            joining, waiting = waiting[: len(ended)], waiting[len(ended) :]
+            if joining:
+                places, new = (torch.tensor(x, device=device) for x in (ended[: len(joining)], joining))
+                self.decoding = policy.put(self.decoding, places, policy.start(ids[new], mask[new]))
+                self.rows = self.rows.index_copy(0, places, new)
+                for slot in ended[: len(joining)]:
+                    began[slot] = step
+            gone = set(ended[len(joining) :])
+            stay = [slot for slot in range(len(began)) if slot not in gone]
+            if not stay:
+                return True
+            if gone:
+                index = torch.tensor(stay, device=device)
+                self.decoding, self.rows = policy.select(self.decoding, index), self.rows[index]
+                began = [began[slot] for slot in stay]
+        raise AssertionError  # counting does not end
+
+    def _start(self, samples: int) -> Any:
+        """Reads the prompts, those of a group once."""
+        ids, mask = self.env.prompt_block()
+        policy, rows = self.policy, self.env.num_envs
+        shared = samples > 1 and rows % samples == 0 and isinstance(policy, SelectingPolicy)
+        if shared and all(len({p.text for p in self.env.prompts[i : i + samples]}) == 1 for i in range(0, rows, samples)):
+            decoding = policy.start(ids[::samples], mask[::samples])
+            copies = torch.arange(rows, device=policy.device) // samples
+            copied = policy.select(decoding, copies)
+            if copied is not None:
+                return copied
+        return policy.start(ids, mask)
+
+    def _act(self, t: int | None) -> Tensor:
+        """Chooses tokens and writes down what is known of them; `t` is the step of all rows, where they share it."""
+        env, buffer, rows = self.env, self.buffer, self.rows
+        if t is None:
+            assert rows is not None
+            at: Any = (rows, env.length[rows].clamp(max=env.max_new_tokens - 1))
+            allowed = env.action_mask_table[at[1]] if env.min_new_tokens else env.action_mask_table[0]
+            running = env.finish[rows] == Finish.RUNNING
+        else:
+            at = (slice(None) if rows is None else rows, t)
+            allowed, running = env.action_mask_table[t], None
+        action = self.policy.act(self.decoding, self.uniforms[at], allowed)
+        for store, new in ((buffer.logp, action.logp), (buffer.values, action.value), (buffer.kept, action.kept)):
+            if store is not None and new is not None:
+                if running is not None:  # a slot whose row has ended must not overwrite the row's last token
+                    new = torch.where(running.view(-1, *[1] * (new.ndim - 1)), new, store[at])
+                store[at] = new
+        env.append(action.token, rows)
+        return action.token
+
+    def _leave(self, running: list[int], token: Tensor) -> Tensor:
+        """Only the running rows stay, where the policy can do that; returns their tokens."""
+        self._keep_bottom()
+        held = list(range(self.env.num_envs)) if self.rows is None else self.rows.tolist()
+        stay = set(running)
+        index = torch.tensor([i for i, row in enumerate(held) if row in stay], device=self.policy.device)
+        assert isinstance(self.policy, SelectingPolicy)
+        fewer = self.policy.select(self.decoding, index)
+        if fewer is None:
+            return token
+        self.decoding = fewer
+        self.rows = torch.tensor(running, device=self.policy.device)
+        return token[index]
+
+    def _keep_bottom(self) -> None:
+        """Copies what the layers below the adapter made of the rows, before the rows leave."""
+        bottom = getattr(self.decoding, "bottom", None)
+        if bottom is None:
+            return
+        if self.buffer.bottom is None:
+            columns = self.env.max_prompt_tokens + self.env.max_new_tokens
+            store = bottom.hidden.new_zeros(self.buffer.rows, columns, bottom.hidden.shape[2])
+            self.buffer.bottom = bottom._replace(hidden=store)
+        rows = slice(None) if self.rows is None else self.rows
+        self.buffer.bottom.hidden[rows, : bottom.hidden.shape[1]] = bottom.hidden
 
 
 def check_agreement(policy: TokenPolicy, env: TokenVectorEnv, pays_kl: bool | None = None) -> None:

@@ -236,11 +236,20 @@ def first_loss(
     one = Learner(policy.parameters(), LearnerConfig(), seed)
     taken: list[tuple[float, Tensor]] = []
 
-    def step(loss: Tensor) -> None:
-        found = torch.autograd.grad(loss, one.parameters, allow_unused=True, materialize_grads=True)
-        taken.append((float(loss.detach()), torch.cat([g.flatten() for g in found])))
+    losses: list[float] = []
+    backward = one.backward
 
-    one.step = step
+    def keep(loss: Tensor) -> None:
+        losses.append(float(loss.detach()))
+        backward(loss)
+
+    def move() -> None:
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in one.parameters]
+        taken.append((sum(losses), torch.cat([g.flatten() for g in found])))
+        losses.clear()
+        one.optimizer.zero_grad()
+
+    one.backward, one.move = keep, move
     list(module.train(policy, env, one, module.Config(**config), *arguments))
     return taken[0]
 

@@ -600,8 +600,8 @@ def test_every_path_of_a_small_tree_ends(probe: LanguageModel) -> None:
     env = make(probe, 216, max_new_tokens=3)
     env.reset(seed=0)
     for t, column in enumerate(torch.tensor(list(itertools.product(range(6), repeat=3))).T):
-        running = env.append(column)
-        assert bool(running.any()) == (t < 2)
+        env.append(column)
+        assert env.any_running() == (t < 2)
     assert env.settle().is_action.sum(1).tolist() == [
         next((i + 1 for i, token in enumerate(path) if token == EOS), 3)
         for path in itertools.product(range(6), repeat=3)

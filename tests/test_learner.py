@@ -37,11 +37,11 @@ def first_gradient(module: ModuleType, run: Run, **config: Any) -> list[Tensor]:
     """Of the first loss that an algorithm steps down from, for each trained parameter."""
     found: list[list[Tensor]] = []
 
-    def step(loss: Tensor) -> None:
-        parts = torch.autograd.grad(loss, run.learner.parameters, allow_unused=True, materialize_grads=True)
-        found.append(list(parts))
+    def move() -> None:
+        found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in run.learner.parameters])
+        run.learner.optimizer.zero_grad()
 
-    run.learner.step = step
+    run.learner.move = move
     train(module, run, updates=1, **config)
     return found[0]
 

@@ -136,7 +136,10 @@ def test_one_step_is_reinforce(monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(rows=64, critic="none")
     perturb(run.policy)
     taken: list[Tensor] = []
-    monkeypatch.setattr(run.learner, "step", lambda loss: taken.append(gradients(run.policy, loss)))
+    adapted = run.policy.lm.adapter_parameters("policy")
+    monkeypatch.setattr(
+        run.learner, "move", lambda: taken.append(torch.cat([torch.as_tensor(p.grad).flatten() for p in adapted]))
+    )
     train(run, updates=1, epochs=1, minibatch_rows=64, lam=1.0, value_coef=0.0, whiten_advantages=False)
 
     buffer = collect(run.policy, run.env, RolloutBuffer.like(run.env), Stream(0, 0))

@@ -101,6 +101,12 @@ class TablePolicy:
     def advance(self, decoding: Int[Tensor, " B"], token: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         return decoding * self.base + token + 1
 
+    def select(self, decoding: Int[Tensor, " B"], rows: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
+        return decoding[rows]
+
+    def put(self, decoding: Int[Tensor, " B"], rows: Int[Tensor, " R"], fresh: Int[Tensor, " R"]) -> Int[Tensor, " B"]:
+        return decoding.index_copy(0, rows, fresh)
+
     def log_probs(self, sequences: Sequences) -> Float[Tensor, "B T V"]:
         """log π over the whole vocabulary at every step, −∞ for banned tokens."""
         return log_probs(self.logits[self._states(sequences)], self.temperature, sequences.behaviour_mask())
