@@ -30,7 +30,8 @@ def main() -> None:
     for t in range(rows.max_new_tokens):
         action = policy.act(state, uniforms[:, t], rows.action_mask_table[t])
         # `append` moves the state and leaves the rewards for later; `step` would pay them now.
-        if not rows.append(action.token).any():
+        rows.append(action.token)
+        if not rows.any_running():
             break
         state = policy.advance(state, action.token)
     outcome = rows.settle()

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmgym.head import lowest
+from lmgym.head import Room, lowest
 from lmgym.trunk import Cache, Layer, Trunk
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Decoding:
         raise NotImplementedError
 
     def masked_logits(self, temperature: float, allowed: Bool[Tensor, "*rows V"]) -> Float[Tensor, "B V"]:
-        """Logits over the temperature in float32, without a chance for tokens that are not allowed; to be written to."""
+        """Logits over the temperature in float32, to be written to; tokens that are not allowed have no chance."""
         return (self.logits.float() / temperature).masked_fill_(~allowed, -torch.inf)
 
     @property
@@ -123,6 +123,7 @@ class FusedDecoding(Decoding):
         layers: the merged weights.
         cache: keys and values.
         keep: the layer whose input the cache keeps, where it keeps one.
+        room: memory for the logits of every step.
     """
 
     lm: "LanguageModel"
@@ -130,6 +131,7 @@ class FusedDecoding(Decoding):
     layers: list[Layer]
     cache: Cache
     keep: int = 0
+    room: Room = field(default_factory=Room, repr=False)
 
     @property
     def logits(self) -> Float[Tensor, "B V"]:
@@ -146,8 +148,9 @@ class FusedDecoding(Decoding):
         """As above; a mask that all rows share goes in with the projection."""
         head, low = self.lm.output_head(temperature), lowest(self.hidden.dtype)
         if allowed.ndim > 1:
-            return head.logits(self.hidden).masked_fill_(~allowed, low)
-        return head.logits(self.hidden, self.hidden.new_zeros(allowed.shape).masked_fill_(~allowed, low))
+            return head.logits(self.hidden, room=self.room).masked_fill_(~allowed, low)
+        added = self.hidden.new_zeros(allowed.shape).masked_fill_(~allowed, low)
+        return head.logits(self.hidden, added, self.room)
 
     @torch.no_grad()
     def _advance(self, token: Tensor) -> None:

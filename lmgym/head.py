@@ -14,8 +14,10 @@ from torch.nn import functional as nnf
 
 from lmgym.sampling import unpack_bits
 
-CHUNK_LOGITS = 1 << 20
+CHUNK_LOGITS = 1 << 21
 """How many logits exist at a time."""
+BLOCK = 128
+"""Tokens that sampling from a large vocabulary takes together at first."""
 
 
 class Head(NamedTuple):
@@ -32,16 +34,49 @@ class Head(NamedTuple):
     temperature: float
 
     def logits(
-        self, hidden: Float[Tensor, "N D"], added: Float[Tensor, " V"] | None = None
+        self,
+        hidden: Float[Tensor, "N D"],
+        added: Float[Tensor, " V"] | None = None,
+        room: "Room | None" = None,
     ) -> Float[Tensor, "N V"]:
-        """Logits over the temperature in float32, plus a number for each token; a tensor of its own to write into."""
+        """Logits over the temperature in float32, a tensor to write into.
+
+        Args:
+            hidden: the trunk's last hidden states.
+            added: a number for each token.
+            room: memory to write to, where it is used again; on a CPU, half of the time would go into asking for it.
+        """
         bias = self.bias
         if self.temperature != 1:
             hidden = hidden / self.temperature
             bias = None if bias is None else bias / self.temperature
         if added is not None:
             bias = added if bias is None else bias + added
-        return nnf.linear(hidden, self.weight, bias).float()
+        if room is None:
+            return nnf.linear(hidden, self.weight, bias).float()
+        shape = (len(hidden), len(self.weight))
+        out = room.take("logits", shape, hidden.dtype, hidden.device)
+        if bias is None:
+            torch.mm(hidden, self.weight.T, out=out)
+        else:
+            torch.addmm(bias, hidden, self.weight.T, out=out)
+        if out.dtype == torch.float32:
+            return out
+        return room.take("float logits", shape, torch.float32, hidden.device).copy_(out)
+
+
+class Room:
+    """Memory that is used again in every step of a rollout."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor that the next call with the same name hands out again."""
+        held = self._held.get(name)
+        if held is None or held.shape != shape or held.dtype != dtype or held.device != device:
+            held = self._held[name] = torch.empty(shape, dtype=dtype, device=device)
+        return held
 
 
 class TokenMask(NamedTuple):
@@ -176,10 +211,34 @@ def chosen_log_probs_of(
 def draw_from(
     logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-    """Tokens by inverse CDF as `lmgym.sampling.draw` gives them, and their log-probabilities; overwrites the logits."""
+    """Tokens by inverse CDF as `lmgym.sampling.draw` gives them, and their log-probabilities; overwrites the logits.
+
+    Over a large vocabulary it looks for the block of tokens first and then inside it, which spares summing up all of it
+    token by token.
+    """
     weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-    cumulative = weights.cumsum(-1)
-    total = cumulative[:, -1:]
-    threshold = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    token = torch.searchsorted(cumulative, threshold, right=True)
+    vocabulary = weights.shape[1]
+    if vocabulary < 2 * BLOCK:
+        token, total = _search(weights.cumsum(-1), uniform[:, None])
+    else:
+        whole = vocabulary // BLOCK
+        sums = weights[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).sum(-1)
+        if whole * BLOCK < vocabulary:
+            sums = torch.cat([sums, weights[:, whole * BLOCK :].sum(-1, keepdim=True)], 1)
+        upto = sums.cumsum(-1)
+        block, total = _search(upto, uniform[:, None])
+        before = (upto - sums).gather(1, block)
+        inside = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+        part = weights.gather(1, inside.clamp(max=vocabulary - 1)).masked_fill_(inside >= vocabulary, 0.0)
+        within = part.cumsum(-1)
+        rest = ((uniform[:, None] * total - before) / within[:, -1:]).clamp_(0, 1)
+        token = block * BLOCK + _search(within, rest)[0]
     return token[:, 0], (weights.gather(1, token) / total).log_()[:, 0]
+
+
+def _search(cumulative: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, 1] where the cumulative weight passes a share of the total, and the total."""
+    total = cumulative[:, -1:]
+    # Below the total even after rounding, so that the search stops at a token of positive probability.
+    threshold = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True), total

@@ -12,10 +12,10 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -165,7 +165,7 @@ class CachedDecoding(Decoding):
 
 def default_pass_tokens(device: torch.device) -> int:
     """Tokens that a pass takes at a time: on a CPU as many as the caches hold, on a GPU enough to fill it."""
-    return 2048 if device.type == "cpu" else 65536
+    return 4096 if device.type == "cpu" else 65536
 
 
 def buckets(lengths: Sequence[int], width: int, most_tokens: int) -> list[tuple[list[int], int]]:
@@ -308,6 +308,7 @@ class LanguageModel:
         self.fast = True
         self._trunk: Trunk | None = None
         self._paths: dict[Any, tuple[str | None, list[nn.Module]]] = {}
+        self._encoded: dict[str, tuple[int, ...]] = {}
         self._masks: dict[Any, tuple[Tensor, TokenMask]] = {}
         self._active: str | None = None
         without_dropout(model)
@@ -339,16 +340,18 @@ class LanguageModel:
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many texts, each different one tokenised once."""
-        different = list(dict.fromkeys(texts))
-        found: dict[str, list[int]] = {}
-        for text, ids in zip(different, self.tokenizer(different, verbose=False)["input_ids"], strict=True):
+        """The same for many texts; those that were seen before are remembered."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._encoded]
+        if len(self._encoded) > 1 << 16:
+            self._encoded.clear()
+            new = list(dict.fromkeys(texts))
+        for text, ids in zip(new, self.tokenizer(new, verbose=False)["input_ids"] if new else (), strict=True):
             while len(ids) > 1 and ids[-1] in self.eos_ids:
                 ids = ids[:-1]
             if not ids:
                 raise ValueError(f"the prompt {text!r} has no tokens; a prompt needs at least one")
-            found[text] = ids
-        return [found[text] for text in texts]
+            self._encoded[text] = tuple(ids)
+        return [list(self._encoded[text]) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -396,8 +399,8 @@ class LanguageModel:
             seed: draws A.
             base: start from a copy of this adapter instead.
             targets: "all-linear", or the projections of "attention" alone.
-            layers: adapt this many of the top layers alone; what the layers below make of a rollout is then computed once
-                and serves the reference and all epochs. It trains less; 0 adapts all layers.
+            layers: adapt this many of the top layers alone; what the layers below make of a rollout is then computed
+                once, and serves the reference and all epochs. It trains less; 0 adapts all layers.
 
         Raises:
             ValueError: the name is taken, the model has fewer layers, or its attention is not known by name.
@@ -428,7 +431,7 @@ class LanguageModel:
             raise ValueError(f"targets={targets!r} is unknown: choose 'all-linear' or 'attention'")
         if targets == "all-linear" and not layers:
             return targets
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         depth = model.config.get_text_config().num_hidden_layers
         if not 0 <= layers <= depth:
             raise ValueError(f"layers={layers}: the model has {depth} layers to adapt the top of")

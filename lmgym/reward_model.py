@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lmgym.models import LanguageModel, quietly, without_dropout
 from lmgym.tasks.base import Completion, Prompt
+from lmgym.trunk import Trunk, body_of
 
 BUILT_IN = {"tiny-reward": "tiny"}
 """Reward models that ship with the package, and the base model of each."""
@@ -58,6 +59,7 @@ class RewardModel:
         self.shift = shift
         self.ends_with_eos = ends_with_eos
         self.gain = gain
+        self._fused: Trunk | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RewardModel":
         # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
@@ -106,7 +108,21 @@ class RewardModel:
 
     def forward(self, input_ids: Int[Tensor, "N L"], attention_mask: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
         """Plain scores, differentiable."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
+        trunk = None if torch.is_grad_enabled() else self._trunk()
+        if trunk is None:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
+        # As transformers does: at the last token that is no padding.
+        column = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (column * (input_ids != self.tokenizer.pad_token_id)).argmax(1, keepdim=True)
+        return nn.functional.linear(trunk.read(trunk.layers(), input_ids, last)[:, 0], self._head().weight)[:, 0]
+
+    def _trunk(self) -> Trunk | None:
+        """The functions that stand for the model, where they know it."""
+        if isinstance(self.model, PeftModel) or Trunk.refusal(self.model) is not None:
+            return None
+        if self._fused is None or self._fused.body is not body_of(self.model):
+            self._fused = Trunk(self.model)
+        return self._fused
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: everything that requires a gradient."""

@@ -320,9 +320,10 @@ class _Batch:
     def _start(self, samples: int) -> Any:
         """Reads the prompts, those of a group once."""
         ids, mask = self.env.prompt_block()
-        policy, rows = self.policy, self.env.num_envs
-        shared = samples > 1 and rows % samples == 0 and isinstance(policy, SelectingPolicy)
-        if shared and all(len({p.text for p in self.env.prompts[i : i + samples]}) == 1 for i in range(0, rows, samples)):
+        policy, texts = self.policy, [prompt.text for prompt in self.env.prompts]
+        rows = len(texts)
+        grouped = texts == [texts[i - i % samples] for i in range(rows)]
+        if samples > 1 and rows % samples == 0 and grouped and isinstance(policy, SelectingPolicy):
             decoding = policy.start(ids[::samples], mask[::samples])
             copies = torch.arange(rows, device=policy.device) // samples
             copied = policy.select(decoding, copies)
@@ -369,12 +370,13 @@ class _Batch:
         bottom = getattr(self.decoding, "bottom", None)
         if bottom is None:
             return
-        if self.buffer.bottom is None:
+        kept = self.buffer.bottom
+        if kept is None:
             columns = self.env.max_prompt_tokens + self.env.max_new_tokens
             store = bottom.hidden.new_zeros(self.buffer.rows, columns, bottom.hidden.shape[2])
-            self.buffer.bottom = bottom._replace(hidden=store)
+            kept = self.buffer.bottom = bottom._replace(hidden=store)
         rows = slice(None) if self.rows is None else self.rows
-        self.buffer.bottom.hidden[rows, : bottom.hidden.shape[1]] = bottom.hidden
+        kept.hidden[rows, : bottom.hidden.shape[1]] = bottom.hidden
 
 
 def check_agreement(policy: TokenPolicy, env: TokenVectorEnv, pays_kl: bool | None = None) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
@@ -348,7 +348,7 @@ class Trunk:
             layer = layers[i]
             if cache is not None and cache.bottom is not None and i == keep:
                 cache.bottom[:, : ids.shape[1]] = x
-            q, k, v = self._qkv(layer, x, turns)
+            q, k, v = self._qkv(layer, x, turns, exact=cache is None)
             if cache is not None:
                 cache.layers[i][0, :, :, : ids.shape[1]] = k.transpose(1, 2)
                 cache.layers[i][1, :, :, : ids.shape[1]] = v.transpose(1, 2)
@@ -367,9 +367,8 @@ class Trunk:
         x = self.embed(token, cache.length)
         columns = cache.longest + 1
         turns = self._turn(columns, token.device)[cache.length][:, None] if self.gated else None
-        mask = None
+        mask, rows = None, torch.arange(0 if cache.equal else len(token), device=token.device)
         if not cache.equal:
-            rows = torch.arange(len(token), device=token.device)
             beyond = torch.arange(columns, device=token.device) > cache.length[:, None]
             mask = torch.zeros(beyond.shape, dtype=x.dtype, device=x.device).masked_fill_(beyond, -torch.inf)
             mask = mask[:, None, None]
@@ -419,9 +418,13 @@ class Trunk:
         nothing = Cache(layers, length[:0], 0, equal, like.new_empty(0, 0, width) if bottom else None)
         return nothing.like(rows, columns, length)
 
-    def _qkv(self, layer: Layer, x: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, L, heads, head] each, with positions."""
+    def _qkv(self, layer: Layer, x: Tensor, turns: Tensor | None, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, L, heads, head] each, with positions; `exact` gives float32 where that is what training takes."""
         qkv = layer.qkv(self._norm(x, layer.first_norm)).unflatten(-1, (-1, self.head))
+        if exact and qkv.device.type == "cpu":
+            # The backward pass of attention in bfloat16 takes eight times as long as that in float32 on a CPU. Passes
+            # without one do the same, so that what is compared with training was computed as in training.
+            qkv = qkv.float()
         if turns is not None:
             qkv = self._positioned(qkv, turns, layer.head_norms)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], -2)
@@ -431,32 +434,27 @@ class Trunk:
         count = self.heads + self.kv_heads
         if norms is not None:
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], -2)
-            q, k = (nnf.rms_norm(x, (self.head,), w, self.eps) for x, w in zip((q, k), norms, strict=True))
+            q, k = (nnf.rms_norm(x, (self.head,), w.to(x.dtype), self.eps) for x, w in zip((q, k), norms, strict=True))
             qkv = torch.cat([q, k, v], -2)
-        return _Turn.apply(qkv, turns, count)
+        return _call(_Turn, qkv, turns, count)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, L, heads · head] causal attention."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        # The backward pass of attention in bfloat16 takes eight times as long as that in float32 on a CPU.
-        slow = q.requires_grad and q.dtype != torch.float32 and q.device.type == "cpu"
-        if slow:
-            q, k, v = q.float(), k.float(), v.float()
         grouped = self.kv_heads != self.heads
         mixed = nnf.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        mixed = mixed.transpose(1, 2).flatten(2)
-        return mixed.to(self.body.dtype) if slow else mixed
+        return mixed.transpose(1, 2).flatten(2).to(self.body.dtype)
 
     def _mlp(self, layer: Layer, x: Tensor, gelu: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         h = layer.up(self._norm(x, layer.second_norm))
         if self.gated:
-            return layer.down(_Gate.apply(h), residual=x)
+            return layer.down(_call(_Gate, h), residual=x)
         return layer.down(gelu(h) if gelu else nnf.gelu(h, approximate="tanh"), residual=x)
 
     def _norm(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         if not self.gated:
-            return nnf.layer_norm(x, (x.shape[-1],), weights[0], weights[1], self.eps)
-        return _RMSNorm.apply(x, weights[0], self.eps)
+            return torch.layer_norm(x, (x.shape[-1],), weights[0], weights[1], self.eps)
+        return _call(_RMSNorm, x, weights[0], self.eps)
 
     def _turn(self, columns: int, device: torch.device) -> Complex[Tensor, "L half"]:
         """exp(i · angle) of each position and pair, from the model's own table."""
@@ -467,6 +465,22 @@ class Trunk:
                 half = self.head // 2
                 self._turns = torch.complex(cos[0, :, :half], sin[0, :, :half])
         return self._turns[:columns]
+
+
+class _NoContext:
+    """Stands for autograd's context where nothing is to be differentiated."""
+
+    needs_input_grad = (False,)
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        pass
+
+
+def _call(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """A function with a gradient of its own; in a decoding step, autograd's ceremony would cost more than the work."""
+    if torch.is_grad_enabled():
+        return function.apply(*inputs)
+    return function.forward(_NoContext(), *inputs)
 
 
 class _LoRA(torch.autograd.Function):
@@ -552,10 +566,10 @@ class _RMSNorm(torch.autograd.Function):
 
 def _gelu_of_few(x: Tensor) -> Tensor:
     """GPT-2's GELU by way of a sigmoid: on what a CPU's cache holds, in a third of the time of torch's kernel."""
-    if x.numel() > 1 << 17 or x.dtype != torch.float32 or x.device.type != "cpu":
+    if x.numel() > 1 << 17 or x.device.type != "cpu":
         return nnf.gelu(x, approximate="tanh")
-    twice = 1.5957691216057308  # 2 √(2/π); (1 + tanh u) / 2 is the sigmoid of 2u
-    return (x * x).mul_(twice * 0.044715).add_(twice).mul_(x).sigmoid_().mul_(x)
+    twice, exact = 1.5957691216057308, x.float()  # 2 √(2/π); (1 + tanh u) / 2 is the sigmoid of 2u
+    return (exact * exact).mul_(twice * 0.044715).add_(twice).mul_(exact).sigmoid_().mul_(exact).to(x.dtype)
 
 
 def _take(x: Float[Tensor, "B L D"], at: Int[Tensor, "B T"] | slice) -> Float[Tensor, "B T D"]:

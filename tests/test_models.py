@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmgym
 from lmgym import LanguageModel, Policy
-from lmgym.decoding import Decoding
+from lmgym.decoding import Decoding, FusedDecoding
 from lmgym.models import CachedDecoding, Sequences, log_probs
 
 PAD, EOS, A, B, C, D = range(6)
@@ -69,6 +69,7 @@ def test_cached_decoding_and_one_pass_equal_the_plain_model(lm: LanguageModel) -
             torch.testing.assert_close(whole[row, t], plain, atol=1e-4, rtol=0)
         torch.testing.assert_close(decoding.hidden, hidden[:, t], atol=1e-4, rtol=0)
         decoding = decoding.advance(TOKENS[:, t])
+    assert isinstance(decoding, (CachedDecoding, FusedDecoding))
     position = decoding.position if isinstance(decoding, CachedDecoding) else decoding.cache.length - 1
     assert position.tolist() == [len(p) + 5 for p in PROMPTS]
 
