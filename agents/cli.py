@@ -4,6 +4,7 @@ Nothing heavy is imported before a command is known, so that `lmgym --help` answ
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -68,8 +69,9 @@ class Common:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights; log-probabilities are float32 in any case."""
     threads: int = 0
-    """torch's CPU threads; 0 is one thread for models below five million parameters, else torch's own default. Two
-    threads on two cores of which another process uses one are many times slower than one."""
+    """torch's CPU threads; 0 is one for models below five million parameters, else one for each core that is idle. On
+    an idle machine more are faster for small models too, but where another process uses a core, two threads on two
+    cores are many times slower than one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -543,9 +545,18 @@ def _load(name: str, wanted: Any) -> "LanguageModel":
     elif device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise ValueError(f"--device {device} cannot be used here: choose 'cpu', 'cuda' where there is one, or 'auto'")
     lm = load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
-    if wanted.threads or lm.model.num_parameters() < SMALL:
-        torch.set_num_threads(wanted.threads or 1)
+    torch.set_num_threads(wanted.threads or _default_threads(lm.model.num_parameters()))
     return lm
+
+
+def _default_threads(parameters: int) -> int:
+    """One thread for a small model, else one for each core that nobody else uses, as far as torch would use them."""
+    import torch
+
+    if parameters < SMALL:
+        return 1
+    busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
+    return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - busy))
 
 
 def _policy(lm: "LanguageModel", folder: str | None, temperature: float) -> "Policy":
@@ -588,7 +599,7 @@ def _about(setting: "Setting") -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     paid = "a reward model that is trained first" if setting.score is None else ", ".join(setting.score.names)
     threads = f", {torch.get_num_threads()} CPU threads" if setting.lm.device.type == "cpu" else ""
-    about = f"{millions:.2f} M parameters, {setting.lm.device}{threads}"
+    about = f"{millions:.2f} M parameters, {setting.lm.device}{threads}, passes {setting.lm.path()}"
     return f"{setting.task.name}: {setting.lm.name} ({about}); paid by {paid}"
 
 

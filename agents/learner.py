@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from agents import functional as F
 from lmgym.env import Finish, TokenVectorEnv
@@ -200,7 +201,9 @@ class Learner:
                 weights = weigh(batch.mask[rows])
                 for part, steps in self._passes(rows, lengths, width):
                     old = batch[rows[part]].first_steps(steps)
-                    self.backward(self._weighted(policy, old, loss, weights[part, :steps]))
+                    with record_function("lmgym/forward"):
+                        weighted = self._weighted(policy, old, loss, weights[part, :steps])
+                    self.backward(weighted)
                 self.metrics.end_sum("policy/loss")
                 if extra is not None:
                     self.backward(extra())
@@ -262,14 +265,16 @@ class Learner:
         if self._begins:
             self.optimizer.zero_grad(set_to_none=True)
             self._begins = False
-        loss.backward()
+        with record_function("lmgym/backward"):
+            loss.backward()
 
     def move(self) -> None:
         """One optimizer step down the gradient that has been added up."""
         self._begins = True
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
         self.metrics.add("optimizer/grad_norm", norm)
-        self.optimizer.step()
+        with record_function("lmgym/step"):
+            self.optimizer.step()
         self.steps += 1
         if self._average:
             with torch.no_grad():

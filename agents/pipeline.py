@@ -10,7 +10,8 @@ import numpy as np
 from agents import algorithms, reward_model, sft
 from agents.evaluate import Report, evaluate
 from agents.learner import Learner, LearnerConfig, Schedule
-from agents.run import Run
+from agents.profile import profiled
+from agents.run import Run, peak_memory
 from lmgym.env import TokenVectorEnv
 from lmgym.models import LanguageModel, load
 from lmgym.policy import Critic, Policy
@@ -145,6 +146,8 @@ class Options:
 
     test_prompts: int = 256
     """Held-out prompts for evaluation."""
+    profile: bool = False
+    """Profile the second update: where its time went, as a table and as a trace."""
     samples: int = 12
     """Completions kept from before and after, with the figures of every token."""
     sft: SFTOptions = field(default_factory=SFTOptions)
@@ -414,12 +417,14 @@ def reinforce(
         for metrics in algorithm.module.train(policy, env, learner, config, **extras):
             yield metrics | _gold_mean(env)
 
-    for _ in run.follow(name, updates(), getattr(config, "updates", None), LIVE):
+    rows = profiled(updates(), run) if options.profile else updates()
+    for _ in run.follow(name, rows, getattr(config, "updates", None), LIVE):
         pass
     learner.keep_average()
     policy.save(run.path("policy"))
     after = examine()
     run.say(f"after: {_summary(after)}, KL {after.figures['kl_nats_per_sequence'].mean:.2f} nats per sequence")
+    run.say(peak_memory())
     return before, after
 
 

@@ -205,6 +205,18 @@ def hardware() -> str:
     return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
 
 
+def peak_memory() -> str:
+    """The most memory that this process has held, in words."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return f"peak memory on the GPU: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB"
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "peak memory: unknown on this system"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MB"
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

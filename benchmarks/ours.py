@@ -139,9 +139,11 @@ def train(turn: Turn, job: Job, module: Any, config: Any) -> None:
     """One iteration a turn."""
     policy = build(job)
     env = environment(job, policy.lm, job.rows, job.new_tokens)
-    learner = Learner(policy.parameters(), LearnerConfig(lr=LR, schedule="constant", warmup=0.0))
+    plain = bool(job.options.get("plain"))  # neither compaction nor bucketing
+    config_of_learner = LearnerConfig(lr=LR, schedule="constant", warmup=0.0, bucket=not plain)
+    learner = Learner(policy.parameters(), config_of_learner)
     clock, seen = Clock(turn), {}
-    if job.options.get("plain"):  # neither compaction nor bucketing
+    if plain:
         module.collect = partial(module.collect, compact=False)
         Sequences.buckets = partialmethod(Sequences.buckets, by_length=False)  # pyright: ignore
     clock.watch(module, "collect", "collect", lambda buffer: seen.update(outputs(buffer)))

@@ -23,6 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.profiler import record_function
 
 from lmgym.decoding import Bottom, Decoding
 from lmgym.models import LanguageModel, Reference, Sequences
@@ -394,8 +395,10 @@ class TokenVectorEnv(VectorEnv):
         sequences = replace(self.sequences(), bottom=bottom)
         is_action = sequences.is_action
         self._score.zero_()
-        self._pay_scores(terminated)
-        reference_logp = self.reference.evaluate(sequences)
+        with record_function("lmgym/score"):
+            self._pay_scores(terminated)
+        with record_function("lmgym/reference"):
+            reference_logp = self.reference.evaluate(sequences)
         rewards = kl_reward(self.kl, self.kl_controller.beta, logp, reference_logp).masked_fill(~is_action, 0.0)
         rewards.scatter_add_(1, self.length[:, None] - 1, (self._score * terminated)[:, None])
         self._token_rewards.copy_(rewards)

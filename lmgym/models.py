@@ -41,7 +41,7 @@ from transformers.utils import logging as transformers_logging
 from lmgym.decoding import Bottom, Decoding, FusedDecoding
 from lmgym.head import Head, TokenMask, chosen_log_probs_of
 from lmgym.sampling import unpack_bits
-from lmgym.trunk import Trunk, body_of
+from lmgym.trunk import Trunk, body_of, free_to_look
 
 BUILT_IN = ("tiny", "probe")
 Mask = Bool[Tensor, "B P"] | Int[Tensor, "B P"]
@@ -762,7 +762,7 @@ def _aligned(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int, bool]:
     """
     width, length = ids.shape[1], mask.sum(1)
     longest, equal = width, False
-    if ids.device.type == "cpu":
+    if free_to_look(ids.device):
         longest = int(length.max())
         equal = longest == int(length.min())
     if equal:

@@ -240,9 +240,14 @@ class Policy:
         """Whether `collect` computes log-probabilities and values anew, in passes like those of the update.
 
         In low precision, decoding with merged weights rounds otherwise than training does, and the probability ratio
-        would start away from 1; and a critic that is a network of its own says nothing while acting.
+        would start away from 1.
         """
-        return self.lm.model.dtype != torch.float32 or self.critic == "network"
+        return self.lm.model.dtype != torch.float32
+
+    @property
+    def values_late(self) -> bool:
+        """Whether values come after the rollout: a critic that is a network of its own says nothing while acting."""
+        return self.critic == "network"
 
     def value(self, decoding: Decoding) -> Float[Tensor, " B"]:
         """The critic's estimate of the return from where decoding stands."""
@@ -280,14 +285,19 @@ class Policy:
                 logits, _ = self.lm.evaluate(sequences, self.truncated_by)
             return self._most_probable(logits, sequences.action_mask)
 
-    def evaluate(self, sequences: Sequences) -> Evaluation:
-        """Log-probability, value and entropy of tokens that were chosen earlier, in one differentiable pass."""
+    def evaluate(self, sequences: Sequences, entropies: bool = True) -> Evaluation:
+        """Log-probability, value and entropy of tokens that were chosen earlier, in one differentiable pass.
+
+        Args:
+            sequences: prompts and tokens.
+            entropies: whether they are wanted; the fused pass gives zeros otherwise.
+        """
         kept_if_needed = sequences.kept is not None or not self.keeps
         if kept_if_needed and self.lm.trunk(self.adapter) is not None and not self.lm.head_is_trained:
             hidden = self.lm.hidden(sequences, self.adapter)
             head, mask = self.lm.output_head(self.temperature), self.lm.mask(sequences.action_mask)
             kept = sequences.kept if self.keeps else None
-            chosen, entropy = chosen_log_probs_of(hidden, sequences.tokens, head, mask, kept)
+            chosen, entropy = chosen_log_probs_of(hidden, sequences.tokens, head, mask, kept, entropies)
         else:
             logits, hidden = self.lm.evaluate(sequences, self.adapter)
             mask = self._behaviour_mask(sequences, logits)
@@ -297,13 +307,24 @@ class Policy:
             entropy = -(probs * logp.masked_fill(~mask, 0.0)).sum(-1)
             chosen = logp.gather(2, sequences.tokens[..., None])[..., 0]
         chosen = chosen.masked_fill(~sequences.is_action, 0.0)
+        return Evaluation(chosen, self.values(sequences, hidden), entropy)
+
+    def values(self, sequences: Sequences, hidden: Float[Tensor, "B T D"] | None = None) -> Float[Tensor, "B T"]:
+        """The critic's estimates alone, differentiable.
+
+        Args:
+            sequences: prompts and tokens.
+            hidden: the policy's own hidden states, where they are known.
+        """
         if self.critic == "none":
-            return Evaluation(chosen, torch.zeros_like(chosen), entropy)
-        if self.critic == "adapter":
-            hidden = self.lm.hidden(sequences, "value")
-        elif self.network is not None:
+            return torch.zeros(sequences.tokens.shape, device=self.device)
+        if self.network is not None:
             hidden = self.network.hidden(sequences)
-        return Evaluation(chosen, self.value_head(hidden.float())[..., 0], entropy)
+        elif self.critic == "adapter":
+            hidden = self.lm.hidden(sequences, "value")
+        elif hidden is None:
+            hidden = self.lm.hidden(sequences, self.adapter)
+        return self.value_head(hidden.float())[..., 0]
 
     def save(self, folder: str | Path) -> None:
         """Saves the adapter as plain peft loads it, with the critic beside it."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.profiler import record_function
 
 from lmgym.decoding import Bottom
 from lmgym.env import Finish, TokenVectorEnv
@@ -16,9 +17,12 @@ from lmgym.models import Sequences
 from lmgym.policy import Policy, SelectingPolicy, TokenPolicy
 from lmgym.sampling import packed_width
 from lmgym.tasks.base import Prompt
+from lmgym.trunk import free_to_look
 
 CHECK_EVERY = 8
-"""Steps between two questions whether every row has ended: each makes the host wait for the device."""
+"""Steps between two questions which rows still run: each makes the host wait for the device, or read stop strings."""
+LOOK_EVERY = 2
+"""The same where nobody has to wait, and nothing has to be read."""
 
 
 class RolloutBuffer:
@@ -151,9 +155,10 @@ def collect(
     Raises:
         ValueError: policy and environment disagree about model or temperature, or the policy is its own reference.
     """
-    decode(policy, env, buffer, stream, prompts, compact, slots)
+    with record_function("lmgym/decode"):
+        decode(policy, env, buffer, stream, prompts, compact, slots)
     with torch.inference_mode():
-        if getattr(policy, "rescores", False):
+        if isinstance(policy, Policy) and (policy.rescores or policy.values_late):
             _rescore(policy, env, buffer)
         outcome = env.settle(buffer.logp, buffer.bottom)
         sequences = env.sequences()
@@ -177,7 +182,7 @@ def _keep_prompts(buffer: RolloutBuffer, sequences: Sequences) -> None:
     buffer.prompt_mask[:, -buffer.prompt_width :] = sequences.prompt_mask
 
 
-def _rescore(policy: TokenPolicy, env: TokenVectorEnv, buffer: RolloutBuffer) -> None:
+def _rescore(policy: Policy, env: TokenVectorEnv, buffer: RolloutBuffer) -> None:
     """Log-probabilities and values from passes like those of the update, where decoding gives others or none."""
     sequences = replace(env.sequences(), kept=buffer.kept, bottom=buffer.bottom)
     bootstrapped = env.on_limit == "truncate"
@@ -190,11 +195,15 @@ def _rescore(policy: TokenPolicy, env: TokenVectorEnv, buffer: RolloutBuffer) ->
         tokens = torch.cat([sequences.tokens, ends], 1)
         sequences = Sequences(sequences.prompt_ids, sequences.prompt_mask, tokens, is_action, mask, kept, buffer.bottom)
     for rows, steps in sequences.buckets():
-        found = policy.evaluate(sequences[rows].first_steps(steps))
-        taken = min(steps, buffer.logp.shape[1])
-        buffer.logp[rows, :taken], buffer.values[rows, :taken] = found.logp[:, :taken], found.value[:, :taken]
+        part, taken = sequences[rows].first_steps(steps), min(steps, buffer.logp.shape[1])
+        if policy.rescores:
+            logp, values, _ = policy.evaluate(part, entropies=False)
+            buffer.logp[rows, :taken] = logp[:, :taken]
+        else:
+            values = policy.values(part)
+        buffer.values[rows, :taken] = values[:, :taken]
         if bootstrapped and steps > taken:
-            buffer.bootstrap[rows] = found.value[:, taken]
+            buffer.bootstrap[rows] = values[:, taken]
 
 
 @torch.inference_mode()
@@ -249,6 +258,7 @@ class _Batch:
         self.policy, self.env, self.buffer, self.uniforms = policy, env, buffer, uniforms
         self.rows: Tensor | None = None
         self.decoding: Any = None
+        self.check_every = LOOK_EVERY if free_to_look(policy.device) and not env.stop else CHECK_EVERY
 
     def lockstep(self, compact: bool, samples: int) -> None:
         """All rows take their t-th step together."""
@@ -257,7 +267,7 @@ class _Batch:
         for t in range(env.max_new_tokens):
             token = self._act(t)
             last = t + 1 == env.max_new_tokens
-            if (t + 1) % CHECK_EVERY == 0 and not last:
+            if (t + 1) % self.check_every == 0 and not last:
                 running = env.running()
                 if not running:
                     break
@@ -293,7 +303,7 @@ class _Batch:
             # A row at its budget must leave at once: it may stand at the model's last position.
             full = any(step - start == env.max_new_tokens for start in began)
             self.decoding = policy.advance(self.decoding, token)
-            if step % CHECK_EVERY and not full:
+            if step % self.check_every and not full:
                 continue
             running = set(env.running())
             ended = [slot for slot, row in enumerate(self.rows.tolist()) if row not in running]

@@ -145,7 +145,7 @@ class Cache:
 
     def _looked_at(self) -> "Cache":
         """With the longest length as it is, where looking at it waits for nobody."""
-        if self.length.device.type == "cpu":
+        if free_to_look(self.length.device):
             self.longest = int(self.length.max())
             self.equal = self.longest == int(self.length.min())
         return self
@@ -221,7 +221,8 @@ class Trunk:
         if kept is not None and kept[0] == state and not trained:
             return kept[1]
         # A rollout runs in inference mode, and what it leaves behind must be of use to training.
-        with torch.inference_mode(False), torch.set_grad_enabled(trained and not merge):
+        differentiable = trained and not merge and torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
             layers = [self._fused(block, adapter if merge else None) for block in _blocks(self.body)]
         # What is trained is not kept: it would only be memory held for the next rollout's copy.
         self._kept[adapter, merge] = (None, []) if trained else (state, layers)
@@ -577,6 +578,11 @@ def _take(x: Float[Tensor, "B L D"], at: Int[Tensor, "B T"] | slice) -> Float[Te
         return x[:, at]
     first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
     return x.flatten(0, 1).index_select(0, (first + at).flatten()).view(*at.shape, -1)
+
+
+def free_to_look(device: torch.device) -> bool:
+    """Whether looking at a tensor's numbers waits for nobody."""
+    return device.type == "cpu"
 
 
 def body_of(model: Any) -> Any:

@@ -72,6 +72,8 @@ SETTLE_SCORE = "rewards.scatter_add_(1, self.length[:, None] - 1, (self._score *
 SETTLE_KL = "logp, reference_logp).masked_fill(~is_action, 0.0)"
 STEPPING = "tests/test_env.py::test_stepping_equals_bulk_equals_plain_python"
 BUFFER = "tests/test_rollout.py::test_what_a_buffer_holds"
+TRUNK, HEAD = "lmgym/trunk.py", "lmgym/head.py"
+TWIN = "tests/test_fast.py::test_values_and_gradients_are_those_of_transformers"
 AGREE = "tests/test_models.py::test_sampling_and_scoring_agree"
 
 MUTANTS = (
@@ -173,6 +175,51 @@ MUTANTS = (
     Mutant("wrong-critic", POLICY, 'hidden = self.lm.hidden(sequences, "value")',
            "hidden = self.lm.hidden(sequences, self.adapter)",
            "critic's adapter sampled with but not trained", (AGREE,)),
+    # Fast paths -------------------------------------------------------------------------------------------------------
+    Mutant("fused-off-by-one", MODELS, "(length - 1)[:, None] + first", "(length - 1)[:, None] + first.clamp(min=1)",
+           "fused pass gives the first token's state one token late", (TWIN,)),
+    Mutant("fused-sees-ahead", TRUNK, "is_causal=True", "is_causal=False",
+           "fused attention looks at what comes later", (TWIN,)),
+    Mutant("fused-scale-of-lora", TRUNK, "up = module.lora_B[adapter].weight * module.scaling[adapter]",
+           "up = module.lora_B[adapter].weight * 1.0",
+           "LoRA's scale forgotten in the fused pass", (TWIN,)),
+    Mutant("merged-scale-of-lora", TRUNK, "weight.float() + module.scaling[adapter] * delta", "weight.float() + delta",
+           "LoRA's scale forgotten when it is merged", (AGREE,)),
+    Mutant("gradient-of-inner-lora", TRUNK, "(grad @ weight).addmm_(narrow, down)", "(grad @ weight)",
+           "gradient does not flow through LoRA to the layers below", (TWIN,)),
+    Mutant("stale-weights", TRUNK, "kept[0] == state and not trained", "not trained",
+           "weights that were changed are decoded with as they were",
+           ("tests/test_fast.py::test_weights_that_change_are_read_anew",)),
+    Mutant("decoding-sees-the-dead", TRUNK, "device=token.device) > cache.length[:, None]",
+           "device=token.device) > cache.longest",
+           "decoding attends to columns that a shorter text has not filled", (AGREE,)),
+    Mutant("fused-mask-forgotten", HEAD, "masked_fill_(never, lowest(dtype))", "masked_fill_(never, 0.0)",
+           "tokens that are never allowed count in the fused probabilities", (TWIN,)),
+    Mutant("fused-mask-of-steps", HEAD, "masked_fill(self.mask.forbidden[at], low)", "clone()",
+           "tokens that are allowed later count in the fused probabilities", (TWIN,)),
+    Mutant("fused-temperature-gradient", HEAD, "sub_(mean).div_(head.temperature)", "sub_(mean)",
+           "temperature forgotten in the fused gradient",
+           ("tests/test_fast.py::test_a_temperature_is_in_the_gradient",)),
+    Mutant("fused-entropy-gradient", HEAD, "mul_(-of_entropy[part, None])", "mul_(of_entropy[part, None])",
+           "fused entropy's gradient has the wrong sign", (TWIN,)),
+    Mutant("rows-mixed-up", ROLLOUT, "return token[index]", "return token[: len(index)]",
+           "rows that stay read the tokens of others", ("tests/test_fast.py::test_rows_that_leave_change_nothing",)),
+    Mutant("slot-writes-on", ROLLOUT, "running = env.finish[rows] == Finish.RUNNING", "running = None",
+           "a slot whose row has ended overwrites the row's last token",
+           ("tests/test_fast.py::test_slots_that_are_filled_again_change_nothing",)),
+    Mutant("not-scored-again", ROLLOUT, "if policy.rescores:", "if False:",
+           "bfloat16 trains against the log-probabilities of decoding",
+           ("tests/test_fast.py::test_bfloat16_is_near_and_its_ratio_starts_at_one",)),
+    Mutant("bottom-of-another", MODELS, "bottom is not None and bottom.owner is trunk and", "bottom is not None and",
+           "another model starts from this one's cached layers",
+           ("tests/test_fast.py::test_what_lies_below_the_adapter_is_kept_for_every_row",)),
+    Mutant("only-the-last-pass", LEARNER, "            self._begins = False", "            pass",
+           "gradients of all passes but the last are lost",
+           ("tests/test_fast.py::test_smaller_passes_take_the_same_step",)),
+    Mutant("pass-weighed-alone", LEARNER, "self._weighted(policy, old, loss, weights[part, :steps])",
+           "self._weighted(policy, old, loss, weigh(old.mask))",
+           "each pass weighed as if it were the whole minibatch",
+           ("tests/test_fast.py::test_smaller_passes_take_the_same_step",)),
     # Random numbers ---------------------------------------------------------------------------------------------------
     Mutant("prompts-not-of-groups", ROLLOUT, "(self.seed, self.update, row // self.samples, 0)",
            "(self.seed, self.update, row % self.samples, 0)",

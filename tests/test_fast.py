@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_model
+from test_rollout import Waits
 from torch import Tensor, nn
 
 import lmgym
@@ -73,9 +74,8 @@ def test_values_and_gradients_are_those_of_transformers(config: str, adapter: di
 
     def found() -> tuple[Any, list[Tensor]]:
         evaluation = policy.evaluate(sequences)
-        total = sum(
-            (w * torch.where(sequences.is_action, x, 0.0)).sum() for w, x in zip(weights, evaluation, strict=True)
-        )
+        parts = [(w * x.where(sequences.is_action, 0.0)).sum() for w, x in zip(weights, evaluation, strict=True)]
+        total = torch.stack(parts).sum()
         return evaluation, list(torch.autograd.grad(total, policy.parameters()))
 
     fused, gradients = found()
@@ -86,6 +86,19 @@ def test_values_and_gradients_are_those_of_transformers(config: str, adapter: di
     ours, theirs = (torch.cat([g.flatten() for g in some]) for some in (gradients, expected))
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
     assert all(float(g.norm()) > 0 for g in gradients)
+
+
+def test_a_temperature_is_in_the_gradient() -> None:
+    lm = random_model("LlamaConfig")
+    _, env = made(lm, temperature=0.6)
+    policy = Policy(lm, temperature=0.6)
+    sequences = rollout(policy, env).sequences
+    gradients = []
+    for fast in (True, False):
+        lm.fast = fast
+        found = torch.autograd.grad(policy.evaluate(sequences).logp.sum(), lm.adapter_parameters("policy"))
+        gradients.append(torch.cat([g.flatten() for g in found]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-5
 
 
 @pytest.mark.parametrize("config", FUSED)
@@ -158,7 +171,6 @@ def test_a_rollout_is_that_of_transformers() -> None:
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("arguments", [{}, {"min_new_tokens": 3}, {"critic": "adapter"}, {"on_limit": "truncate"}])
 def test_rows_that_leave_change_nothing(arguments: dict[str, Any], fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmgym.rollout.CHECK_EVERY", 2)
     lm = random_model("LlamaConfig")
     lm.fast = fast
     policy, env = made(lm, rows=32, **arguments)
@@ -177,7 +189,7 @@ def test_rows_that_leave_change_nothing(arguments: dict[str, Any], fast: bool, m
 def test_slots_that_are_filled_again_change_nothing(
     arguments: dict[str, Any], slots: int, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmgym.rollout.CHECK_EVERY", 3)
+    monkeypatch.setattr("lmgym.rollout.LOOK_EVERY", 3)
     # As many positions as prompt and budget take: a row that went on too long would leave them.
     lm = random_model("GPT2Config", n_inner=64, max_position_embeddings=16)
     lm.fast = fast
@@ -290,7 +302,6 @@ def test_cached_layers_change_nothing(config: str, monkeypatch: pytest.MonkeyPat
 def test_what_lies_below_the_adapter_is_kept_for_every_row(
     more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmgym.rollout.CHECK_EVERY", 2)
     policy, env = made(random_model("LlamaConfig"), rows=32, layers=1)
     buffer = rollout(policy, env, **more)
     assert buffer.bottom is not None
@@ -303,6 +314,51 @@ def test_what_lies_below_the_adapter_is_kept_for_every_row(
     torch.testing.assert_close(
         other.evaluate(buffer.sequences).logp, other.evaluate(replace(buffer.sequences, bottom=None)).logp
     )
+
+
+# As on an accelerator ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths are not looked at, as on a device that the host would have to wait for."""
+    for module in ("models", "trunk", "rollout"):
+        monkeypatch.setattr(f"lmgym.{module}.free_to_look", lambda device: False)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"layers": 1}, {"critic": "adapter", "on_limit": "truncate"}])
+@pytest.mark.parametrize("config", ["GPT2Config", "LlamaConfig"])
+def test_lengths_need_not_be_looked_at(
+    config: str, arguments: dict[str, Any], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, env = made(random_model(config, **FUSED[config]), rows=32, **arguments)
+    seen, found = rollout(policy, env), []
+    for _ in range(2):
+        evaluation = policy.evaluate(replace(seen.sequences, bottom=None))
+        found.append(torch.stack([torch.where(seen.is_action, x, 0.0) for x in evaluation]))
+        request.getfixturevalue("unseen")
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+    assert_same_rollout(rollout(policy, env), seen)
+
+
+def test_an_update_waits_for_the_device_only_where_it_must(unseen: None) -> None:
+    """The optimizer steps of an update ask nothing; the rollout asks which rows run, and what they wrote."""
+    policy, env = made(random_model("LlamaConfig"), rows=16, layers=1)
+    learner = Learner(policy.parameters(), LearnerConfig(), 0)
+    waits = Waits()
+    fit = learner.fit
+
+    def watched(*arguments: Any, **more: Any) -> None:
+        waits.on = True
+        fit(*arguments, **more)
+        waits.on = False
+
+    learner.fit = watched
+    updates = ppo.train(policy, env, learner, ppo.Config(updates=2, epochs=2, minibatch_rows=8, target_kl=0.0))
+    next(updates)
+    with waits:
+        next(updates)
+    assert not waits.found
 
 
 # Low precision, and the other critics ------------------------------------------------------------------------------

@@ -75,6 +75,8 @@ def test_the_loop_asks_the_device_once_in_eight_steps(
     arguments: dict[str, Any], architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = random_model("LlamaConfig") if architecture == "llama" else random_gpt2(positions=40)
+    for module in ("models", "trunk", "rollout"):  # as on an accelerator
+        monkeypatch.setattr(f"lmgym.{module}.free_to_look", lambda device: False)
     # No row ends early: the loop runs through, and every question is asked.
     policy, env, buffer = make(lm, **({"max_new_tokens": 20, "min_new_tokens": 20} | arguments))
     waits = Waits()
