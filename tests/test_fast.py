@@ -101,6 +101,14 @@ def test_a_temperature_is_in_the_gradient() -> None:
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-5
 
 
+def test_the_reference_has_its_temperature() -> None:
+    lm = random_model("LlamaConfig")
+    _, env = made(lm, temperature=0.6)
+    buffer = rollout(Policy(lm, temperature=0.6), env)
+    lm.fast = False
+    torch.testing.assert_close(buffer.reference_logp, env.reference.evaluate(buffer.sequences), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("config", FUSED)
 def test_all_weights_can_be_trained_through_it(config: str) -> None:
     """Supervised fine-tuning and a value network do: the gradient of every weight is that of transformers."""
