@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from lmgym.sampling import unpack_bits
+from lmgym.sampling import search, unpack_bits
 
 CHUNK_LOGITS = 1 << 21
 """How many logits exist at a time."""
@@ -219,26 +219,18 @@ def draw_from(
     weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     vocabulary = weights.shape[1]
     if vocabulary < 2 * BLOCK:
-        token, total = _search(weights.cumsum(-1), uniform[:, None])
+        token, total = search(weights.cumsum(-1), uniform[:, None])
     else:
         whole = vocabulary // BLOCK
         sums = weights[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).sum(-1)
         if whole * BLOCK < vocabulary:
             sums = torch.cat([sums, weights[:, whole * BLOCK :].sum(-1, keepdim=True)], 1)
         upto = sums.cumsum(-1)
-        block, total = _search(upto, uniform[:, None])
+        block, total = search(upto, uniform[:, None])
         before = (upto - sums).gather(1, block)
         inside = block * BLOCK + torch.arange(BLOCK, device=logits.device)
         part = weights.gather(1, inside.clamp(max=vocabulary - 1)).masked_fill_(inside >= vocabulary, 0.0)
         within = part.cumsum(-1)
         rest = ((uniform[:, None] * total - before) / within[:, -1:]).clamp_(0, 1)
-        token = block * BLOCK + _search(within, rest)[0]
+        token = block * BLOCK + search(within, rest)[0]
     return token[:, 0], (weights.gather(1, token) / total).log_()[:, 0]
-
-
-def _search(cumulative: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, 1] where the cumulative weight passes a share of the total, and the total."""
-    total = cumulative[:, -1:]
-    # Below the total even after rounding, so that the search stops at a token of positive probability.
-    threshold = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold, right=True), total

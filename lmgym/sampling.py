@@ -10,11 +10,17 @@ def draw(logp: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor
 
     All of the randomness is in `uniform`, so that a row's tokens depend on nothing but its own numbers.
     """
-    cumulative = logp.exp().cumsum(-1)
+    return search(logp.exp().cumsum(-1), uniform[:, None])[0][:, 0]
+
+
+def search(
+    cumulative: Float[Tensor, "B V"], share: Float[Tensor, "B 1"]
+) -> tuple[Int[Tensor, "B 1"], Float[Tensor, "B 1"]]:
+    """Where the cumulative weight passes a share of the total, and the total."""
     total = cumulative[:, -1:]
     # Below the total even after rounding, so that the search stops at a token of positive probability.
-    threshold = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    threshold = torch.minimum(share * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True), total
 
 
 def most_probable(logp: Float[Tensor, "*shape V"], top_k: int = 0, top_p: float = 1.0) -> Bool[Tensor, "*shape V"]:
