@@ -48,7 +48,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     needs.critic(policy, "a2c")
     needs.kl(policy, env, "a2c")
     buffer, metrics = RolloutBuffer.like(env), learner.metrics
-    for update in range(config.updates):
+    for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
 
         # Prompts -> tokens -> scores.

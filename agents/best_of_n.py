@@ -41,7 +41,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     needs.groups(env.num_envs, config.group, "best_of_n")
     buffer = RolloutBuffer.like(env)
     sizes = [2**k for k in range(config.group.bit_length()) if 2**k <= config.group]
-    for update in range(config.updates):
+    for update in learner.updates(config.updates):
         # Prompts -> tokens -> scores.
         collect(policy, env, buffer, Stream(learner.seed, update, config.group))
 

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
+from agents.redact import HIDDEN
+
 if TYPE_CHECKING:
     from types import ModuleType
 
     from agents.pipeline import Setting
+    from agents.run import Run
     from lmgym.models import LanguageModel
     from lmgym.policy import Policy
     from lmgym.reward import Score
@@ -31,6 +34,7 @@ COMMANDS = {
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",
     "report": "write report.html for the folder of a run",
+    "repeat": "run a run's command again and compare the results",
 }
 
 SMALL = 5_000_000
@@ -92,12 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return _COMMANDS[argv[0]](argv[1:]) or 0
-    except (ValueError, ImportError, OSError, NotImplementedError) as error:
+    except (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError, MemoryError) as error:
         print(f"lmgym: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lmgym: stopped", file=sys.stderr)
+        print("lmgym: stopped at once", file=sys.stderr)
         return 130
+    except Exception as error:
+        from agents.run import Stopped
+
+        if not isinstance(error, Stopped):
+            raise
+        print(f"lmgym: {error}", file=sys.stderr)
+        return error.status
 
 
 def _help() -> str:
@@ -120,8 +131,8 @@ def _train(argv: Sequence[str]) -> int:
     from agents import algorithms
     from agents.pipeline import Algorithm, Options, run_all
     from agents.report import write_report
-    from agents.run import Run
 
+    argv = _taken_up("train", "runs/latest", argv)
     name = _option(argv, "--algorithm") or "ppo"
     module = algorithms.find(name)
     stage = module.__name__.rpartition(".")[2]
@@ -132,7 +143,7 @@ def _train(argv: Sequence[str]) -> int:
         """The whole job."""
 
         out: str = "runs/latest"
-        """The run's folder; it must be new or empty."""
+        """The run's folder: new, empty, or that of an interrupted run with the same options, which then goes on."""
         algorithm: str = "ppo"
         """The RL algorithm: `lmgym algorithms` lists them; one of your own is package.module or FILE.py. Its options
         are listed under its name."""
@@ -143,23 +154,28 @@ def _train(argv: Sequence[str]) -> int:
         function ("package.module:function"). By default, what the environment needs."""
         teacher: str | None = None
         """The folder of a finished run, whose policy is the teacher of `distill`."""
+        watch: str | None = None
+        """A second reward model or function, as for --reward, that judges the rollouts and pays no learner."""
         track: tuple[Literal["wandb", "trackio"], ...] = ()
         """Services to send metrics to as well. Nothing is sent anywhere by default."""
         options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
     parts = [("rl", Annotated[chosen, tyro.conf.arg(name=stage)], field(default_factory=chosen))]
-    wanted = _parse("train", make_dataclass("Train", parts, bases=(Train,), frozen=True), argv)
+    wanted = _parse("train", _recorded(make_dataclass("Train", parts, bases=(Train,), frozen=True)), argv)
     algorithm = Algorithm(stage, module, wanted.rl.config, wanted.rl.rl)
     setting = _setting(wanted, wanted.reward, wanted.preferences_file)
     if wanted.teacher:
         setting = replace(setting, teacher=_teacher(wanted.teacher, wanted, algorithm.rl.temperature))
+    if wanted.watch:
+        setting = replace(setting, watch=_score(wanted.watch))
     about = {**_plain(wanted), "task": setting.task.name, "model": setting.lm.name}
     own = about.pop("rl")
     about["options"] |= {stage: own["rl"] | own["config"]}
-    with Run(wanted.out, about, track=wanted.track) as run:
+    with _run("train", wanted, argv, about, wanted.track) as run:
         run.say(_about(setting))
         before, after = run_all(setting, wanted.options, algorithm, run)
-    page = write_report(wanted.out)
+        page = write_report(wanted.out)
+        run.complete()
     table = Table("held-out prompts", "before", "after")
     for name, figure in after.figures.items():
         was = before.figures[name]
@@ -210,40 +226,42 @@ def _algorithm_options(module: "ModuleType", name: str) -> type:
 
 def _sft(argv: Sequence[str]) -> int:
     from agents.pipeline import Options, SFTOptions, fine_tune
-    from agents.run import Run
 
     @dataclass(frozen=True)
     class SFT(Common):
         """Supervised fine-tuning."""
 
         out: str = "runs/sft"
-        """The run's folder; it must be new or empty. The model is saved in its folder `sft`."""
+        """The run's folder, as in `lmgym train`. The model is saved in its folder `sft`."""
         sft: Annotated[SFTOptions, tyro.conf.arg(name="")] = field(default_factory=SFTOptions)
 
-    wanted = _parse("sft", SFT, argv)
+    argv = _taken_up("sft", SFT.out, argv)
+    wanted = _parse("sft", _recorded(SFT), argv)
     setting = _setting(wanted, "task", scored=False)
-    with Run(wanted.out, _plain(wanted)) as run:
+    with _run("sft", wanted, argv) as run:
         fine_tune(setting, Options(sft=wanted.sft), run)
+        run.complete()
         run.say(f"model: {run.path('sft')}")
     return 0
 
 
 def _preferences(argv: Sequence[str]) -> int:
     from agents.pipeline import Options, PreferenceOptions, gather_preferences
-    from agents.run import Run
 
     @dataclass(frozen=True)
     class Preferences(Common):
         """Comparisons by simulated annotators of the task's gold score."""
 
         out: str = "runs/preferences"
-        """The run's folder; it must be new or empty."""
+        """The run's folder, as in `lmgym train`."""
         preferences: PreferenceOptions = field(default_factory=PreferenceOptions)
 
-    wanted = _parse("preferences", Preferences, argv)
+    argv = _taken_up("preferences", Preferences.out, argv)
+    wanted = _parse("preferences", _recorded(Preferences), argv)
     setting = _setting(wanted, "task")
-    with Run(wanted.out, _plain(wanted)) as run:
+    with _run("preferences", wanted, argv) as run:
         gather_preferences(setting, Options(preferences=wanted.preferences), run)
+        run.complete()
         run.say(f"comparisons: {run.path('preferences.jsonl')}, held out: {run.path('preferences_test.jsonl')}")
     return 0
 
@@ -251,7 +269,6 @@ def _preferences(argv: Sequence[str]) -> int:
 def _reward(argv: Sequence[str]) -> int:
     from agents.pipeline import RewardOptions, split_comparisons, train_reward_model
     from agents.reward_model import normalise
-    from agents.run import Run
     from lmgym.preferences import read_comparisons
 
     @dataclass(frozen=True)
@@ -267,7 +284,7 @@ def _reward(argv: Sequence[str]) -> int:
         pad_token: str | None = None
         """Overrides the tokenizer's padding token."""
         out: str = "runs/reward"
-        """The run's folder; it must be new or empty. The model is saved in its folder `reward_model`."""
+        """The run's folder, as in `lmgym train`. The model is saved in its folder `reward_model`."""
         seed: int = 0
         """Of everything that is random."""
         device: str = "auto"
@@ -278,18 +295,20 @@ def _reward(argv: Sequence[str]) -> int:
         """Of the weights."""
         options: Annotated[RewardOptions, tyro.conf.arg(name="")] = field(default_factory=RewardOptions)
 
-    wanted = _parse("reward", Reward, argv)
+    argv = _taken_up("reward", Reward.out, argv)
+    wanted = _parse("reward", _recorded(Reward), argv)
     comparisons = read_comparisons(wanted.preferences)
     if wanted.test_preferences:
         held_out = read_comparisons(wanted.test_preferences)
     else:
         comparisons, held_out = split_comparisons(comparisons, wanted.seed)
     lm = _load(wanted.model, wanted)
-    with Run(wanted.out, _plain(wanted)) as run:
-        model = train_reward_model(lm, wanted.options, wanted.seed, run, comparisons, held_out)
+    with _run("reward", wanted, argv) as run:
+        model, _ = train_reward_model(lm, wanted.options, wanted.seed, run, "stop", comparisons, held_out)
         texts = [c.prompt + text for c in comparisons for text in c.ranked]
         normalise(model, texts[: wanted.options.normalise_on])
-        model.save(run.path("reward_model"))
+        run.write_folder("reward_model", model.save)
+        run.complete()
         run.say(f"reward model: {run.path('reward_model')}")
     return 0
 
@@ -409,6 +428,46 @@ def _report(argv: Sequence[str]) -> int:
     return 0
 
 
+def _repeat(argv: Sequence[str]) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from agents.repeat import compare
+    from agents.run import hardware, read_config, revision, versions
+
+    @dataclass(frozen=True)
+    class Repeat:
+        """Run a run's command again and compare the results, bit by bit."""
+
+        run: tyro.conf.Positional[str]
+        """The folder of a finished run."""
+        out: str | None = None
+        """Where it is repeated; by default the run's folder with "-repeat" behind it."""
+
+    wanted = _parse("repeat", Repeat, argv)
+    config = read_config(Path(wanted.run))
+    out = wanted.out or f"{wanted.run.rstrip('/')}-repeat"
+    here = {"revision": revision(), "hardware": hardware(), **versions()}
+    there = {"revision": config.get("revision"), "hardware": config.get("hardware"), **config.get("versions", {})}
+    for name, value in here.items():
+        if there.get(name) != value and name != "hardware":
+            print(
+                f"lmgym: {name} was {there.get(name)} then and is {value} now: the results may differ", file=sys.stderr
+            )
+    command, *rest = _arguments_of(wanted.run, config)
+    status = _COMMANDS[command]([*rest, "--out", out, "--threads", str(config.get("threads") or 0)])
+    if status:
+        return status
+    found = compare(Path(wanted.run), Path(out))
+    table = Table("what", "the same")
+    for name, same in found.items():
+        table.add_row(name, "yes" if same else "no")
+    Console().print(table)
+    return 0 if all(found.values()) else 1
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "sft": _sft,
@@ -419,7 +478,92 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "envs": _envs,
     "algorithms": _algorithms,
     "report": _report,
+    "repeat": _repeat,
 }
+
+
+# The folder of a run -----------------------------------------------------------------------------------------------
+
+
+def _recorded(kind: type) -> type:
+    """The options of a command with those that every command with a run's folder has."""
+    from agents.run import Limits
+
+    resume = Annotated[str | None, tyro.conf.arg(help=_RESUME)]
+    limits = Annotated[Limits, tyro.conf.arg(name="")]
+    parts = [("resume", resume, field(default=None)), ("limits", limits, field(default_factory=Limits))]
+    made = make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+_RESUME = (
+    "The folder of an interrupted run to go on with. Its own options hold; others may be added that change no result."
+)
+
+
+def _taken_up(command: str, out: str, argv: Sequence[str]) -> list[str]:
+    """The arguments, behind those of the interrupted run that they name, which also decides how many threads there are.
+
+    Raises:
+        ValueError: the folder to resume is no run, or another command's.
+    """
+    from pathlib import Path
+
+    from agents.run import read_config
+
+    resume = _option(argv, "--resume")
+    folder = resume or _option(argv, "--out") or out
+    if resume is None and not (Path(folder) / "config.json").is_file():
+        return list(argv)
+    config = read_config(Path(folder))
+    threads = [] if _option(argv, "--threads") else ["--threads", str(config.get("threads") or 0)]
+    if resume is None:
+        return [*argv, *threads]
+    made_by, *arguments = _arguments_of(folder, config)
+    if made_by != command:
+        raise ValueError(f"{folder!r} is a run of `lmgym {made_by}`: go on with `lmgym {made_by} --resume {folder}`")
+    return [*arguments, *argv, "--out", folder, *threads]
+
+
+def _arguments_of(folder: str, config: dict[str, Any]) -> list[str]:
+    arguments = config.get("arguments")
+    texts = isinstance(arguments, list) and all(isinstance(argument, str) for argument in arguments)
+    if not texts or not arguments or arguments[0] not in _COMMANDS:
+        raise ValueError(f"{folder!r} does not say with which command it was made, and cannot be run again")
+    if any(HIDDEN in argument for argument in arguments):
+        raise ValueError(f"the command of {folder!r} held a secret, which was not kept: give the whole command again")
+    return arguments
+
+
+def _run(
+    command: str, wanted: Any, argv: Sequence[str], about: dict[str, Any] | None = None, track: Sequence[str] = ()
+) -> "Run":
+    """A command's folder, new or taken up."""
+    from agents.run import Run
+
+    return Run(
+        wanted.out,
+        _plain(wanted) if about is None else about,
+        track=track,
+        limits=wanted.limits,
+        arguments=[command, *argv],
+        inputs=_inputs(wanted),
+    )
+
+
+def _inputs(wanted: Any) -> dict[str, str]:
+    """SHA-256 of the files and folders that a command reads, by the names that it was given."""
+    from pathlib import Path
+
+    from lmgym import files
+
+    names = ("prompts", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward", "watch")
+    given = [getattr(wanted, name, None) for name in (*names, "algorithm")]
+    paths = [value.rpartition(":")[0] if ".py:" in value else value for value in given if isinstance(value, str)]
+    if getattr(wanted, "teacher", None):
+        paths += [f"{wanted.teacher}/policy", f"{wanted.teacher}/sft"]
+    return {path: files.digest(path) for path in paths if path and Path(path).exists()}
 
 
 # Names into objects ------------------------------------------------------------------------------------------------

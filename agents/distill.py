@@ -48,7 +48,7 @@ def train(
     """Trains the policy; yields the `METRICS` of each update. Scores, KL and tokens there are the teacher's."""
     needs.given(teacher, "a teacher", "distill", "pass a policy of the same vocabulary (--teacher RUN)")
     buffer = RolloutBuffer.like(env)
-    for update in range(config.updates):
+    for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
 
         # Prompts -> the teacher's tokens.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import needs
-from agents.learner import Learner
+from agents.learner import STEP_METRICS, Learner
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Policy, TokenPolicy
 from lmgym.preferences import Comparison
@@ -40,9 +40,8 @@ METRICS = {
     "loss/train": "DPO's loss, mean over the minibatch's pairs",
     "margin/train": "β (log-ratio of the chosen − log-ratio of the rejected), mean over pairs, before the step",
     "accuracy/train": "share of pairs whose margin is positive",
-    "optimizer/grad_norm": "norm of the gradient before clipping",
     "optimizer/lr": "learning rate",
-}
+} | STEP_METRICS
 
 
 def train(
@@ -53,20 +52,22 @@ def train(
     whole, _ = needs.adapter(policy, "dpo")
     needs.reference(policy, env)
     pairs = encode_pairs(whole, comparisons, config)
-    steps = config.epochs * -(-len(pairs) // config.minibatch_pairs)
-    step, beta = 0, env.kl_controller.beta
-    for _ in range(config.epochs):
-        for batch in learner.minibatches(len(pairs), config.minibatch_pairs):
-            lr = learner.schedule(step / steps)
-            chosen, rejected = log_ratios(whole, env, [pairs[i] for i in batch.tolist()])
+    steps, beta = config.epochs * -(-len(pairs) // config.minibatch_pairs), env.kl_controller.beta
+    for step, batch in learner.passes(len(pairs), config.minibatch_pairs, config.epochs):
+        lr = learner.schedule(step / steps)
+        minibatch = [pairs[i] for i in batch.tolist()]
+
+        def share(part: Sequence[tuple[Row, Row]], total: int = len(minibatch)) -> Tensor:
+            chosen, rejected = log_ratios(whole, env, part)
             loss = F.dpo(chosen, rejected, beta, config.label_smoothing)
             margin = beta * (chosen - rejected)
             learner.metrics.add("loss/train", loss)
             learner.metrics.add("margin/train", margin)
             learner.metrics.add("accuracy/train", (margin > 0).float())
-            learner.step(loss.mean())
-            step += 1
-            yield learner.metrics.drain() | {"optimizer/lr": lr}
+            return loss.sum() / total
+
+        learner.descend(minibatch, share, describe=lambda pair: repr([whole.lm.decode(ids) for ids, _ in pair]))
+        yield learner.drain() | {"optimizer/lr": lr}
 
 
 def encode_pairs(policy: Policy, comparisons: Sequence[Comparison], config: Config) -> list[tuple[Row, Row]]:

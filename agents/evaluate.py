@@ -38,6 +38,15 @@ class Report:
     def as_data(self) -> dict[str, dict[str, float]]:
         return {name: {"mean": f.mean, "stderr": f.stderr} for name, f in self.figures.items()}
 
+    def whole(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return {"figures": self.as_data(), "samples": list(self.samples)}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> "Report":
+        """What `whole` gave."""
+        return cls({name: Figure(**figure) for name, figure in data["figures"].items()}, data["samples"])
+
 
 METRICS = {
     "gold": "gold score of held-out completions, which no learner sees",

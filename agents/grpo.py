@@ -73,7 +73,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     needs.kl(policy, env, "grpo", config.kl_loss, biased=("k3",))
     needs.groups(env.num_envs, config.group, "grpo")
     buffer, metrics = RolloutBuffer.like(env), learner.metrics
-    for update in range(config.updates):
+    for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
 
         # Prompts -> tokens -> scores.

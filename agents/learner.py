@@ -1,24 +1,30 @@
 """Around every algorithm: optimizer steps, learning-rate schedule, shuffled minibatches, masked means of metrics."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agents import functional as F
+from agents import guards
+from agents.batch import Batch, Loss
+from agents.checkpoint import Keeps, State
 from lmgym.env import Finish, TokenVectorEnv
-from lmgym.models import LanguageModel, Sequences, buckets, default_pass_tokens
+from lmgym.models import LanguageModel, buckets, default_pass_tokens
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.reward import kl_estimates
 from lmgym.rollout import RolloutBuffer
 from lmgym.texts import Example, Texts, encode, pack
 
 Schedule = Literal["linear", "cosine", "constant"]
+Part = TypeVar("Part", bound=Keeps)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,10 @@ ROLLOUT_METRICS = {
 }
 """What `Learner.report` measures, whatever the algorithm; and "score/NAME" for each component of a composed score."""
 
-STEP_METRICS = {"optimizer/grad_norm": "norm of the gradient before clipping, mean over optimizer steps"}
+STEP_METRICS = {
+    "optimizer/grad_norm": "norm of the gradient before clipping, mean over optimizer steps",
+    "optimizer/bad_steps": "optimizer steps that were not taken, because the gradient was not finite",
+}
 """What `Learner.step` measures."""
 
 METRICS = (
@@ -83,51 +92,6 @@ METRICS = (
 """What `Learner.fit` and `Learner.report` measure."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A rollout as an update learns from it; indexing takes rows.
-
-    Attributes:
-        sequences: prompts and actions.
-        mask: [B, T] True where an action was taken.
-        logp: [B, T] log π_old of the actions in nats.
-        values: [B, T] the critic's estimates when they were taken.
-        reference_logp: [B, T] log π_ref of the actions in nats.
-        advantages: [B, T] how much better than expected an action was.
-        returns: [B, T] what the critic should have said.
-    """
-
-    sequences: Sequences
-    mask: Bool[Tensor, "B T"]
-    logp: Float[Tensor, "B T"]
-    values: Float[Tensor, "B T"]
-    reference_logp: Float[Tensor, "B T"]
-    advantages: Float[Tensor, "B T"]
-    returns: Float[Tensor, "B T"]
-
-    @classmethod
-    def of(cls, buffer: RolloutBuffer, advantages: Tensor, returns: Tensor | None = None) -> "Batch":
-        """A rollout with its advantages: [B, T], or [B] for all of a row's actions alike."""
-        advantages = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(buffer.logp)
-        kept = (buffer.sequences, buffer.is_action, buffer.logp, buffer.values, buffer.reference_logp)
-        return cls(*kept, advantages, buffer.values if returns is None else returns)
-
-    def __getitem__(self, rows: Tensor) -> "Batch":
-        return Batch(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-    def first_steps(self, steps: int) -> "Batch":
-        """Without the steps that follow the first `steps`."""
-        rest = (getattr(self, name)[:, :steps] for name in self.__dataclass_fields__ if name != "sequences")
-        return Batch(self.sequences.first_steps(steps), *rest)
-
-
-Loss = Callable[[Evaluation, Batch], Tensor]
-"""An algorithm's loss of each action, [B, T], from what the policy says now and what was true when it acted.
-
-It sees some rows of a minibatch at a time, cut to the longest of them, so a row's loss may not depend on other rows.
-"""
-
-
 class Learner:
     """Moves parameters and keeps the score of an update.
 
@@ -135,12 +99,26 @@ class Learner:
         parameters: what is trained.
         config: how.
         seed: of the shuffles, and of the prompts and samples that an algorithm draws.
+        on_bad_step: what a gradient that is not finite does: "stop" raises `guards.BadStep`, on a CPU before the step
+            and elsewhere at the end of the update; "skip" counts it in "optimizer/bad_steps". It is taken in no case.
+        say: is told what the user should know, such as that memory ran out and smaller passes were taken.
+
+    Attributes:
+        position: how many updates (or, in supervised learning, steps) are done, the present one included.
 
     Raises:
         ValueError: there is nothing to train.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: LearnerConfig, seed: int = 0):
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        config: LearnerConfig,
+        seed: int = 0,
+        *,
+        on_bad_step: guards.OnBadStep = "stop",
+        say: Callable[[str], object] | None = None,
+    ):
         self.parameters = [p for p in parameters if p.requires_grad]
         if not self.parameters:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
@@ -154,8 +132,82 @@ class Learner:
         self.generator = torch.Generator(device=self.device).manual_seed(seed)
         self.metrics = Metrics()
         self.steps = 0
+        self.position = 0
+        self.on_bad_step = on_bad_step
+        self.say = say or partial(warnings.warn, stacklevel=2)
         self._begins = True
         self._average = [p.detach().clone() for p in self.parameters] if config.ema_decay else []
+        self._pass_tokens = config.micro_tokens or default_pass_tokens(self.device)
+        self._pass_items = 0
+        self._moves: list[tuple[Tensor, guards.Examine | None]] = []
+        self._parts: dict[str, Keeps] = {}
+        self._restored: State | None = None
+
+    # Where it stands -----------------------------------------------------------------------------------------------
+
+    def updates(self, total: int) -> Iterator[int]:
+        """The numbers of the updates to be made: 0 to `total` − 1, or, where a run goes on, those that are left.
+
+        An algorithm that counts its updates with it can be interrupted at each `yield` and resumed.
+        """
+        first = 0 if self._restored is None else self.position
+        for update in range(first, total):
+            self.position = update + 1
+            yield update
+        self._restored = None  # whoever trains with this learner again starts again
+
+    def keep(self, name: str, part: Part) -> Part:
+        """Makes something that an algorithm remembers from update to update a part of the checkpoints.
+
+        Args:
+            name: tells it from other parts.
+            part: has `state` and `restore`; where a run goes on, it is restored now.
+        """
+        self._parts[name] = part
+        if self._restored is not None:
+            part.restore(self._restored.part(name))
+        return part
+
+    def state(self) -> State:
+        """Parameters, moments, moving average, generator, position, and what was kept: all that a later step needs."""
+        tensors = self._tensors() | {"generator": self.generator.get_state()}
+        moments = [self.optimizer.state.get(p, {}) for p in self.parameters]
+        tensors |= {f"optimizer/{i:04}/{key}": t for i, of in enumerate(moments) for key, t in of.items()}
+        counts = {name: getattr(self, name) for name in ("position", "steps", "_pass_tokens", "_pass_items")}
+        return State.of({"learner": State(counts, tensors)} | {name: p.state() for name, p in self._parts.items()})
+
+    def restore(self, state: State) -> None:
+        """Goes on from where `state` was taken; call it before training begins.
+
+        Raises:
+            ValueError: the state is not one of such a learner; nothing was changed.
+        """
+        own = state.part("learner")
+        counts = {name: own.count(name) for name in ("position", "steps", "_pass_tokens", "_pass_items")}
+        tensors = dict(own.tensors)
+        moments = [self._moments(i, p, tensors) for i, p in enumerate(self.parameters)]
+        generator = torch.empty_like(self.generator.get_state())
+        State({}, tensors).copy_to(self._tensors() | {"generator": generator})
+        self.generator.set_state(generator)
+        for parameter, of in zip(self.parameters, moments, strict=True):
+            self.optimizer.state[parameter] = of
+        for name, count in counts.items():
+            setattr(self, name, count)
+        self._restored = state
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {f"parameter/{i:04}": p for i, p in enumerate(self.parameters)}
+        return named | {f"average/{i:04}": p for i, p in enumerate(self._average)}
+
+    def _moments(self, number: int, parameter: nn.Parameter, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adam's numbers for one parameter, taken out of a checkpoint's tensors; none before its first step."""
+        start = f"optimizer/{number:04}/"
+        found = {name.removeprefix(start): tensors.pop(name) for name in list(tensors) if name.startswith(start)}
+        step = torch.zeros((), device=self.device)
+        like = {"step": step, "exp_avg": parameter.detach(), "exp_avg_sq": parameter.detach()} if found else {}
+        fresh = {name: torch.empty_like(t) for name, t in like.items()}
+        State({}, found).copy_to(fresh)
+        return fresh
 
     def schedule(self, progress: float) -> float:
         """Sets the learning rate for a point of the run between 0 and 1, and returns it."""
@@ -199,21 +251,96 @@ class Learner:
         for _ in range(epochs):
             for rows in self.minibatches(len(batch.mask), minibatch_rows or len(batch.mask)):
                 weights = weigh(batch.mask[rows])
-                for part, steps in self._passes(rows, lengths, width):
-                    old = batch[rows[part]].first_steps(steps)
-                    with record_function("lmgym/forward"):
-                        weighted = self._weighted(policy, old, loss, weights[part, :steps])
-                    self.backward(weighted)
+                passes: list[tuple[Tensor, int]] = []
+
+                def attempt(rows: Tensor = rows, weights: Tensor = weights, passes: list[Any] = passes) -> None:
+                    passes[:] = self._passes(rows, lengths, width)
+                    for part, steps in passes:
+                        old = batch[rows[part]].first_steps(steps)
+                        with record_function("lmgym/forward"):
+                            weighted = self._weighted(policy, old, loss, weights[part, :steps])
+                        self.backward(weighted)
+
+                self._within_memory(attempt, partial(self._shorter_passes, passes, width))
                 self.metrics.end_sum("policy/loss")
                 if extra is not None:
                     self.backward(extra())
-                self.move()
+                self.move(partial(self._examine, policy, batch, rows, loss, weights))
             if target_kl and self.metrics.mean("policy/old_kl_nats") > target_kl:
                 break
 
+    def descend(
+        self,
+        items: Sequence[Any],
+        share: Callable[[Sequence[Any]], Tensor],
+        describe: Callable[[Any], str] = repr,
+    ) -> None:
+        """One optimizer step down the gradient of a loss that is a sum over a minibatch.
+
+        Args:
+            items: the minibatch.
+            share: the part of the loss that some of them contribute. It is given all, as long as memory allows.
+            describe: says what an item is, where its gradient is not finite.
+        """
+
+        def attempt() -> None:
+            size = self._pass_items or len(items)
+            for start in range(0, len(items), size):
+                self.backward(share(items[start : start + size]))
+
+        self._within_memory(attempt, lambda: self._fewer_items(len(items)))
+        self.move(lambda: guards.examine_items(self.parameters, items, share, describe))
+
+    @staticmethod
+    def _examine(policy: TokenPolicy, batch: Batch, rows: Tensor, loss: Loss, weights: Tensor) -> Any:
+        return guards.examine_batch(policy, batch[rows], loss, weights)
+
+    def _within_memory(self, attempt: Callable[[], None], smaller: Callable[[], str]) -> None:
+        """Makes an attempt at a step's gradient; where memory runs out, again in smaller passes.
+
+        Args:
+            attempt: adds up the gradient, from nothing.
+            smaller: makes the passes of the next attempt smaller and says how; "" where they cannot be.
+
+        Raises:
+            MemoryError: the smallest pass does not fit.
+        """
+        while True:
+            kept = self.metrics.copy()
+            try:
+                return attempt()
+            except (MemoryError, RuntimeError) as error:
+                if not guards.out_of_memory(error):
+                    raise
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+            # Out of the handler, which holds on to the tensors of the failed pass.
+            self.metrics.put_back(kept)
+            self._begins = True
+            self.optimizer.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            now = smaller()
+            if not now:
+                raise MemoryError(
+                    f"memory ran out ({reason}), and a pass of one row is the smallest there is: take fewer or shorter "
+                    "completions (rows, max_new_tokens), a lower rank, or a smaller model"
+                )
+            self.say(f"memory ran out ({reason}): the step is taken again in passes of {now}, with the same result")
+
+    def _shorter_passes(self, passes: Sequence[tuple[Tensor, int]], width: int) -> str:
+        if max((len(part) for part, _ in passes), default=1) == 1:
+            return ""
+        self._pass_tokens = max(len(part) * (width + steps) for part, steps in passes) // 2
+        return f"at most {self._pass_tokens} tokens"
+
+    def _fewer_items(self, count: int) -> str:
+        size = min(self._pass_items or count, count)
+        self._pass_items = (size + 1) // 2
+        return f"at most {self._pass_items} rows" if size > 1 else ""
+
     def _passes(self, rows: Tensor, lengths: Sequence[int], width: int) -> list[tuple[Tensor, int]]:
         """Which of a minibatch's rows go through the model together, and for how many steps."""
-        most = self.config.micro_tokens or default_pass_tokens(self.device)
+        most = self._pass_tokens
         if self.config.bucket:
             parts = buckets([lengths[row] for row in rows.tolist()], width, most)
         else:
@@ -237,7 +364,7 @@ class Learner:
     def report(self, buffer: RolloutBuffer, env: TokenVectorEnv) -> dict[str, float]:
         """Ends an update: `ROLLOUT_METRICS` and whatever else was added to `metrics`, in one transfer; and steers β."""
         estimates = kl_estimates(buffer.logp, buffer.reference_logp)
-        self.metrics.add("score/mean", buffer.score)
+        self.metrics.add("score/mean", buffer.score, buffer.score.isfinite())
         for name, column in buffer.breakdown.items() if len(buffer.breakdown) > 1 else ():
             self.metrics.add(f"score/{name}", column)
         self.metrics.add("reward/sequence", buffer.rewards.sum(1))
@@ -246,10 +373,29 @@ class Learner:
         self.metrics.add("tokens/mean", buffer.is_action.sum(1))
         self.metrics.add("tokens/unfinished_share", (buffer.finish == Finish.LENGTH).float())
         beta, lr = env.kl_controller.beta, self.optimizer.param_groups[0]["lr"]
-        row = self.metrics.drain() | {"kl/beta": beta, "optimizer/lr": lr, "optimizer/steps": float(self.steps)}
+        row = self.drain() | {"kl/beta": beta, "optimizer/lr": lr, "optimizer/steps": float(self.steps)}
         self.steps = 0
-        env.kl_controller.update(row["kl/sequence_nats"], buffer.rows)
+        if math.isfinite(row["kl/sequence_nats"]):
+            env.kl_controller.update(row["kl/sequence_nats"], buffer.rows)
         return row
+
+    def drain(self) -> dict[str, float]:
+        """The metrics since the last call, in one transfer.
+
+        Raises:
+            guards.BadStep: a gradient was not finite, and that is to stop the run.
+        """
+        if self._moves:
+            self.metrics.end_sum("optimizer/bad_steps")
+        row, moves = self.metrics.drain(), self._moves
+        self._moves = []
+        if row.get("optimizer/bad_steps") and self.on_bad_step == "stop":
+            raise self._bad_step(next(examine for bad, examine in moves if bool(bad)))
+        return row
+
+    def _bad_step(self, examine: guards.Examine | None) -> guards.BadStep:
+        when = f"update {self.position - 1}" if self.position else "an update"
+        return guards.bad_step(f"{when}, step {self.steps}", examine or (lambda: ([], State())), self.parameters)
 
     def minibatches(self, rows: int, size: int) -> Iterator[Tensor]:
         """Indices of all rows in random order, `size` at a time, on the device."""
@@ -268,18 +414,33 @@ class Learner:
         with record_function("lmgym/backward"):
             loss.backward()
 
-    def move(self) -> None:
-        """One optimizer step down the gradient that has been added up."""
+    def move(self, examine: guards.Examine | None = None) -> None:
+        """One optimizer step down the gradient that has been added up, if it is finite.
+
+        Args:
+            examine: finds out which rows are to blame if it is not.
+
+        Raises:
+            guards.BadStep: it is not, that is to stop the run, and looking is free; elsewhere `drain` raises it.
+        """
         self._begins = True
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
-        self.metrics.add("optimizer/grad_norm", norm)
+        bad = ~norm.isfinite()
+        if self.on_bad_step == "stop" and self.device.type == "cpu" and bool(bad):
+            raise self._bad_step(examine)
+        self._moves.append((bad, examine))
+        self.metrics.add("optimizer/grad_norm", norm, ~bad)
+        self.metrics.add_to_sum("optimizer/bad_steps", bad)
         with record_function("lmgym/step"):
+            # The fused step leaves parameters, moments and its own count alone where this is 1: nobody has to look.
+            self.optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
             self.optimizer.step()
         self.steps += 1
         if self._average:
+            share = (1 - self.config.ema_decay) * ~bad
             with torch.no_grad():
                 for average, parameter in zip(self._average, self.parameters, strict=True):
-                    average.lerp_(parameter, 1 - self.config.ema_decay)
+                    average.lerp_(parameter, share.to(parameter.dtype))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -300,12 +461,47 @@ class Learner:
         for parameter, value in zip(self.parameters, values, strict=False):
             parameter.copy_(value)
 
+    def passes(self, rows: int, size: int, epochs: int) -> Iterator[tuple[int, Tensor]]:
+        """The steps that are left of so many passes over all rows, each with the numbers of its minibatch's rows."""
+        shuffle = self.keep("shuffle", Shuffle(rows, size, self.generator))
+        for step in self.updates(epochs * -(-rows // size)):
+            yield step, next(shuffle)
+
     def example_batches(self, lm: LanguageModel, examples: Sequence[Example], rows: int) -> Iterator[Texts]:
         """Minibatches of texts in random order, without end."""
         encoded = [encode(lm, example) for example in examples]
-        while True:
-            for batch in self.minibatches(len(encoded), rows):
-                yield pack(lm, [encoded[i] for i in batch.tolist()])
+        for batch in self.keep("examples", Shuffle(len(encoded), rows, self.generator)):
+            yield pack(lm, [encoded[i] for i in batch.tolist()])
+
+
+class Shuffle:
+    """Minibatches of row numbers in random order, pass after pass, without end; keeps its place in a checkpoint.
+
+    Args:
+        rows: how many there are.
+        size: of a minibatch; the last of a pass may be smaller.
+        generator: draws the order.
+    """
+
+    def __init__(self, rows: int, size: int, generator: torch.Generator):
+        self.rows, self.size, self.generator = rows, size, generator
+        self._order, self._at = torch.arange(rows, device=generator.device), rows
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self._at >= self.rows:
+            self._order, self._at = torch.randperm(self.rows, generator=self.generator, device=self._order.device), 0
+        self._at += self.size
+        return self._order[self._at - self.size : self._at]
+
+    def state(self) -> State:
+        return State({"at": self._at}, {"order": self._order})
+
+    def restore(self, state: State) -> None:
+        self._at = state.count("at")
+        state.copy_to({"order": self._order})
 
 
 class Metrics:
@@ -332,6 +528,16 @@ class Metrics:
         self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._counts[name] = self._counts[name] + count if name in self._counts else count
 
+    def copy(self) -> "Metrics":
+        """What was added so far."""
+        copied = Metrics()
+        copied._sums, copied._counts, copied._open = dict(self._sums), dict(self._counts), dict(self._open)
+        return copied
+
+    def put_back(self, kept: "Metrics") -> None:
+        """Forgets what was added since the copy was taken."""
+        self._sums, self._counts, self._open = kept._sums, kept._counts, kept._open
+
     def mean(self, name: str) -> float:
         """The mean of one metric so far. Waits for the device."""
         return float(self._sums[name] / self._counts[name].clamp(min=1))
@@ -350,15 +556,24 @@ class RunningScale:
     """The standard deviation of all numbers seen so far (Chan et al. 1979), to scale scores by; on their device."""
 
     def __init__(self) -> None:
-        self._count, self._mean, self._squares = 0, torch.zeros(()), torch.zeros(())
+        self._count, self._mean, self._squares = torch.zeros(()), torch.zeros(()), torch.zeros(())
 
     def update(self, x: Tensor) -> Tensor:
-        """Takes in more numbers; returns the standard deviation, 1 until there is one."""
-        count, mean = x.numel(), x.mean()
-        before = self._mean.to(x.device)
-        share = count / (self._count + count)
+        """Takes in more numbers, those that are finite; returns the standard deviation, 1 until there is one."""
+        known = x.isfinite()
+        count, before = known.sum(), self._mean.to(x.device)
+        self._count = self._count.to(x.device) + count
+        mean = torch.where(known, x, 0.0).sum() / count.clamp(min=1)
+        share = count / self._count.clamp(min=1)
         gap = mean - before
-        self._squares = self._squares.to(x.device) + (x - mean).square().sum() + gap.square() * self._count * share
-        self._mean, self._count = before + gap * share, self._count + count
-        deviation = (self._squares / max(1, self._count - 1)).sqrt()
+        spread = torch.where(known, x - mean, 0.0).square().sum()
+        self._squares = self._squares.to(x.device) + spread + gap.square() * (self._count - count) * share
+        self._mean = before + gap * share
+        deviation = (self._squares / (self._count - 1).clamp(min=1)).sqrt()
         return torch.where(deviation > 0, deviation, 1.0)
+
+    def state(self) -> State:
+        return State({}, {"count": self._count, "mean": self._mean, "squares": self._squares})
+
+    def restore(self, state: State) -> None:
+        state.copy_to({"count": self._count, "mean": self._mean, "squares": self._squares})

@@ -59,7 +59,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     needs.kl(policy, env, "nlpo")
     whole, adapter = needs.adapter(policy, "nlpo's masking policy")
     buffer = RolloutBuffer.like(env)
-    for update in range(config.updates):
+    for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
         if update % config.mask_refresh == 0:
             whole.lm.copy_adapter(adapter, MASK)

@@ -47,7 +47,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     needs.reference(policy, env)
     needs.pairs(env.num_envs, "online_dpo")
     buffer, beta = RolloutBuffer.like(env), env.kl_controller.beta
-    for update in range(config.updates):
+    for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
 
         # Prompts -> tokens -> scores.

@@ -1,21 +1,30 @@
 """The main job: supervised fine-tuning -> preferences -> reward model -> RL -> evaluation on held-out prompts."""
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from agents import algorithms, reward_model, sft
+from agents.alarms import Alarms
+from agents.checkpoint import Keeps, State
 from agents.evaluate import Report, evaluate
+from agents.guards import OnBadStep
 from agents.learner import Learner, LearnerConfig, Schedule
 from agents.profile import profiled
-from agents.run import Run, peak_memory
+from agents.run import Run, peak_memory, seed_everything
 from lmgym.env import TokenVectorEnv
 from lmgym.models import LanguageModel, load
 from lmgym.policy import Critic, Policy
-from lmgym.preferences import Comparison, SimulatedAnnotator, ask, write_comparisons
+from lmgym.preferences import Comparison, SimulatedAnnotator, ask, read_comparisons, write_comparisons
 from lmgym.reward import AdaptiveKL, FixedKL, KLController, Score
 from lmgym.reward_model import RewardModel
 from lmgym.rollout import RolloutBuffer, Stream, decode
@@ -26,6 +35,7 @@ from lmgym.texts import Example
 ROWS_AT_ONCE = 256
 """Completions sampled together where nothing is trained."""
 GOLD_MEAN = "gold score of the rollout's completions, which no learner sees, mean over rows"
+WATCH_MEAN = "score by the second reward model, which no learner is paid by, mean over rows"
 LIVE = {
     "score": "score/mean",
     "KL": "kl/sequence_nats",
@@ -150,6 +160,12 @@ class Options:
     """Profile the second update: where its time went, as a table and as a trace."""
     samples: int = 12
     """Completions kept from before and after, with the figures of every token."""
+    on_bad_step: OnBadStep = "stop"
+    """What a step whose gradient is not finite does: "stop" the run, or "skip" itself and count. It is never taken."""
+    best: str = "score/mean"
+    """Also keeps the policy of the update with the most of this metric, as `policy_best`; "" keeps none."""
+    max_kl: float = 50.0
+    """Warn when KL to the reference exceeds this, in nats per sequence."""
     sft: SFTOptions = field(default_factory=SFTOptions)
     preferences: PreferenceOptions = field(default_factory=PreferenceOptions)
     reward: RewardOptions = field(default_factory=RewardOptions)
@@ -167,6 +183,7 @@ class Setting:
         comparisons: given preferences; None asks simulated annotators.
         seed: of everything that is random.
         teacher: the policy to learn from, for distillation.
+        watch: a second opinion of the rollout's completions, which no learner is paid by.
     """
 
     task: Task
@@ -176,6 +193,7 @@ class Setting:
     comparisons: Sequence[Comparison] | None = None
     seed: int = 0
     teacher: Policy | None = None
+    watch: Score | None = None
 
     @property
     def scores_unfinished(self) -> bool:
@@ -201,8 +219,9 @@ def run_all(setting: Setting, options: Options, algorithm: Algorithm, run: Run) 
             f"{algorithm.name} learns from a teacher: give the folder of a finished run with --teacher RUN"
         )
     rehearse(algorithm)
+    seed_everything(setting.seed)
     definitions = getattr(algorithm.module, "METRICS", {})
-    run.write("metrics.json", {algorithm.name: definitions | {"gold/mean": GOLD_MEAN}})
+    run.write("metrics.json", {algorithm.name: definitions | {"gold/mean": GOLD_MEAN, "watch/mean": WATCH_MEAN}})
     fine_tune(setting, options, run)
     score, comparisons, temperature = setting.score, None, algorithm.rl.temperature
     if score is None or "comparisons" in algorithm.extras:
@@ -210,18 +229,7 @@ def run_all(setting: Setting, options: Options, algorithm: Algorithm, run: Run) 
         if score is None and algorithm.learns_from_comparisons:
             score = Score({"gold": setting.task.gold} if setting.task.has_gold else {"none": _unscored})
         elif score is None:
-            model = train_reward_model(
-                setting.lm,
-                options.reward,
-                setting.seed,
-                run,
-                comparisons,
-                held_out,
-                noise_free,
-                not setting.scores_unfinished,
-            )
-            normalise_on_samples(setting, options, run, model, temperature)
-            model.save(run.path("reward_model"))
+            model = learn_reward(setting, options, run, comparisons, held_out, noise_free, temperature)
             score = Score({"reward_model": model})
     before, after = reinforce(setting, options, algorithm, run, score, comparisons)
     run.write("evaluation.json", {"before": before.as_data(), "after": after.as_data(), "best_gold": setting.task.best})
@@ -232,26 +240,30 @@ def run_all(setting: Setting, options: Options, algorithm: Algorithm, run: Run) 
 
 def fine_tune(setting: Setting, options: Options, run: Run) -> None:
     """Fine-tunes the base model on the task's demonstrations, in place, and saves it as `sft`."""
-    wanted = options.sft
+    wanted, lm = options.sft, setting.lm
+    if run.result("sft"):
+        lm.load_weights(run.path("sft"))
+        return
     if wanted.examples:
         train, test = examples_of(setting, wanted, run)
-        lm = setting.lm
         adapter = "sft" if wanted.lora_rank else None
         if adapter:
             lm.add_adapter(adapter, wanted.lora_rank, 2 * wanted.lora_rank, setting.seed)
         parameters = lm.adapter_parameters(adapter) if adapter else list(lm.model.parameters())
         for parameter in parameters:
             parameter.requires_grad_(True)
-        learner = Learner(parameters, wanted, setting.seed)
+        learner = Learner(parameters, wanted, setting.seed, on_bad_step=options.on_bad_step, say=run.say)
         total = wanted.epochs * -(-len(train) // wanted.minibatch_rows)
         rows = sft.train(lm, train, test, learner, wanted, adapter)
-        for metrics in run.follow("sft", rows, total, {"loss": "loss/train", "test loss": "loss/test"}):
+        shown = {"loss": "loss/train", "test loss": "loss/test"}
+        for metrics in run.follow("sft", rows, total, shown, {"sft": learner}):
             if "loss/test" in metrics:
                 run.say(f"sft: held-out loss {metrics['loss/test']:.3f} nats per token")
         lm.model.requires_grad_(False)
         if adapter:
             lm.merge_adapter()
-    setting.lm.save(run.path("sft"))
+    run.write_folder("sft", lm.save)
+    run.finish("sft", products=["sft"])
 
 
 def examples_of(setting: Setting, wanted: SFTOptions, run: Run) -> tuple[list[Example], list[Example]]:
@@ -287,25 +299,36 @@ def gather_preferences(
     """
     if setting.comparisons is not None:
         return *split_comparisons(setting.comparisons, setting.seed), []
+    names = ("preferences.jsonl", "preferences_test.jsonl", "preferences_noise_free.jsonl")
+    if run.result("preferences"):
+        comparisons, held_out, noise_free = ([*_comparisons_in(run, name)] for name in names)
+        return comparisons, held_out, noise_free
     wanted = options.preferences
     annotator = SimulatedAnnotator(wanted.error_rate)
     rng = np.random.default_rng(np.random.SeedSequence((setting.seed, 2)))
-    prompts, groups = sample_groups(setting, options, run, "train", wanted.prompts, temperature)
+    train = Samples(setting, options, "train", wanted.prompts, temperature)
+    test = Samples(setting, options, "test", wanted.test_prompts, temperature)
+    train.gather(run, "sample train", {"train": train})
+    test.gather(run, "sample test", {"train": train, "test": test})
     cut = setting.scores_unfinished
-    comparisons = ask(setting.task, prompts, groups, annotator, rng, unfinished_too=cut)
-    test_prompts, test_groups = sample_groups(setting, options, run, "test", wanted.test_prompts, temperature)
-    held_out = ask(setting.task, test_prompts, test_groups, annotator, rng, unfinished_too=cut)
+    comparisons = ask(setting.task, train.prompts, train.groups, annotator, rng, unfinished_too=cut)
+    held_out = ask(setting.task, test.prompts, test.groups, annotator, rng, unfinished_too=cut)
     exact = SimulatedAnnotator(0.0, 1e6)
-    noise_free = ask(setting.task, test_prompts, test_groups, exact, rng, skip_ties=True, unfinished_too=cut)
-    write_comparisons(run.path("preferences.jsonl"), comparisons)
-    write_comparisons(run.path("preferences_test.jsonl"), held_out)
+    noise_free = ask(setting.task, test.prompts, test.groups, exact, rng, skip_ties=True, unfinished_too=cut)
+    for name, found in zip(names, (comparisons, held_out, noise_free), strict=True):
+        write_comparisons(run.path(name), found)
     run.say(f"preferences: {len(comparisons)} comparisons, {len(held_out)} held out")
     if not comparisons or not held_out:
         raise ValueError(
             "no two finished, different completions of a prompt were sampled, so there is nothing to compare: raise "
             "max_new_tokens so that completions end, or sample more with --preferences.completions"
         )
+    run.finish("preferences", products=names)
     return comparisons, held_out, noise_free
+
+
+def _comparisons_in(run: Run, name: str) -> Sequence[Comparison]:
+    return read_comparisons(run.path(name)) if run.path(name).stat().st_size else []
 
 
 def split_comparisons(given: Sequence[Comparison], seed: int) -> tuple[list[Comparison], list[Comparison]]:
@@ -317,40 +340,93 @@ def split_comparisons(given: Sequence[Comparison], seed: int) -> tuple[list[Comp
     return shuffled[kept:], shuffled[:kept]
 
 
-def sample_groups(
-    setting: Setting, options: Options, run: Run, split: Split, count: int, temperature: float
-) -> tuple[list[Prompt], list[list[Completion]]]:
-    """Samples several completions of each of `count` prompts from the model without adapters."""
-    each = options.preferences.completions
-    policy = Policy(setting.lm, adapter=None, temperature=temperature, critic="none")
-    at_once = max(1, min(count, ROWS_AT_ONCE // each))
-    env = setting.env(at_once * each, split, kl="none", score=_unscored, temperature=temperature)
-    buffer = RolloutBuffer.like(env)
-    prompts: list[Prompt] = []
-    groups: list[list[Completion]] = []
+class Samples:
+    """Several completions of each of some prompts, by the model without adapters; a run that goes on keeps them.
 
-    def batches() -> Iterator[dict[str, float]]:
-        for batch in range(-(-count // at_once)):
-            # Not the numbers that the training's rollouts draw: those start from the seed itself.
-            decode(policy, env, buffer, Stream(setting.seed + (1 << 20) + (split == "test"), batch, each))
+    Args:
+        setting: task, model and seed.
+        options: how many completions a prompt has.
+        split: which prompts.
+        count: how many.
+        temperature: of sampling.
+    """
+
+    def __init__(self, setting: Setting, options: Options, split: Split, count: int, temperature: float):
+        self.each = options.preferences.completions
+        self.at_once = max(1, min(count, ROWS_AT_ONCE // self.each))
+        self.batches = -(-count // self.at_once)
+        self.count = count
+        # Not the numbers that the training's rollouts draw: those start from the seed itself.
+        self.seed = setting.seed + (1 << 20) + (split == "test")
+        self.policy = Policy(setting.lm, adapter=None, temperature=temperature, critic="none")
+        rows = self.at_once * self.each
+        self.env = setting.env(rows, split, kl="none", score=_unscored, temperature=temperature)
+        self._prompts: list[Prompt] = []
+        self._groups: list[list[Completion]] = []
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return self._prompts[: self.count]
+
+    @property
+    def groups(self) -> list[list[Completion]]:
+        return self._groups[: self.count]
+
+    def gather(self, run: Run, stage: str, keep: Mapping[str, Keeps]) -> None:
+        """Draws them, as a stage of a run."""
+        for _ in run.follow(stage, self._draw(), self.batches, {"tokens": "tokens/mean"}, keep):
+            pass
+
+    def _draw(self) -> Iterator[dict[str, float]]:
+        env, buffer = self.env, RolloutBuffer.like(self.env)
+        for batch in range(len(self._groups) // self.at_once, self.batches):
+            decode(self.policy, env, buffer, self._stream(batch))
             completions = env.completions()
-            prompts.extend(env.prompts[::each])
-            groups.extend(completions[i : i + each] for i in range(0, len(completions), each))
+            self._prompts.extend(env.prompts[:: self.each])
+            self._groups.extend(completions[i : i + self.each] for i in range(0, len(completions), self.each))
             yield {"tokens/mean": float(env.length.float().mean())}
 
-    for _ in run.follow(f"sample {split}", batches(), -(-count // at_once), {"tokens": "tokens/mean"}):
-        pass
-    return prompts[:count], groups[:count]
+    def _stream(self, batch: int) -> Stream:
+        return Stream(self.seed, batch, self.each)
+
+    def state(self) -> State:
+        texts = [[[c.text, c.finish_reason, c.tokens] for c in group] for group in self._groups]
+        return State({"groups": texts})
+
+    def restore(self, state: State) -> None:
+        self._groups = [[Completion(*completion) for completion in group] for group in state.data["groups"]]
+        self._prompts = []
+        for batch in range(len(self._groups) // self.at_once):  # what prompts hold need not be plain data: draw again
+            self.env.reset(seed=self._stream(batch).prompt_seeds(self.env.num_envs))
+            self._prompts.extend(self.env.prompts[:: self.each])
 
 
-def normalise_on_samples(setting: Setting, options: Options, run: Run, model: RewardModel, temperature: float) -> None:
-    """Gives the fine-tuned model's own completions a mean score of 0 and a standard deviation of 1."""
-    each = options.preferences.completions
-    prompts, groups = sample_groups(
-        setting, options, run, "train", -(-options.reward.normalise_on // each), temperature
+def learn_reward(
+    setting: Setting,
+    options: Options,
+    run: Run,
+    comparisons: Sequence[Comparison],
+    held_out: Sequence[Comparison],
+    noise_free: Sequence[Comparison],
+    temperature: float,
+) -> RewardModel:
+    """Trains a reward model, gives the fine-tuned model's own completions mean 0 and deviation 1, and saves it."""
+    folder = run.path("reward_model")
+    if run.result("reward_model"):
+        return RewardModel.load(folder, setting.lm.device)
+    finished = not setting.scores_unfinished
+    train = partial(train_reward_model, setting.lm, options.reward, setting.seed, run, options.on_bad_step)
+    model, learner = train(comparisons, held_out, noise_free, finished)
+    count = -(-options.reward.normalise_on // options.preferences.completions)
+    samples = Samples(setting, options, "train", count, temperature)
+    samples.gather(run, "sample to normalise", {"reward_model": learner, "normalise": samples})
+    pairs = [(p, c) for p, group in zip(samples.prompts, samples.groups, strict=True) for c in group]
+    reward_model.normalise(
+        model, [p.text + c.text for p, c in pairs], [completion.finish_reason == "stop" for _, completion in pairs]
     )
-    shown = [(p.text + c.text, c.finish_reason == "stop") for p, g in zip(prompts, groups, strict=True) for c in g]
-    reward_model.normalise(model, [text for text, _ in shown], [finished for _, finished in shown])
+    run.write_folder("reward_model", model.save)
+    run.finish("reward_model", products=["reward_model"])
+    return model
 
 
 def train_reward_model(
@@ -358,17 +434,27 @@ def train_reward_model(
     wanted: RewardOptions,
     seed: int,
     run: Run,
+    on_bad_step: OnBadStep,
     comparisons: Sequence[Comparison],
     held_out: Sequence[Comparison],
     noise_free: Sequence[Comparison] = (),
     ends_with_eos: bool = True,
-) -> RewardModel:
+) -> tuple[RewardModel, Learner]:
     """Trains a reward model from a language model, and reports its accuracy and calibration."""
     model = RewardModel.from_language_model(lm, wanted.lora_rank, 2 * wanted.lora_rank, seed, ends_with_eos)
-    learner = Learner(model.parameters(), wanted, seed)
+    learner = Learner(model.parameters(), wanted, seed, on_bad_step=on_bad_step, say=run.say)
     total = wanted.epochs * -(-len(comparisons) // wanted.minibatch_prompts)
-    rows = reward_model.train(model, comparisons, held_out, learner, wanted)
-    *_, last = run.follow("reward_model", rows, total, {"loss": "loss/train", "accuracy": "accuracy/train"})
+
+    def steps() -> Iterator[dict[str, float]]:
+        for metrics in reward_model.train(model, comparisons, held_out, learner, wanted):
+            if noise_free and learner.position == total:
+                metrics["accuracy/noise_free"] = reward_model.evaluate(model, noise_free)["accuracy/test"]
+            yield metrics
+
+    shown = {"loss": "loss/train", "accuracy": "accuracy/train"}
+    for _ in run.follow("reward_model", steps(), total, shown, {"reward_model": learner}):
+        pass
+    last = run.last("reward_model")
     if held_out:
         accuracy, pairs = last["accuracy/test"], sum(c.pairs for c in held_out)
         error = (accuracy * (1 - accuracy) / pairs) ** 0.5
@@ -377,12 +463,9 @@ def train_reward_model(
             f"{pairs} held-out pairs"
         )
     if noise_free:
-        accuracy = reward_model.evaluate(model, noise_free)["accuracy/test"]
-        run.log("reward_model", total, {"accuracy/noise_free": accuracy})
-        run.say(
-            f"reward model: accuracy {accuracy:.3f} on {sum(c.pairs for c in noise_free)} pairs without label errors"
-        )
-    return model
+        pairs = sum(c.pairs for c in noise_free)
+        run.say(f"reward model: accuracy {last['accuracy/noise_free']:.3f} on {pairs} pairs without label errors")
+    return model, learner
 
 
 def reinforce(
@@ -405,27 +488,139 @@ def reinforce(
     env = setting.env(rl.rows, kl=getattr(config, "env_kl", "sampled"), beta=rl.controller(), **settings)
     # The policy itself is measured, without truncation, and pays for KL, whatever the training does.
     test = setting.env(options.test_prompts, "test", kl="sampled", beta=env.kl_controller, **settings)
-    learner = Learner(policy.parameters(), rl, setting.seed)
+    learner = Learner(policy.parameters(), rl, setting.seed, on_bad_step=options.on_bad_step, say=run.say)
+    score.finite = options.on_bad_step == "stop"
+    best, alarms = Best(options.best, learner.parameters), Alarms(options.max_kl, setting.lm.model.dtype)
 
     def examine() -> Report:
         return evaluate(policy.truncated(), test, setting.seed, options.samples)
 
-    before = examine()
+    if run.result("before"):
+        before = Report.from_data(json.loads(run.path("before.json").read_bytes()))
+    else:
+        before = examine()
+        run.write("before.json", before.whole())
+        run.finish("before", products=["before.json"])
     run.say(f"before: {_summary(before)} on {options.test_prompts} held-out prompts")
 
     def updates() -> Iterator[dict[str, float]]:
         for metrics in algorithm.module.train(policy, env, learner, config, **extras):
-            yield metrics | _gold_mean(env)
+            row = metrics | _second_opinions(setting, env)
+            best.look(row)
+            for warning in alarms.look(row):
+                run.warn(warning)
+            yield row
 
     rows = profiled(updates(), run) if options.profile else updates()
-    for _ in run.follow(name, rows, getattr(config, "updates", None), LIVE):
+    keep = {"learner": learner, "kl": _Controller(env.kl_controller), "reference": _Reference(env)}
+    keep |= {"best": best, "alarms": alarms}
+    # An algorithm of one's own that does not count with `learner.updates` begins again.
+    for _ in run.follow(name, rows, getattr(config, "updates", None), LIVE, keep, lambda: learner.position > 0):
         pass
     learner.keep_average()
-    policy.save(run.path("policy"))
+    run.write_folder("policy", policy.save)
     after = examine()
     run.say(f"after: {_summary(after)}, KL {after.figures['kl_nats_per_sequence'].mean:.2f} nats per sequence")
+    if best.kept:
+        with best.instead():
+            run.write_folder("policy_best", policy.save)
+        run.say(f"best: {options.best} {best.value:.3f} after update {best.update}: {run.path('policy_best')}")
     run.say(peak_memory())
     return before, after
+
+
+class Best:
+    """A copy of the parameters after the update with the most of a metric.
+
+    Attributes:
+        kept: the copies; empty before the first update.
+        value: the metric's.
+        update: how many updates there were.
+    """
+
+    def __init__(self, metric: str, parameters: Sequence[Tensor]):
+        self.metric, self.parameters = metric, parameters
+        self.kept: list[Tensor] = []
+        self.value, self.update, self._seen = -math.inf, 0, 0
+
+    def look(self, row: Mapping[str, float]) -> None:
+        """Keeps the parameters if this update is the best so far."""
+        self._seen += 1
+        value = row.get(self.metric, -math.inf)
+        if value > self.value:
+            self.value, self.update = value, self._seen
+            self.kept = [p.detach().clone() for p in self.parameters]
+
+    @contextmanager
+    def instead(self) -> Iterator[None]:
+        """Runs the body with the best parameters in the place of the present ones."""
+        now = [p.detach().clone() for p in self.parameters]
+        self._put(self.kept)
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def state(self) -> State:
+        value = self.value if self.kept else None
+        return State(
+            {"value": value, "update": self.update, "seen": self._seen, "kept": bool(self.kept)},
+            {f"{i:04}": t for i, t in enumerate(self.kept)},
+        )
+
+    def restore(self, state: State) -> None:
+        self._seen = state.count("seen")
+        if state.data.get("kept"):
+            kept = [torch.empty_like(p) for p in self.parameters]
+            state.copy_to({f"{i:04}": t for i, t in enumerate(kept)})
+            self.kept, self.value, self.update = kept, float(state.number("value")), state.count("update")
+
+
+class _Controller:
+    """The numbers of a KL controller in a checkpoint."""
+
+    def __init__(self, controller: KLController):
+        self.controller = controller
+
+    def _numbers(self) -> dict[str, float]:
+        return {
+            k: v for k, v in vars(self.controller).items() if isinstance(v, (int, float)) and not isinstance(v, bool)
+        }
+
+    def state(self) -> State:
+        return State(self._numbers())
+
+    def restore(self, state: State) -> None:
+        for name in self._numbers():
+            setattr(self.controller, name, state.number(name))
+
+
+class _Reference:
+    """The adapter that KL is measured from, where an algorithm has replaced the model itself by one."""
+
+    def __init__(self, env: TokenVectorEnv):
+        self.env, self.first = env, env.reference.adapter
+
+    def _tensors(self, adapter: str) -> dict[str, Tensor]:
+        return {f"{i:04}": p for i, p in enumerate(self.env.model.adapter_parameters(adapter))}
+
+    def state(self) -> State:
+        adapter = self.env.reference.adapter
+        if adapter is None or adapter == self.first:
+            return State()
+        return State({"adapter": adapter}, self._tensors(adapter))
+
+    def restore(self, state: State) -> None:
+        adapter = state.data.get("adapter")
+        if isinstance(adapter, str):
+            self.env.model.copy_adapter("policy", adapter)
+            state.copy_to(self._tensors(adapter))
+            self.env.set_reference(adapter)
 
 
 def rehearse(algorithm: Algorithm) -> None:
@@ -454,11 +649,14 @@ def _summary(report: Report) -> str:
     return f"{name} {report.figures[name].mean:.3f} ± {report.figures[name].stderr:.3f}"
 
 
-def _gold_mean(env: TokenVectorEnv) -> dict[str, float]:
-    if not (env.task.has_gold and env.prompts):
+def _second_opinions(setting: Setting, env: TokenVectorEnv) -> dict[str, float]:
+    """What the task's gold score, and a second reward model, think of the rollout; no learner sees it."""
+    judges = {"gold/mean": setting.task.gold if setting.task.has_gold else None, "watch/mean": setting.watch}
+    if not env.prompts:
         return {}
-    gold = env.task.gold(env.prompts, env.completions())
-    return {"gold/mean": sum(gold) / len(gold)}
+    completions = env.completions()
+    found = {name: judge(env.prompts, completions) for name, judge in judges.items() if judge is not None}
+    return {name: sum(scores) / len(scores) for name, scores in found.items()}
 
 
 def _extra(

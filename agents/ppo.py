@@ -91,9 +91,10 @@ def train(
     if config.value_coef:
         needs.critic(policy, "ppo with value_coef")
     needs.kl(policy, env, "ppo", config.kl_loss)
-    buffer, metrics, scale = RolloutBuffer.like(env), learner.metrics, RunningScale()
+    buffer, metrics = RolloutBuffer.like(env), learner.metrics
+    scale = learner.keep("scale", RunningScale())
     ptx = _ptx(policy, learner, config, examples) if config.ptx_coef else None
-    for update in range(config.updates):
+    for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
         if config.reference_refresh and update and update % config.reference_refresh == 0:
             lm_policy, adapter = needs.adapter(policy, "reference_refresh")

@@ -8,6 +8,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from agents.run import Run
+from lmgym import files
 
 PHASES = ("decode", "reference", "score", "forward", "backward", "step")
 """What `lmgym` and `agents` mark with `torch.profiler.record_function("lmgym/…")`."""
@@ -31,14 +32,15 @@ def profiled(rows: Iterator[Mapping[str, float]], run: Run, update: int = 1) -> 
     if row is None:
         run.say(f"nothing was profiled: there were only {update} updates, and number {update + 1} was to be")
         return
-    found.export_chrome_trace(str(run.path("profile.json")))
+    with files.written_aside(run.path("profile.json")) as aside:
+        found.export_chrome_trace(str(aside))
     events = found.key_averages()
     seconds = {name: sum(e.cpu_time_total for e in events if e.key == f"lmgym/{name}") / 1e6 for name in PHASES}
     total = _seconds(found)
     lines = [f"{name:12} {spent:9.4f} s {spent / total:6.1%}" for name, spent in seconds.items()]
     lines.append(f"{'other':12} {total - sum(seconds.values()):9.4f} s {1 - sum(seconds.values()) / total:6.1%}")
     operations = events.table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60)
-    run.path("profile.txt").write_text("\n".join([*lines, "", operations]), encoding="utf-8")
+    files.write(run.path("profile.txt"), "\n".join([*lines, "", operations]))
     table = Table(f"update {update + 1}", "seconds", "share")
     for line in lines:
         name, spent, _, share = line.split()

@@ -46,7 +46,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     """Trains the policy; yields the `METRICS` of each update."""
     needs.kl(policy, env, "reinforce")
     buffer = RolloutBuffer.like(env)
-    for update in range(config.updates):
+    for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
 
         # Prompts -> tokens -> scores.

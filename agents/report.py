@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from agents import evaluate, learner, reward_model, sft
+from lmgym import files
 from lmgym.jsonl import read_lines
 
 Row = dict[str, Any]
@@ -140,7 +141,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     run = _read(folder)
     page = folder / "report.html"
-    page.write_text(_page(run), encoding="utf-8", newline="\n")
+    files.write(page, _page(run))
     return page
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents import functional as F
-from agents.learner import Learner
+from agents.learner import STEP_METRICS, Learner
 from lmgym.preferences import Comparison
 from lmgym.reward_model import RewardModel
 
@@ -30,8 +30,7 @@ METRICS = {
     "accuracy/train": "share of pairs that are ordered as labelled, before the step",
     "accuracy/test": "the same on held-out comparisons",
     "calibration/ece": "expected calibration error of σ(score difference) on held-out comparisons, 10 bins",
-    "optimizer/grad_norm": "norm of the gradient before clipping",
-}
+} | STEP_METRICS
 
 
 def scores_of(model: RewardModel, comparisons: Sequence[Comparison]) -> list[Tensor]:
@@ -71,18 +70,19 @@ def train(
     if not comparisons:
         raise ValueError("there are no comparisons to train a reward model on")
     steps = config.epochs * -(-len(comparisons) // config.minibatch_prompts)
-    step = 0
-    for _ in range(config.epochs):
-        for batch in learner.minibatches(len(comparisons), config.minibatch_prompts):
-            learner.schedule(step / steps)
-            scores = scores_of(model, [comparisons[i] for i in batch.tolist()])
+    for step, batch in learner.passes(len(comparisons), config.minibatch_prompts, config.epochs):
+        learner.schedule(step / steps)
+        minibatch = [comparisons[i] for i in batch.tolist()]
+
+        def share(part: Sequence[Comparison], prompts: int = len(minibatch)) -> Tensor:
+            scores = scores_of(model, part)
             loss = torch.stack([F.ranking_loss(s) for s in scores])
             learner.metrics.add("loss/train", loss)
             learner.metrics.add("accuracy/train", (margins_of(scores) > 0).float())
-            learner.step(loss.mean())
-            step += 1
-            after = evaluate(model, held_out) if held_out and step == steps else {}
-            yield learner.metrics.drain() | after
+            return loss.sum() / prompts
+
+        learner.descend(minibatch, share)
+        yield learner.drain() | (evaluate(model, held_out) if held_out and step + 1 == steps else {})
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     needs.kl(policy, env, "rloo")
     needs.groups(env.num_envs, config.group, "rloo")
     buffer = RolloutBuffer.like(env)
-    for update in range(config.updates):
+    for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
 
         # Prompts -> tokens -> scores.

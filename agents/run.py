@@ -1,40 +1,87 @@
-"""A run's folder: what was asked for, what was measured, and progress on the console while it happens."""
+"""A run's folder: what was asked for, what was measured, where it stands, and progress on the console meanwhile.
+
+A run that was interrupted goes on from its newest checkpoint and ends with the same bits as one that was not.
+"""
 
 import importlib
 import json
 import os
 import platform
+import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from agents.checkpoint import Checkpoints, Keeps, State, finite, write_state
+from agents.guards import BadStep
+from lmgym import files
+from lmgym.env import printable
+from lmgym.jsonl import read_lines
 
 PACKAGES = ("lmgym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy")
+FREE = ("out", "resume", "threads", "track", "limits")
+"""Options that may differ when a run goes on: they change nothing but rounding."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a run saves where it stands, and when it ends."""
+
+    checkpoint_seconds: float = 10.0
+    """Least time between two checkpoints; also, saving never takes more than a fortieth of the time. 0 saves after each
+    update."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+    max_time: float = 0.0
+    """Seconds after which the run saves and ends, with exit status 3, to be resumed later; 0 is no limit."""
+
+
+class Stopped(Exception):
+    """The run was asked to end early, and is saved.
+
+    Attributes:
+        status: the exit status: 130 after Ctrl-C, 143 after SIGTERM, 3 at the time limit.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 class Run:
-    """Writes a run's folder: config.json, metrics.jsonl, and TensorBoard events where TensorBoard is installed.
+    """A run's folder: config.json, metrics.jsonl, checkpoints, and TensorBoard events where TensorBoard is installed.
 
     Args:
-        folder: made if needed.
+        folder: made if needed. If it holds an interrupted run with the same options, that run goes on.
         options: everything that was asked for, as plain data; kept in config.json with versions and revision.
         console: where progress is shown.
         track: services to send the metrics to as well: "wandb", "trackio". Nothing is sent anywhere unless asked for.
+        limits: when it saves and ends.
+        arguments: the command line, so that `--resume` and `lmgym repeat` can give it again.
+        inputs: SHA-256 of the files that the run reads, by name; an interrupted run goes on only with the same.
 
     Raises:
-        ValueError: the folder holds another run, or something else.
+        ValueError: the folder holds another run, or something else; or all its checkpoints are damaged.
         ImportError: a service's package is not installed; it names the extra.
+        lmgym.files.WriteError: the folder cannot be written.
     """
 
     def __init__(
@@ -43,56 +90,247 @@ class Run:
         options: Mapping[str, Any],
         console: Console | None = None,
         track: Sequence[str] = (),
+        *,
+        limits: Limits | None = None,
+        arguments: Sequence[str] | None = None,
+        inputs: Mapping[str, str] | None = None,
     ):
         trackers = [_tracker(name) for name in track]
         self.folder = Path(folder)
         self.console = console or Console()
+        self.limits = limits or Limits()
         self.started = time.perf_counter()
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            what = "holds another run" if (self.folder / "config.json").is_file() else "is not an empty folder"
-            raise ValueError(
-                f"{str(self.folder)!r} {what}: nothing was changed. Choose another --out, or remove it first"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.write(
-            "config.json",
-            {
-                "command": shlex.join(["lmgym", *sys.argv[1:]]),
-                "task": options.get("task"),
-                "model": options.get("model"),
-                "seed": options.get("seed"),
-                "options": options,
-                "versions": {"python": platform.python_version()} | versions(),
-                "revision": revision(),
-                "hardware": hardware(),
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-        )
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = _tensorboard(self.folder)
+        self.finished: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", self.limits.keep_checkpoints)
+        self._state: State | None = None
+        self._given: set[str] = set()
+        self._followed: dict[str, dict[str, float]] = {}
+        config = {
+            "command": shlex.join(["lmgym", *(sys.argv[1:] if arguments is None else arguments)]),
+            "arguments": None if arguments is None else list(arguments),
+            "task": options.get("task"),
+            "model": options.get("model"),
+            "seed": options.get("seed"),
+            "options": options,
+            "inputs": inputs or {},
+            "versions": {"python": platform.python_version()} | versions(),
+            "revision": revision(),
+            "hardware": hardware(),
+            "threads": torch.get_num_threads(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        if self.folder.exists() and (not self.folder.is_dir() or _holds_something(self.folder)):
+            self._lock = _lock(self.folder)
+            self._take_up(json.loads(_json(config)))
+        else:
+            _make(self.folder)
+            self._lock = _lock(self.folder)
+            self.write("config.json", config)
+        stands = self._state.part("run") if self._state else State({"metrics_bytes": 0, "seconds": 0})
+        self._metrics = files.Lines(self.path("metrics.jsonl"), stands.count("metrics_bytes"))
+        self._before = float(stands.number("seconds", 0.0))
+        self._board = _tensorboard(self.folder, read_rows(self.path("metrics.jsonl")) if self._state else [])
         self._trackers = trackers
         for tracker in trackers:
             tracker.init(project="lmgym", name=self.folder.name, config=json.loads(json.dumps(options, default=str)))
+        self._saved, self._cost = time.perf_counter(), 0.0
+        self._asked_to_stop: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Run":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, failure: object, *_: object) -> None:
+    def __exit__(self, kind: object, failure: object, _: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         self._metrics.close()
         if self._board is not None:
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
         for tracker in self._trackers:
             tracker.finish()
-        if failure is not None:
+        if isinstance(failure, BadStep):
+            self._keep_reproduction(failure)
+        elif failure is not None and not isinstance(failure, Stopped):
             self._withdraw()
+        os.close(self._lock)
+
+    # Where it stands -----------------------------------------------------------------------------------------------
+
+    def _take_up(self, config: Mapping[str, Any]) -> None:
+        """Goes on with the interrupted run in the folder, if this is the same one."""
+        path = self.folder / "config.json"
+        remedy = "nothing was changed. Choose another --out, or remove it first"
+        if not path.is_file():
+            raise ValueError(f"{str(self.folder)!r} is not an empty folder: {remedy}")
+        old = read_config(self.folder)
+        found = differences(old.get("options"), config["options"])
+        if found:
+            raise ValueError(
+                f"{str(self.folder)!r} holds another run ({'; '.join(found[:3])}): {remedy}; or go on with that "
+                f"one: lmgym train --resume {shlex.quote(str(self.folder))}"
+            )
+        changed = [name for name, value in config["inputs"].items() if old.get("inputs", {}).get(name) != value]
+        for name in [name for name in changed if name.endswith(".py")]:
+            self.warn(f"{name} has changed since the run began, so that it may end otherwise than it would have")
+            changed.remove(name)
+        if changed:
+            raise ValueError(
+                f"{changed[0]} has changed since the run in {str(self.folder)!r} began, so that it cannot go on: put "
+                "back what was there, or start again with another --out"
+            )
+        self._state = self._checkpoints.newest(self.warn)
+        stands = self._state.part("run").data if self._state else {}
+        if stands.get("complete"):
+            raise ValueError(f"{str(self.folder)!r} holds another run, which is finished: {remedy}")
+        for name in ("revision", "versions", "hardware", "threads"):
+            if old.get(name) != config[name]:
+                self.warn(
+                    f"the {name} has changed since the run began, so that it may end with other bits than it would have"
+                )
+        self.finished = dict(stands.get("finished", {}))
+        self.warnings = list(stands.get("warnings", []))
+        self._followed = dict(stands.get("followed", {}))
+        at = f"after step {stands['step']} of {stands['stage']}" if stands.get("stage") else "between two stages"
+        self.say(f"going on with the interrupted run in {self.folder}, {at if self._state else 'from its beginning'}")
+
+    def result(self, stage: str) -> Any:
+        """What a stage that is finished left with `finish`; None while it is not.
+
+        Raises:
+            ValueError: what the stage wrote is no longer what it was.
+        """
+        done = self.finished.get(stage)
+        if done is None:
+            return None
+        for name, checksum in done["products"].items():
+            if not self.path(name).exists() or files.digest(self.path(name)) != checksum:
+                raise ValueError(
+                    f"{str(self.path(name))!r} is not what the run wrote there (damaged, changed or removed), so that "
+                    "it cannot go on: put it back, or start again with another --out"
+                )
+        if self._state is not None and stage == list(self.finished)[-1] and not self._state.part("run").data["stage"]:
+            self._arrive(self._state)
+        return done["result"]
+
+    def finish(self, stage: str, result: Any = True, products: Sequence[str] = ()) -> None:
+        """Marks a stage as finished, so that a run that goes on does not repeat it.
+
+        Args:
+            stage: its name.
+            result: plain data that later stages need.
+            products: files and folders that the stage wrote, and that later stages read.
+        """
+        self.finished[stage] = {"result": result, "products": {n: files.digest(self.path(n)) for n in products}}
+        self.checkpoint()
+        self._stop_if_asked()
+
+    def complete(self) -> None:
+        """Marks the run as finished."""
+        self.checkpoint(complete=True)
+        for path in self._checkpoints.all()[:-1]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def checkpoint(
+        self,
+        stage: str = "",
+        step: int = 0,
+        keep: Mapping[str, Keeps] | None = None,
+        row: Mapping[str, float] | None = None,
+        complete: bool = False,
+    ) -> None:
+        """Saves where the run stands.
+
+        Raises:
+            lmgym.files.WriteError: it could not be saved; the checkpoint before it is still there.
+        """
+        began = time.perf_counter()
+        self._metrics.sync()
+        stands = {
+            "stage": stage,
+            "step": step,
+            "row": row or {},
+            "complete": complete,
+            "metrics_bytes": self._metrics.length,
+            "seconds": self._seconds(),
+            "finished": self.finished,
+            "followed": self._followed,
+            "warnings": self.warnings,
+        }
+        parts = {name: part.state() for name, part in (keep or {}).items()}
+        state = State.of({"run": State(stands), "random": _Randomness().state()} | parts)
+        self._checkpoints.save("complete" if complete else f"{stage or 'between'}-{step}", state)
+        self._saved = time.perf_counter()
+        self._cost = self._saved - began
+
+    def _boundary(self, stage: str, step: int, row: Mapping[str, float], keep: Mapping[str, Keeps] | None) -> None:
+        """Between two steps: saves if it is time, and ends if that was asked for."""
+        since = time.perf_counter() - self._saved
+        stop = self._stop_status() is not None
+        every = self.limits.checkpoint_seconds and max(self.limits.checkpoint_seconds, 40 * self._cost)
+        if keep is not None and (stop or since >= every):
+            self.checkpoint(stage, step, keep, row)
+        self._stop_if_asked(f"{stage} {step}")
+
+    def _stop_status(self) -> int | None:
+        if self._asked_to_stop is not None:
+            return 128 + self._asked_to_stop
+        out_of_time = self.limits.max_time and time.perf_counter() - self.started >= self.limits.max_time
+        return 3 if out_of_time else None
+
+    def _stop_if_asked(self, where: str = "") -> None:
+        status = self._stop_status()
+        if status is not None:
+            why = f"the time limit of {self.limits.max_time:g} s" if status == 3 else signal.Signals(status - 128).name
+            again = f"lmgym train --resume {shlex.quote(str(self.folder))}"
+            raise Stopped(f"stopped by {why}{f' after {where}' if where else ''}; go on with: {again}", status)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked_to_stop is not None:
+            raise KeyboardInterrupt
+        self._asked_to_stop = signal.Signals(number)
+        # Not through the console, which may be in the middle of a line.
+        os.write(2, b"\nlmgym: finishing this step, then saving; once more stops at once\n")
+
+    def _go_on(self, stage: str, keep: Mapping[str, Keeps] | None) -> tuple[int, Mapping[str, float]]:
+        """Gives parts of a stage back what the checkpoint holds of them; returns its next step and its last metrics."""
+        if self._state is None:
+            return 0, {}
+        stands = self._state.part("run")
+        here = stands.data["stage"] == stage
+        for name, part in (keep or {}).items():
+            if name in self._state.data and name not in self._given and (here or stage in self._followed):
+                part.restore(self._state.part(name))
+                self._given.add(name)
+        if not here:
+            return 0, {}
+        self._arrive(self._state)
+        return stands.count("step"), stands.data["row"]
+
+    def _arrive(self, state: State) -> None:
+        """From here on the run does what it would have done."""
+        _Randomness().restore(state.part("random"))
+        self._state = None
+
+    def _keep_reproduction(self, failure: BadStep) -> None:
+        with suppress(OSError):
+            write_state(self.path("bad_step"), failure.reproduction)
+            self.say(f"what happened can be looked at in {self.path('bad_step')}")
 
     def _withdraw(self) -> None:
         """Leaves the folder empty where a run failed before it did anything, so that it can be tried again."""
         own = {self.path(name) for name in ("config.json", "metrics.json", "metrics.jsonl", "tensorboard")}
-        if set(self.folder.iterdir()) <= own and not self.path("metrics.jsonl").stat().st_size:
-            shutil.rmtree(self.path("tensorboard"), ignore_errors=True)
-            for path in own:
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if set(self.folder.iterdir()) <= own and not self.path("metrics.jsonl").stat().st_size:
+                shutil.rmtree(self.path("tensorboard"), ignore_errors=True)
+                for path in own:
+                    path.unlink(missing_ok=True)
+
+    # What it writes ------------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> Path:
         """A path in the folder."""
@@ -100,53 +338,82 @@ class Run:
 
     def write(self, name: str, data: Any) -> None:
         """Writes a JSON file."""
-        self.path(name).write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        files.write(self.path(name), _json(data))
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a JSON Lines file."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.path(name).write_text(text, encoding="utf-8")
+        files.write(self.path(name), "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
+
+    def write_folder(self, name: str, writer: Callable[[Path], object]) -> None:
+        """Writes a folder, by a function that is given an empty one."""
+        files.write_folder(self.path(name), writer)
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a row of metrics."""
-        row = {"stage": stage, "step": step, "seconds": round(time.perf_counter() - self.started, 3), **metrics}
-        self._metrics.write(json.dumps(row) + "\n")
-        self._metrics.flush()
+        """Appends a row of metrics; a number that is not finite is null there."""
+        row = {"stage": stage, "step": step, "seconds": round(self._seconds(), 3), **metrics}
+        self._metrics.append(json.dumps(finite(row), ensure_ascii=False))
         if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{stage}/{name}", value, step)
+            _draw(self._board, self.folder, stage, step, metrics)
         for tracker in self._trackers:
             tracker.log({f"{stage}/{name}": value for name, value in ({**metrics, "step": step}).items()})
+
+    def last(self, stage: str) -> Mapping[str, float]:
+        """The last row of metrics of a stage that `follow` has seen to its end."""
+        return self._followed[stage]
+
+    def warn(self, text: str) -> None:
+        """Tells the user that something is probably wrong, and keeps it for the report."""
+        self.warnings.append(text)
+        self.say(f"warning: {text}")
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self.started
 
     def say(self, text: str) -> None:
         """Tells the user something, with the time."""
         self.console.print(
-            f"[dim]{time.perf_counter() - self.started:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
+            Text.assemble((f"{time.perf_counter() - self.started:6.1f} s", "dim"), f"  {printable(text)}"),
+            soft_wrap=True,
         )
 
     def follow(
-        self, stage: str, rows: Iterator[Mapping[str, float]], total: int | None, show: Mapping[str, str]
+        self,
+        stage: str,
+        rows: Iterator[Mapping[str, float]],
+        total: int | None,
+        show: Mapping[str, str],
+        keep: Mapping[str, Keeps] | None = None,
+        keepable: Callable[[], bool] = lambda: True,
     ) -> Iterator[Mapping[str, float]]:
-        """Logs the metrics that a stage yields, shows them on a progress bar, and passes them on.
+        """Logs the metrics that a stage yields, shows them on a progress bar, saves checkpoints, and passes them on.
 
         Args:
             stage: its name.
             rows: an algorithm's `train`.
             total: how many rows there will be, where that is known.
             show: labels of the live figures, and the metrics that they show.
+            keep: everything that changes from row to row, and that no file holds yet. Where a run goes on, it is put
+                back before `rows` begins. Without it an interrupted stage begins again.
+            keepable: whether that is enough to go on, asked after each row.
+
+        Raises:
+            Stopped: the run was asked to end, and is saved.
         """
-        with self._bar(stage, total) as advance:
-            for step, metrics in enumerate(rows):
+        first, metrics = self._go_on(stage, keep)
+        if stage in self._followed:
+            return
+        with self._bar(stage, total, first) as advance:
+            for step, metrics in enumerate(rows, start=first):
                 self.log(stage, step, metrics)
                 advance("  ".join(f"{label} {metrics[name]:.3g}" for label, name in show.items() if name in metrics))
                 yield metrics
+                self._boundary(stage, step + 1, metrics, keep if keepable() else None)
+        self._followed[stage] = dict(metrics)
 
     @contextmanager
-    def _bar(self, stage: str, total: int | None) -> Iterator[Any]:
+    def _bar(self, stage: str, total: int | None, done: int) -> Iterator[Any]:
         if not self.console.is_terminal:
             # A log file wants a line now and then, not a bar.
-            done = 0
-
             def line(text: str) -> None:
                 nonlocal done
                 done += 1
@@ -166,12 +433,12 @@ class Run:
             TextColumn("{task.fields[live]}"),
         )
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(stage, total=total, live="", speed="")
-            began = time.perf_counter()
+            task = progress.add_task(stage, total=total, completed=done, live="", speed="")
+            began, first = time.perf_counter(), done
 
             def move(text: str) -> None:
                 done = progress.tasks[0].completed + 1
-                speed = f"{done / (time.perf_counter() - began):.1f}/s"
+                speed = f"{(done - first) / (time.perf_counter() - began):.1f}/s"
                 progress.update(task, advance=1, live=text, speed=speed)
 
             yield move
@@ -226,12 +493,136 @@ def _processor() -> str:
     return f"{name or platform.processor() or platform.machine()} ({platform.machine()}, {os.cpu_count()} cores)"
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A writer of TensorBoard's events, where TensorBoard is installed; `rows` of metrics are written anew."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    path = folder / "tensorboard"
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        board = SummaryWriter(str(path))
+    except OSError as error:
+        raise files.WriteError(f"cannot write {str(path)!r} ({error.strerror})") from error
+    for row in rows:
+        _draw(board, folder, row["stage"], row["step"], {k: v for k, v in row.items() if k not in _PLACE})
+    return board
+
+
+_PLACE = ("stage", "step", "seconds")
+
+
+def _draw(board: Any, folder: Path, stage: str, step: int, metrics: Mapping[str, float | None]) -> None:
+    try:
+        for name, value in metrics.items():
+            if value is not None:
+                board.add_scalar(f"{stage}/{name}", value, step)
+    except OSError as error:  # its own thread met it, some rows ago
+        path = str(folder / "tensorboard")
+        raise files.WriteError(f"cannot write {path!r} ({error.strerror}); the last checkpoint is whole") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's config.json.
+
+    Raises:
+        ValueError: there is none, or it is none.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"{str(folder)!r} is not the folder of a run: it has no config.json ({error.strerror})"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{str(path)!r} is damaged: it holds no object")
+    return config
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that was being written when the run ended is left out."""
+    lines = read_lines(path)
+    whole = path.read_bytes().endswith(b"\n")
+    return [json.loads(line) for _, line in (lines if whole else lines[:-1])]
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """In words, in which options two runs differ, but for those that change no result."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in sorted({*old, *new}) if name or key not in FREE]
+        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    return [] if old == new else [f"{name} is {old!r} there, and {new!r} here"]
+
+
+def _json(data: Any) -> str:
+    return json.dumps(finite(data), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more than what a run leaves that was killed before it began."""
+    return any(not (path.name.startswith(".") and path.name.endswith(".partial")) for path in folder.iterdir())
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.WriteError(f"cannot make the folder {str(folder)!r} ({error.strerror})") from error
+
+
+def _lock(folder: Path) -> int:
+    """Holds the folder for this process, until it ends however it may.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return os.open(os.devnull, os.O_RDONLY)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(held)
+        raise ValueError(
+            f"another process is writing to {str(folder)!r}: let it end, or choose another --out"
+        ) from error
+    return held
+
+
+class _Randomness:
+    """The global generators of Python, NumPy and torch, which lmgym leaves alone and somebody's score may use."""
+
+    def state(self) -> State:
+        kind, words, gauss = random.getstate()
+        name, keys, at, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+        tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
+        tensors["python"] = torch.tensor(words, dtype=torch.int64)
+        devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        tensors |= {f"cuda/{i}": state for i, state in enumerate(devices)}
+        return State({"python": [kind, gauss], "numpy": [str(name), at, has_gauss, cached]}, tensors)
+
+    def restore(self, state: State) -> None:
+        tensors, (kind, gauss) = state.tensors, state.data["python"]
+        random.setstate((kind, tuple(tensors["python"].tolist()), gauss))
+        name, *rest = state.data["numpy"]
+        np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        torch.set_rng_state(tensors["torch"])
+        devices = [tensors[name] for name in sorted(tensors) if name.startswith("cuda/")]
+        if devices and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(devices)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the global generators, for scores and tasks of one's own that use them; lmgym itself does not."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 def _tracker(name: str) -> Any:

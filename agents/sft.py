@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents import functional as F
-from agents.learner import Learner
+from agents.learner import STEP_METRICS, Learner
 from lmgym.models import LanguageModel
 from lmgym.texts import Example, Row, encode, pack
 
@@ -27,8 +26,7 @@ class Config:
 METRICS = {
     "loss/train": "negative log-likelihood of the minibatch's learned tokens, mean over tokens, in nats",
     "loss/test": "the same on held-out examples",
-    "optimizer/grad_norm": "norm of the gradient before clipping",
-}
+} | STEP_METRICS
 
 
 def nll(lm: LanguageModel, rows: Sequence[Row], adapter: str | None = None) -> tuple[Tensor, Tensor]:
@@ -63,15 +61,18 @@ def train(
         raise ValueError("there are no examples to fine-tune on")
     rows = [encode(lm, example, config.max_tokens) for example in examples]
     steps = config.epochs * -(-len(rows) // config.minibatch_rows)
-    step = 0
-    before = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out else {}
-    for _ in range(config.epochs):
-        for batch in learner.minibatches(len(rows), config.minibatch_rows):
-            learner.schedule(step / steps)
-            loss, mask = nll(lm, [rows[i] for i in batch.tolist()], adapter)
+    for step, batch in learner.passes(len(rows), config.minibatch_rows, config.epochs):
+        measured = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out and not step else {}
+        learner.schedule(step / steps)
+        minibatch = [rows[i] for i in batch.tolist()]
+        learned = max(1, sum(len(ids) - given for ids, given in minibatch))
+
+        def share(part: Sequence[Row], learned: int = learned) -> Tensor:
+            loss, mask = nll(lm, part, adapter)
             learner.metrics.add("loss/train", loss, mask)
-            learner.step(F.masked_mean(loss, mask))
-            step += 1
-            after = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out and step == steps else {}
-            yield learner.metrics.drain() | before | after
-            before = {}
+            return torch.where(mask, loss, 0.0).sum() / learned
+
+        learner.descend(minibatch, share, describe=lambda row: repr(lm.decode(row[0])))
+        if held_out and step + 1 == steps:
+            measured = {"loss/test": evaluate(lm, held_out, config, adapter)}
+        yield learner.drain() | measured

@@ -291,7 +291,9 @@ class LanguageModel:
         if pad_token is not None:
             tokenizer.add_special_tokens({"pad_token": pad_token})
             if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)  # new rows are drawn: the same ones each time that a model is loaded
+                    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         self.eos_ids = _eos_ids(model, tokenizer)
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id in self.eos_ids:
             problem = "no padding token" if tokenizer.pad_token_id is None else "a padding token that also ends texts"
@@ -505,6 +507,21 @@ class LanguageModel:
         with quietly():
             self.model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(folder)
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Takes over the weights that `save` wrote for this same model, which must have no adapters.
+
+        Raises:
+            ValueError: the folder holds another model's, or none.
+        """
+        if self.adapters:
+            raise ValueError("load_weights() wants a model without adapters")
+        saved = load_folder(str(folder), str(folder), self.device, self.model.dtype)
+        try:
+            self.model.load_state_dict(saved.model.state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{str(folder)!r} holds the weights of another model ({reason})") from error
 
     def merge_adapter(self) -> None:
         """Folds the only adapter into the base weights and leaves a model without adapters."""

@@ -162,12 +162,18 @@ class Score:
     Args:
         components: for each name a score function, or a pair (weight, score function).
         shift: a constant taken off the sum, such as the mean score of the starting policy.
+        finite: whether a score that is not finite raises; False passes it on, for a learner that skips such steps.
 
     Example:
         `Score({"reward_model": reward_model, "brevity": (-0.01, count_words)})`
     """
 
-    def __init__(self, components: Mapping[str, ScoreFunction | tuple[float, ScoreFunction]], shift: float = 0.0):
+    def __init__(
+        self,
+        components: Mapping[str, ScoreFunction | tuple[float, ScoreFunction]],
+        shift: float = 0.0,
+        finite: bool = True,
+    ):
         if not components:
             raise ValueError("a Score needs at least one component: Score({'name': function})")
         self.components = {
@@ -175,6 +181,7 @@ class Score:
             for name, component in components.items()
         }
         self.shift = shift
+        self.finite = finite
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Score":
         # gymnasium's env.spec deep-copies every argument of make(); a reward model inside must not be copied.
@@ -192,20 +199,27 @@ class Score:
                 component and the text.
         """
         return {
-            name: _checked(name, function(prompts, completions), prompts, completions)
+            name: _checked(name, function(prompts, completions), prompts, completions, self.finite)
             for name, (_, function) in self.components.items()
         }
 
     def total(self, breakdown: Mapping[str, Sequence[float]]) -> list[float]:
         """The weighted sums of what `breakdown` gave."""
         columns = [[weight * s for s in breakdown[name]] for name, (weight, _) in self.components.items()]
-        return [math.fsum(row) - self.shift for row in zip(*columns, strict=True)]
+        return [_sum(row) - self.shift for row in zip(*columns, strict=True)]
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         return self.total(self.breakdown(prompts, completions))
 
 
-def _checked(name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+def _sum(numbers: Sequence[float]) -> float:
+    # fsum raises on ∞ − ∞.
+    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else math.nan
+
+
+def _checked(
+    name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion], finite: bool
+) -> list[float]:
     try:
         values = [float(s) for s in scores]
     except (TypeError, ValueError):
@@ -216,7 +230,7 @@ def _checked(name: str, scores: Any, prompts: Sequence[Prompt], completions: Seq
             "for each, in order"
         )
     for value, prompt, completion in zip(values, prompts, completions, strict=True):
-        if not math.isfinite(value):
+        if finite and not math.isfinite(value):
             raise ValueError(
                 f"the score {name!r} returned {value} for the completion {completion.text!r} of the prompt "
                 f"{prompt.text!r}; scores must be finite"

@@ -37,7 +37,7 @@ def first_gradient(module: ModuleType, run: Run, **config: Any) -> list[Tensor]:
     """Of the first loss that an algorithm steps down from, for each trained parameter."""
     found: list[list[Tensor]] = []
 
-    def move() -> None:
+    def move(examine: object = None) -> None:
         found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in run.learner.parameters])
         run.learner.optimizer.zero_grad()
 

@@ -4,9 +4,9 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from lmgym import files
 from lmgym.jsonl import read_numbered
 
 
@@ -59,4 +59,4 @@ def write_comparisons(path: str | os.PathLike[str], comparisons: Iterable[Compar
         else:
             row["ranking"] = list(comparison.ranked)
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-    Path(path).write_text("".join(rows), encoding="utf-8")
+    files.write(path, "".join(rows))
