@@ -251,16 +251,8 @@ class Learner:
         for _ in range(epochs):
             for rows in self.minibatches(len(batch.mask), minibatch_rows or len(batch.mask)):
                 weights = weigh(batch.mask[rows])
-                passes: list[tuple[Tensor, int]] = []
-
-                def attempt(rows: Tensor = rows, weights: Tensor = weights, passes: list[Any] = passes) -> None:
-                    passes[:] = self._passes(rows, lengths, width)
-                    for part, steps in passes:
-                        old = batch[rows[part]].first_steps(steps)
-                        with record_function("lmgym/forward"):
-                            weighted = self._weighted(policy, old, loss, weights[part, :steps])
-                        self.backward(weighted)
-
+                passes = partial(self._passes, rows, lengths, width)
+                attempt = partial(self._run_passes, policy, batch, rows, loss, weights, passes)
                 self._within_memory(attempt, partial(self._shorter_passes, passes, width))
                 self.metrics.end_sum("policy/loss")
                 if extra is not None:
@@ -290,6 +282,22 @@ class Learner:
 
         self._within_memory(attempt, lambda: self._fewer_items(len(items)))
         self.move(lambda: guards.examine_items(self.parameters, items, share, describe))
+
+    def _run_passes(
+        self,
+        policy: TokenPolicy,
+        batch: Batch,
+        rows: Tensor,
+        loss: Loss,
+        weights: Tensor,
+        passes: Callable[[], list[tuple[Tensor, int]]],
+    ) -> None:
+        """Adds up the gradient of a minibatch."""
+        for part, steps in passes():
+            old = batch[rows[part]].first_steps(steps)
+            with record_function("lmgym/forward"):
+                weighted = self._weighted(policy, old, loss, weights[part, :steps])
+            self.backward(weighted)
 
     @staticmethod
     def _examine(policy: TokenPolicy, batch: Batch, rows: Tensor, loss: Loss, weights: Tensor) -> Any:
@@ -327,10 +335,11 @@ class Learner:
                 )
             self.say(f"memory ran out ({reason}): the step is taken again in passes of {now}, with the same result")
 
-    def _shorter_passes(self, passes: Sequence[tuple[Tensor, int]], width: int) -> str:
-        if max((len(part) for part, _ in passes), default=1) == 1:
+    def _shorter_passes(self, passes: Callable[[], list[tuple[Tensor, int]]], width: int) -> str:
+        tried = passes()
+        if max(len(part) for part, _ in tried) == 1:
             return ""
-        self._pass_tokens = max(len(part) * (width + steps) for part, steps in passes) // 2
+        self._pass_tokens = max(len(part) * (width + steps) for part, steps in tried) // 2
         return f"at most {self._pass_tokens} tokens"
 
     def _fewer_items(self, count: int) -> str:

@@ -35,6 +35,7 @@ from agents.guards import BadStep
 from lmgym import files
 from lmgym.env import printable
 from lmgym.jsonl import read_lines
+from lmgym.reward import ScoreError
 
 PACKAGES = ("lmgym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy")
 FREE = ("out", "resume", "threads", "track", "limits")
@@ -102,6 +103,7 @@ class Run:
         self.started = time.perf_counter()
         self.finished: dict[str, Any] = {}
         self.warnings: list[str] = []
+        self._command = arguments[0] if arguments else "train"
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self.limits.keep_checkpoints)
         self._state: State | None = None
         self._given: set[str] = set()
@@ -124,7 +126,7 @@ class Run:
             self._lock = _lock(self.folder)
             self._take_up(json.loads(_json(config)))
         else:
-            _make(self.folder)
+            files.make_folder(self.folder)
             self._lock = _lock(self.folder)
             self.write("config.json", config)
         stands = self._state.part("run") if self._state else State({"metrics_bytes": 0, "seconds": 0})
@@ -154,9 +156,13 @@ class Run:
         for tracker in self._trackers:
             tracker.finish()
         if isinstance(failure, BadStep):
-            self._keep_reproduction(failure)
-        elif failure is not None and not isinstance(failure, Stopped):
+            self._keep_reproduction(failure.reproduction)
+        elif isinstance(failure, ScoreError):
+            self._keep_reproduction(State(vars(failure)))
+        if failure is not None and not isinstance(failure, Stopped):
             self._withdraw()
+            if self._checkpoints.all():
+                self.say(f"what was done until then is saved; to go on: {self._again()}")
         os.close(self._lock)
 
     # Where it stands -----------------------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ class Run:
         if found:
             raise ValueError(
                 f"{str(self.folder)!r} holds another run ({'; '.join(found[:3])}): {remedy}; or go on with that "
-                f"one: lmgym train --resume {shlex.quote(str(self.folder))}"
+                f"one: {self._again()}"
             )
         changed = [name for name, value in config["inputs"].items() if old.get("inputs", {}).get(name) != value]
         for name in [name for name in changed if name.endswith(".py")]:
@@ -286,8 +292,10 @@ class Run:
         status = self._stop_status()
         if status is not None:
             why = f"the time limit of {self.limits.max_time:g} s" if status == 3 else signal.Signals(status - 128).name
-            again = f"lmgym train --resume {shlex.quote(str(self.folder))}"
-            raise Stopped(f"stopped by {why}{f' after {where}' if where else ''}; go on with: {again}", status)
+            raise Stopped(f"stopped by {why}{f' after {where}' if where else ''}; go on with: {self._again()}", status)
+
+    def _again(self) -> str:
+        return f"lmgym {self._command} --resume {shlex.quote(str(self.folder))}"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked_to_stop is not None:
@@ -316,9 +324,9 @@ class Run:
         _Randomness().restore(state.part("random"))
         self._state = None
 
-    def _keep_reproduction(self, failure: BadStep) -> None:
+    def _keep_reproduction(self, state: State) -> None:
         with suppress(OSError):
-            write_state(self.path("bad_step"), failure.reproduction)
+            write_state(self.path("bad_step"), state)
             self.say(f"what happened can be looked at in {self.path('bad_step')}")
 
     def _withdraw(self) -> None:
@@ -565,13 +573,6 @@ def _json(data: Any) -> str:
 def _holds_something(folder: Path) -> bool:
     """Whether there is more than what a run leaves that was killed before it began."""
     return any(not (path.name.startswith(".") and path.name.endswith(".partial")) for path in folder.iterdir())
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.WriteError(f"cannot make the folder {str(folder)!r} ({error.strerror})") from error
 
 
 def _lock(folder: Path) -> int:

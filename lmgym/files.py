@@ -89,6 +89,16 @@ def write_folder(path: str | os.PathLike[str], writer: Callable[[Path], object])
         writer(aside)
 
 
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Makes a folder, and those that it is in, where they are not there yet.
+
+    Raises:
+        WriteError: it could not be made.
+    """
+    with _naming(Path(path)):
+        os.makedirs(path, exist_ok=True)
+
+
 def digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, or of all files of a folder and their names."""
     path = Path(path)
@@ -146,7 +156,8 @@ class Lines:
             os.fsync(self._file)
 
     def close(self) -> None:
-        os.close(self._file)
+        with _naming(self.path):
+            os.close(self._file)
 
 
 @contextmanager

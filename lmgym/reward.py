@@ -1,8 +1,10 @@
 """The reward, `score · [token is last] − β · KL`: its KL forms, KL estimators, β controllers, and composed scores."""
 
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -156,6 +158,20 @@ def _check_beta(beta: float) -> None:
         raise ValueError(f"beta={beta} must be 0 or more: it is the price of a nat of KL, in units of the score")
 
 
+class ScoreError(ValueError):
+    """A score function failed, or gave something that is no score.
+
+    Attributes:
+        name: the component's.
+        prompt: the text at fault, as far as it is known.
+        completion: what followed it.
+    """
+
+    def __init__(self, message: str, name: str, prompt: str = "", completion: str = ""):
+        super().__init__(message)
+        self.name, self.prompt, self.completion = name, prompt, completion
+
+
 class Score:
     """A weighted sum of named score functions, and the breakdown.
 
@@ -195,11 +211,11 @@ class Score:
         """The unweighted score of each completion under each component.
 
         Raises:
-            ValueError: a component returns the wrong number of scores, or one that is not finite; it names the
-                component and the text.
+            ScoreError: a component raises, or returns the wrong number of scores, or one that is not finite; it names
+                the component and the text.
         """
         return {
-            name: _checked(name, function(prompts, completions), prompts, completions, self.finite)
+            name: _checked(name, _call(name, function, prompts, completions), prompts, completions, self.finite)
             for name, (_, function) in self.components.items()
         }
 
@@ -210,6 +226,23 @@ class Score:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         return self.total(self.breakdown(prompts, completions))
+
+
+def _call(name: str, function: ScoreFunction, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Any:
+    try:
+        return function(prompts, completions)
+    except (ScoreError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"the score {name!r} raised {type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            try:
+                function([prompt], [completion])
+            except Exception:  # the same, one would think
+                text = f"for the completion {completion.text!r} of the prompt {prompt.text!r} (row {row})"
+                raise ScoreError(f"{said} {text}", name, prompt.text, completion.text) from error
+        raise ScoreError(f"{said}, but for none of the {len(completions)} completions alone", name) from error
 
 
 def _sum(numbers: Sequence[float]) -> float:
@@ -223,16 +256,21 @@ def _checked(
     try:
         values = [float(s) for s in scores]
     except (TypeError, ValueError):
-        raise ValueError(f"the score {name!r} must return one number per completion, not {scores!r}") from None
+        message = f"the score {name!r} must return one number per completion, not {scores!r}"
+        raise ScoreError(message, name) from None
     if len(values) != len(completions):
-        raise ValueError(
+        raise ScoreError(
             f"the score {name!r} returned {len(values)} numbers for {len(completions)} completions; it must return one "
-            "for each, in order"
+            "for each, in order",
+            name,
         )
-    for value, prompt, completion in zip(values, prompts, completions, strict=True):
+    for row, (value, prompt, completion) in enumerate(zip(values, prompts, completions, strict=True)):
         if finite and not math.isfinite(value):
-            raise ValueError(
+            raise ScoreError(
                 f"the score {name!r} returned {value} for the completion {completion.text!r} of the prompt "
-                f"{prompt.text!r}; scores must be finite"
+                f"{prompt.text!r} (row {row}); scores must be finite",
+                name,
+                prompt.text,
+                completion.text,
             )
     return values

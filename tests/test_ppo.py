@@ -138,7 +138,7 @@ def test_one_step_is_reinforce(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Tensor] = []
     adapted = run.policy.lm.adapter_parameters("policy")
     monkeypatch.setattr(
-        run.learner, "move", lambda: taken.append(torch.cat([torch.as_tensor(p.grad).flatten() for p in adapted]))
+        run.learner, "move", lambda *_: taken.append(torch.cat([torch.as_tensor(p.grad).flatten() for p in adapted]))
     )
     train(run, updates=1, epochs=1, minibatch_rows=64, lam=1.0, value_coef=0.0, whiten_advantages=False)
 
