@@ -179,7 +179,7 @@ class Checkpoints:
         before = self.all()
         number = int(before[-1].name.partition("-")[0]) + 1 if before else 1
         path = self.folder / f"{number:06}-{re.sub(r'[^A-Za-z0-9_.-]', '_', label)}"
-        files.make_folder(self.folder)
+        files.make_folder(self.folder)  # and not what it is in: if that is gone, something is wrong
         write_state(path, state)
         for old in before[: max(0, len(before) + 1 - self.keep)]:
             shutil.rmtree(old, ignore_errors=True)

@@ -86,7 +86,7 @@ def examine_batch(policy: TokenPolicy, batch: Batch, loss: Loss, weights: Tensor
             bad = batch.mask[row] & ~column[row].isfinite()
             if bool(bad.any()):
                 step = int(bad.nonzero()[0, 0])
-                found[row] = f"{_WORDS[name]} is {float(column[row, step])} at token {step}"
+                found[row] = f"{_WORDS[name]} is {column[row, step].item()} at token {step}"
         if found:  # what comes later is made of this, and of all rows together where advantages are whitened
             break
     for row in range(len(batch.mask)) if not found else ():
@@ -117,18 +117,18 @@ def _examine_row(policy: TokenPolicy, row: Batch, loss: Loss, weights: Tensor) -
     for name, column in zip(("log-probability", "value", "entropy"), new, strict=True):
         bad = row.mask & ~column.isfinite()
         if bool(bad.any()):
-            return f"the policy's {name} is {float(column[bad][0])} at token {int(bad.nonzero()[0, 1])}"
+            return f"the policy's {name} is {column[bad][0].item()} at token {int(bad.nonzero()[0, 1])}"
     value = loss(new, row)
     bad = row.mask & ~value.isfinite()
     if bool(bad.any()):
-        return f"the loss is {float(value[bad][0])} at token {int(bad.nonzero()[0, 1])}"
+        return f"the loss is {value[bad][0].item()} at token {int(bad.nonzero()[0, 1])}"
     return _gradient(policy.parameters(), (weights * torch.where(row.mask, value, 0.0)).sum())
 
 
 def _gradient(parameters: Sequence[nn.Parameter], loss: Tensor) -> str:
     """What is wrong with the gradient of a loss; "" if nothing is."""
     if not bool(loss.isfinite()):
-        return f"the loss is {float(loss)}"
+        return f"the loss is {loss.item()}"
     parts = torch.autograd.grad(loss, [p for p in parameters if p.requires_grad], allow_unused=True)
     return "" if all(bool(p.isfinite().all()) for p in parts if p is not None) else "the gradient is not finite"
 

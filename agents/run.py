@@ -124,9 +124,13 @@ class Run:
         }
         if self.folder.exists() and (not self.folder.is_dir() or _holds_something(self.folder)):
             self._lock = _lock(self.folder)
-            self._take_up(json.loads(_json(config)))
+            try:
+                self._take_up(json.loads(_json(config)))
+            except BaseException:
+                os.close(self._lock)
+                raise
         else:
-            files.make_folder(self.folder)
+            files.make_folder(self.folder, parents=True)
             self._lock = _lock(self.folder)
             self.write("config.json", config)
         stands = self._state.part("run") if self._state else State({"metrics_bytes": 0, "seconds": 0})
@@ -509,10 +513,8 @@ def _tensorboard(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Any:
         return None
     path = folder / "tensorboard"
     shutil.rmtree(path, ignore_errors=True)
-    try:
+    with files.naming(path):
         board = SummaryWriter(str(path))
-    except OSError as error:
-        raise files.WriteError(f"cannot write {str(path)!r} ({error.strerror})") from error
     for row in rows:
         _draw(board, folder, row["stage"], row["step"], {k: v for k, v in row.items() if k not in _PLACE})
     return board
@@ -522,13 +524,10 @@ _PLACE = ("stage", "step", "seconds")
 
 
 def _draw(board: Any, folder: Path, stage: str, step: int, metrics: Mapping[str, float | None]) -> None:
-    try:
+    with files.naming(folder / "tensorboard"):  # its own thread may have met the error some rows ago
         for name, value in metrics.items():
             if value is not None:
                 board.add_scalar(f"{stage}/{name}", value, step)
-    except OSError as error:  # its own thread met it, some rows ago
-        path = str(folder / "tensorboard")
-        raise files.WriteError(f"cannot write {path!r} ({error.strerror}); the last checkpoint is whole") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def write(path: str | os.PathLike[str], data: str | bytes) -> None:
         WriteError: it could not be written; what was there before is still there.
     """
     path = Path(path)
-    with written_aside(path) as aside, _naming(path):
+    with written_aside(path) as aside, naming(path):
         file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             _write_all(file, data.encode() if isinstance(data, str) else data)
@@ -53,11 +53,11 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     aside, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
-    with _naming(path):
+    with naming(path):
         _remove(aside)
     try:
         yield aside
-        with _naming(path):
+        with naming(path):
             _sync(aside)
             if path.is_dir() and not path.is_symlink():  # a folder is not replaced by a rename
                 _remove(old)
@@ -84,19 +84,22 @@ def write_folder(path: str | os.PathLike[str], writer: Callable[[Path], object])
         WriteError: it could not be written.
     """
     path = Path(path)
-    with written_aside(path) as aside, _naming(path):
+    with written_aside(path) as aside, naming(path):
         os.mkdir(aside)
         writer(aside)
 
 
-def make_folder(path: str | os.PathLike[str]) -> None:
-    """Makes a folder, and those that it is in, where they are not there yet.
+def make_folder(path: str | os.PathLike[str], parents: bool = False) -> None:
+    """Makes a folder where there is none yet; with `parents`, those that it is in too.
 
     Raises:
         WriteError: it could not be made.
     """
-    with _naming(Path(path)):
-        os.makedirs(path, exist_ok=True)
+    with naming(Path(path)):
+        if parents:
+            os.makedirs(path, exist_ok=True)
+        elif not os.path.isdir(path):
+            os.mkdir(path)
 
 
 def digest(path: str | os.PathLike[str]) -> str:
@@ -125,7 +128,7 @@ class Lines:
 
     def __init__(self, path: str | os.PathLike[str], length: int | None = None):
         self.path = Path(path)
-        with _naming(self.path):
+        with naming(self.path):
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             self.length = os.fstat(self._file).st_size
             if length is not None and length != self.length:
@@ -142,7 +145,7 @@ class Lines:
         """
         data = f"{line}\n".encode()
         try:
-            with _naming(self.path):
+            with naming(self.path):
                 _write_all(self._file, data)
         except WriteError:
             with suppress(OSError):
@@ -152,16 +155,16 @@ class Lines:
 
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
-        with _naming(self.path):
+        with naming(self.path):
             os.fsync(self._file)
 
     def close(self) -> None:
-        with _naming(self.path):
+        with naming(self.path):
             os.close(self._file)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Turns an error of the system into one that names the path and says what to do."""
     try:
         yield

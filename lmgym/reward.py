@@ -247,7 +247,7 @@ def _call(name: str, function: ScoreFunction, prompts: Sequence[Prompt], complet
 
 def _sum(numbers: Sequence[float]) -> float:
     # fsum raises on ∞ − ∞.
-    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else math.nan
+    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
 
 
 def _checked(

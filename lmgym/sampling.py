@@ -20,7 +20,8 @@ def search(
     total = cumulative[:, -1:]
     # Below the total even after rounding, so that the search stops at a token of positive probability.
     threshold = torch.minimum(share * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold, right=True), total
+    # Where weights are no numbers there is no such place; the log-probability then says so, and a learner looks at it.
+    return torch.searchsorted(cumulative, threshold, right=True).clamp_(max=cumulative.shape[-1] - 1), total
 
 
 def most_probable(logp: Float[Tensor, "*shape V"], top_k: int = 0, top_p: float = 1.0) -> Bool[Tensor, "*shape V"]:

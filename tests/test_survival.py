@@ -1,0 +1,574 @@
+"""Interrupted runs go on with the same bits; bad numbers and full memory end as they should."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lmgym
+from agents import cli, grpo, ppo, run, sft
+from agents.checkpoint import read_state
+from agents.guards import BadStep
+from agents.learner import Learner, LearnerConfig, RunningScale
+from agents.repeat import compare
+from agents.run import Run
+from lmgym import LanguageModel
+from lmgym.reward import Score
+from lmgym.tasks import Sort
+from lmgym.texts import Example
+
+pytestmark = pytest.mark.timeout(400)  # whole pipelines, on machines that may be busy
+
+QUICK = [
+    "train", "Sentiment", "--max-new-tokens=32", "--test-prompts=4", "--samples=1", "--checkpoint-seconds=0",
+    "--sft.examples=16", "--sft.test-examples=4", "--sft.minibatch-rows=4", "--preferences.prompts=12",
+    "--preferences.test-prompts=6", "--preferences.completions=2", "--reward.normalise-on=8", "--reward.epochs=1",
+    "--ppo.updates=3", "--ppo.rows=4", "--ppo.minibatch-rows=2", "--ppo.kl-target-nats=6", "--ppo.scale-score",
+]  # fmt: skip
+SORT = ["train", "Sort", "--sft.examples=0", "--test-prompts=4", "--samples=1", "--checkpoint-seconds=0"]
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the page takes as long as the run."""
+    monkeypatch.setattr("agents.report.write_report", lambda folder: Path(folder) / "report.html")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert cli.main([*QUICK, "--out", str(folder)]) == 0
+    return folder
+
+
+def at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, act: Callable[[Run], object]) -> None:
+    """Does something to a run once, at the boundary behind a step."""
+    boundary, done = Run._boundary, []
+
+    def wrapped(self: Run, where: str, number: int, *rest: Any) -> None:
+        if (where, number) == (stage, step) and not done:
+            done.append(True)
+            act(self)
+        boundary(self, where, number, *rest)
+
+    monkeypatch.setattr(Run, "_boundary", wrapped)
+
+
+def terminate(_: Run) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("stage", "step"),
+    [("sft", 2), ("sample train", 1), ("reward_model", 1), ("sample to normalise", 1), ("ppo", 1), ("ppo", 3)],
+)
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+    step: int,
+) -> None:
+    at(monkeypatch, stage, step, terminate)
+    arguments = [*QUICK, "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 128 + signal.SIGTERM
+    said = capsys.readouterr()
+    assert f"SIGTERM after {stage} {step}; go on with: lmgym train --resume {tmp_path / 'run'}" in said.err
+    assert cli.main(arguments) == 0
+    assert f"after step {step} of {stage}" in " ".join(capsys.readouterr().out.split())
+    assert all(compare(whole, tmp_path / "run").values())
+
+
+def test_a_run_goes_on_by_its_folder_alone_wherever_that_is(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at(monkeypatch, "ppo", 2, terminate)
+    assert cli.main([*QUICK, "--out", str(tmp_path / "here")]) == 143
+    (tmp_path / "here").rename(tmp_path / "there")
+    there = str(tmp_path / "there")
+    assert cli.main(["train", "--resume", there, "--ppo.lr", "1"]) == 2
+    assert "options.ppo.lr is 0.002 there, and 1.0 here" in capsys.readouterr().err
+    assert cli.main(["sft", "--resume", there]) == 2
+    assert "is a run of `lmgym train`" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", there]) == 0
+    assert all(compare(whole, tmp_path / "there").values())
+    assert cli.main(["train", "--resume", there]) == 2
+    assert "finished" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at(monkeypatch, "ppo", 2, terminate)
+    arguments = [*QUICK, "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 143
+    newest = max((tmp_path / "run" / "checkpoints").iterdir()) / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert cli.main(arguments) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "tensors.safetensors' is damaged (its checksum is another): using the one before it" in out
+    assert "after step 1 of ppo" in out
+    assert all(compare(whole, tmp_path / "run").values())
+
+
+def test_what_a_finished_stage_left_must_still_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at(monkeypatch, "ppo", 1, terminate)
+    arguments = [*QUICK, "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 143
+    weights = tmp_path / "run" / "reward_model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"12345678")
+    assert cli.main(arguments) == 2
+    assert "reward_model' is not what the run wrote there" in capsys.readouterr().err
+
+
+def test_the_files_that_a_run_reads_must_be_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"say {i}:\n" for i in range(50)))
+    at(monkeypatch, "ppo", 1, terminate)
+    arguments = [*SORT, "--prompts", str(prompts), "--reward", "tiny-reward", "--ppo.rows=4", "--ppo.updates=2"]
+    arguments += ["--max-new-tokens=4", "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 143
+    prompts.write_text("".join(f"shout {i}:\n" for i in range(50)))
+    assert cli.main(arguments) == 2
+    assert "prompts.txt has changed since the run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sft", "reward"])
+def test_stages_alone_go_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    preferences = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"is {i} good?", "chosen": f" yes, {i} is", "rejected": f" no {i}"} for i in range(12)]
+    preferences.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = {
+        "sft": ["sft", "Sort", "--examples=16", "--minibatch-rows=4", "--lora-rank=2", "--checkpoint-seconds=0"],
+        "reward": ["reward", "--preferences", str(preferences), "--minibatch-prompts=2", "--checkpoint-seconds=0"],
+    }[command]
+    assert cli.main([*made, "--out", str(tmp_path / "whole")]) == 0
+    at(monkeypatch, "sft" if command == "sft" else "reward_model", 3, terminate)
+    assert cli.main([*made, "--out", str(tmp_path / "cut")]) == 143
+    assert cli.main([command, "--resume", str(tmp_path / "cut")]) == 0
+    assert all(compare(tmp_path / "whole", tmp_path / "cut").values())
+
+
+def test_the_time_limit_saves_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]
+    assert cli.main([*arguments, "--max-time=0.001"]) == 3
+    assert "the time limit of 0.001 s" in capsys.readouterr().err
+    assert cli.main(arguments) == 0, "a limit is no option that results depend on"
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(_: Run) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at(monkeypatch, "ppo", 1, twice)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]) == 130
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert not [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if "ppo" in path.name]
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", {"seed": 0}), pytest.raises(ValueError, match="another process is writing"):
+        Run(tmp_path / "run", {"seed": 0})
+    with pytest.raises(ValueError, match="holds another run \\(seed is 0 there, and 1 here\\)"):
+        Run(tmp_path / "run", {"seed": 1})
+
+
+def test_a_folder_that_vanishes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("agents.run._tensorboard", lambda *_: None)
+    at(monkeypatch, "ppo", 1, lambda run: shutil.rmtree(run.folder))
+    assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write '{tmp_path / 'run'}" in said
+    assert "the folder is gone" in said
+
+
+def test_tensorboard_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensorboard.SummaryWriter, "add_scalar", full)
+    assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]) == 2
+    assert "tensorboard' (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_run_is_repeated_and_compared(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = tmp_path / "again"
+    assert cli.main(["repeat", str(whole), "--out", str(again)]) == 0
+    rows = (again / "metrics.jsonl").read_text().splitlines()
+    rows[-1] = json.dumps(json.loads(rows[-1]) | {"score/mean": 0.123})
+    (again / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    assert [name for name, same in compare(whole, again).items() if not same] == ["metrics.jsonl"]
+    assert cli.main(["repeat", str(tmp_path)]) == 2
+    assert "no config.json" in capsys.readouterr().err
+
+
+ALGORITHM = '''"""Counts for itself."""
+from dataclasses import dataclass
+@dataclass(frozen=True)
+class Config:
+    """Nothing."""
+    updates: int = 3
+    """Rollouts."""
+def train(policy, env, learner, config):
+    for update in range(config.updates):
+        yield {"score/mean": float(update)}
+'''
+
+
+def test_an_algorithm_that_counts_for_itself_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(ALGORITHM)
+    at(monkeypatch, "mine", 2, terminate)
+    arguments = [*SORT, "--algorithm", str(tmp_path / "mine.py"), "--mine.rows=4", "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 143
+    assert cli.main(arguments) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+
+
+# Learners and what they keep ---------------------------------------------------------------------------------------
+
+
+def world(rows: int = 8, kind: str = "none", **config: Any) -> tuple[lmgym.Policy, lmgym.TokenVectorEnv, Learner]:
+    lm = lmgym.load("tiny")
+    lm.add_adapter("policy", rank=2)
+    policy = lmgym.Policy(lm, critic="head")
+    env = lmgym.TokenVectorEnv(rows, task=Sort(), model=lm, max_new_tokens=8, kl="sampled", beta=0.02)
+    return policy, env, Learner(policy.parameters(), LearnerConfig(lr=1e-3, **config), seed=3)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_learner_goes_on_in_another_process_as_it_were(ema: float) -> None:
+    """Moments, moving average, generator, the scale of scores and the place in the given texts."""
+    settings = ppo.Config(updates=4, scale_score=True, ptx_coef=0.1, ptx_rows=3, minibatch_rows=4)
+    texts = [Example(f"count {i}:", f" {i + 1}") for i in range(10)]
+    policy, env, learner = world(ema_decay=ema)
+    states = []
+    for _ in ppo.train(policy, env, learner, settings, texts):
+        states.append(learner.state())
+        states[-1] = type(states[-1])(states[-1].data, {k: v.clone() for k, v in states[-1].tensors.items()})
+    policy, env, other = world(ema_decay=ema)
+    other.restore(states[1])
+    assert len(list(ppo.train(policy, env, other, settings, texts))) == 2
+    end, wanted = other.state(), states[-1]
+    assert end.data == wanted.data
+    assert {"scale/mean", "examples/order", "learner/generator"} <= set(end.tensors)
+    assert all(torch.equal(end.tensors[name], tensor) for name, tensor in wanted.tensors.items())
+    assert len(list(ppo.train(policy, env, other, settings, texts))) == 4, "it trains again when it is asked again"
+
+
+def test_a_state_of_another_learner_is_refused_and_changes_nothing() -> None:
+    policy, env, learner = world()
+    next(ppo.train(policy, env, learner, ppo.Config(updates=1)))
+    state = learner.state()
+    before = [p.detach().clone() for p in learner.parameters]
+    _, _, other = world(ema_decay=0.5)
+    for target, changed in (
+        (other, {}),
+        (learner, {"learner/optimizer/0000/exp_avg": torch.zeros(3)}),
+        (learner, {"learner/optimizer/0000/more": torch.zeros(3)}),
+        (learner, {"learner/parameter/0001": torch.zeros(3)}),
+    ):
+        with pytest.raises(ValueError, match="the checkpoint"):
+            target.restore(type(state)(state.data, state.tensors | changed))
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
+    with pytest.raises(ValueError, match="whole number"):
+        learner.restore(type(state)({"learner": state.data["learner"] | {"position": 1.5}}, state.tensors))
+
+
+def test_the_running_scale_takes_only_numbers_that_are_some() -> None:
+    one, two = RunningScale(), RunningScale()
+    x = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    for part in x.split(7):
+        last = one.update(part)
+        two.update(torch.cat([part, torch.tensor([float("nan"), float("inf")])]))
+    assert last == pytest.approx(float(x.std()), rel=1e-5)
+    assert two.update(torch.tensor([float("nan")])) == pytest.approx(float(x.std()), rel=1e-5)
+
+
+# Numbers that are none ---------------------------------------------------------------------------------------------
+
+
+def poisoned(env: lmgym.TokenVectorEnv, row: int, value: float, update: int = 1) -> None:
+    """The score of one row of one rollout is no number."""
+    kept, calls = env.score, []
+
+    def score(prompts: Any, completions: Any) -> list[float]:
+        calls.append(len(completions))
+        scores = kept(prompts, completions)
+        return [value if len(calls) == update and i == row else s for i, s in enumerate(scores)]
+
+    env.score = Score({kept.names[0]: score}, finite=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("algorithm", [ppo, grpo])
+def test_a_bad_reward_stops_the_step_and_names_the_row(algorithm: Any, value: float) -> None:
+    policy, env, learner = world()
+    poisoned(env, 5, value)
+    before = [p.detach().clone() for p in learner.parameters]
+    config = ppo.Config(updates=2) if algorithm is ppo else grpo.Config(updates=2, group=4, kl_loss="none")
+    with pytest.raises(BadStep, match=f"row \\d: the reward is {value} at token") as found:
+        list(algorithm.train(policy, env, learner, config))
+    assert "update 0, step 0: the gradient is not finite, and the step was not taken" in str(found.value)
+    assert env.prompts[5].text in str(found.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
+    reproduction = found.value.reproduction
+    assert not bool(reproduction.tensors["rewards"].isfinite().all())
+    assert sum(name.startswith("parameter/") for name in reproduction.tensors) == len(learner.parameters)
+
+
+def test_bad_steps_are_skipped_and_counted() -> None:
+    policy, env, learner = world()
+    learner.on_bad_step = "skip"
+    poisoned(env, 5, float("nan"))
+    before = [p.detach().clone() for p in learner.parameters]
+    updates = ppo.train(policy, env, learner, ppo.Config(updates=2, epochs=1, minibatch_rows=4))
+    assert next(updates)["optimizer/bad_steps"] == 2, "advantages are whitened over the rollout: no row is left"
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
+    assert all(int(of["step"]) == 0 for of in learner.optimizer.state.values())
+    row = next(updates)
+    assert row["optimizer/bad_steps"] == 0
+    assert all(bool(p.isfinite().all()) for p in learner.parameters)
+    assert not any(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True) if bool(b.any()))
+
+
+def test_a_ruined_parameter_is_found() -> None:
+    policy, env, learner = world()
+    with torch.no_grad():
+        learner.parameters[1][0, 0] = float("nan")
+    with pytest.raises(BadStep, match="1 of the parameters themselves are not finite"):
+        list(ppo.train(policy, env, learner, ppo.Config(updates=1)))
+
+
+def test_the_row_whose_own_loss_is_bad_is_found() -> None:
+    """The rollout is sound, and one row's pass is not."""
+    policy, env, learner = world()
+    evaluate, bad = policy.evaluate, []
+
+    def evaluated(sequences: Any, entropies: bool = True) -> Any:
+        found = evaluate(sequences, entropies)
+        bad[:] = bad or [sequences.prompt_ids[:1]]
+        here = (sequences.prompt_ids == bad[0]).all(1, keepdim=True)
+        return found._replace(logp=torch.where(here, found.logp * float("inf"), found.logp))
+
+    policy.evaluate = evaluated  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(BadStep, match=r"row \d: the policy's log-probability is -?inf at token 0") as found:
+        list(ppo.train(policy, env, learner, ppo.Config(updates=1)))
+    assert "rows more" not in str(found.value)
+
+
+def test_a_bad_text_in_fine_tuning_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = lmgym.load("tiny")
+    for parameter in lm.model.parameters():
+        parameter.requires_grad_(True)
+    nll = sft.nll
+
+    def bad(lm: LanguageModel, rows: Any, adapter: Any = None) -> Any:
+        loss, mask = nll(lm, rows, adapter)
+        return loss * torch.tensor([[float("nan") if "7" in lm.decode(ids) else 1.0] for ids, _ in rows]), mask
+
+    monkeypatch.setattr(sft, "nll", bad)
+    examples = [Example(f"say {i}:", f" {i}.") for i in range(5, 9)]
+    learner = Learner(lm.model.parameters(), LearnerConfig())
+    with pytest.raises(BadStep, match=r"row \d: the loss is nan. Its text: 'say 7: 7") as found:
+        list(sft.train(lm, examples, [], learner, sft.Config(minibatch_rows=4)))
+    assert "rows more" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return [float('nan') if i == 2 else 1.0 for i in range(len(completions))]", "the score 'score' returned nan"),
+        ("return [1.0 / (len(c.text) - len(c.text)) for c in completions]", "raised ZeroDivisionError"),
+    ],
+)
+def test_a_score_that_fails_ends_in_one_line_with_its_text_and_a_reproduction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, said: str
+) -> None:
+    (tmp_path / "mine.py").write_text(f"def score(prompts, completions):\n    {body}\n")
+    arguments = [*SORT, "--reward", f"{tmp_path / 'mine.py'}:score", "--ppo.rows=4", "--ppo.updates=1"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert "of the prompt" in error
+    kept = read_state(tmp_path / "run" / "bad_step")
+    assert kept.data["name"] == "score"
+    assert kept.data["prompt"]
+    if "nan" in said:
+        assert cli.main([*arguments, "--on-bad-step=skip", "--out", str(tmp_path / "skipped")]) == 0
+        rows = [json.loads(line) for line in (tmp_path / "skipped" / "metrics.jsonl").read_text().splitlines()]
+        assert rows[-1]["optimizer/bad_steps"] > 0
+        assert "NaN" not in (tmp_path / "skipped" / "metrics.jsonl").read_text()
+        assert "were skipped" in " ".join(capsys.readouterr().out.split())
+
+
+# Memory ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no"), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: x")]
+)
+def test_a_step_that_memory_does_not_hold_is_taken_in_smaller_passes(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    settings = ppo.Config(updates=2, minibatch_rows=8)
+    policy, env, learner = world()
+    wanted = list(ppo.train(policy, env, learner, settings))
+    end = [p.detach().clone() for p in learner.parameters]
+
+    policy, env, learner = world()
+    said: list[str] = []
+    learner.say = said.append
+    evaluate = policy.evaluate
+
+    def limited(sequences: Any, entropies: bool = True) -> Any:
+        if len(sequences.tokens) > 3:
+            evaluate(sequences, entropies)
+            raise error
+        return evaluate(sequences, entropies)
+
+    policy.evaluate = limited  # pyright: ignore[reportAttributeAccessIssue]
+    found = list(ppo.train(policy, env, learner, settings))
+    assert said
+    assert all("with the same result" in text for text in said)
+    assert len(said) <= 3, "once it knows, it keeps to smaller passes"
+    for a, b in zip(end, learner.parameters, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    for one, other in zip(wanted, found, strict=True):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+def test_a_row_that_memory_does_not_hold_ends_with_what_to_do() -> None:
+    policy, env, learner = world()
+    learner.say = lambda text: None
+
+    def never(sequences: Any, entropies: bool = True) -> Any:
+        raise MemoryError
+
+    policy.evaluate = never  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(MemoryError, match="a pass of one row is the smallest"):
+        list(ppo.train(policy, env, learner, ppo.Config(updates=1)))
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    policy, env, learner = world()
+
+    def wrong(sequences: Any, entropies: bool = True) -> Any:
+        raise RuntimeError("shapes do not fit")
+
+    policy.evaluate = wrong  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        list(ppo.train(policy, env, learner, ppo.Config(updates=1)))
+
+
+def test_fine_tuning_takes_smaller_passes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [Example(f"say {i}:", f" {i}." * (i % 3 + 1)) for i in range(8)]
+
+    def tuned(most: int) -> tuple[LanguageModel, list[dict[str, float]], list[str]]:
+        lm, said = lmgym.load("tiny"), []
+        lm.add_adapter("sft", rank=2)
+        for parameter in lm.adapter_parameters("sft"):
+            parameter.requires_grad_(True)
+        learner = Learner(lm.adapter_parameters("sft"), LearnerConfig(), say=said.append)
+        nll = sft.nll
+
+        def limited(lm: LanguageModel, rows: Any, adapter: Any = None) -> Any:
+            if len(rows) > most:
+                raise MemoryError
+            return nll(lm, rows, adapter)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sft, "nll", limited)
+            return lm, list(sft.train(lm, examples, [], learner, sft.Config(minibatch_rows=4), "sft")), said
+
+    whole, rows, said = tuned(100)
+    parts, part_rows, part_said = tuned(1)
+    assert not said
+    assert len(part_said) == 2, "4 rows, 2, 1"
+    for a, b in zip(whole.adapter_parameters("sft"), parts.adapter_parameters("sft"), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert [row["loss/train"] for row in part_rows] == pytest.approx([row["loss/train"] for row in rows], rel=1e-5)
+
+
+# What a run keeps about itself -------------------------------------------------------------------------------------
+
+
+def test_global_generators_go_on_too(tmp_path: Path) -> None:
+    import random
+
+    import numpy as np
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    run.seed_everything(5)
+    draw()
+    state = run._Randomness().state()
+    wanted = draw()
+    run.seed_everything(6)
+    run._Randomness().restore(state)
+    assert draw() == wanted
+
+
+def test_the_best_update_is_kept(tmp_path: Path) -> None:
+    from agents.pipeline import Best
+
+    parameter = torch.zeros(3)
+    best = Best("score/mean", [parameter])
+    for score in (0.1, 0.9, 0.3):
+        parameter.fill_(score)
+        best.look({"score/mean": score})
+        again = Best("score/mean", [parameter])
+        again.restore(best.state())
+        best = again
+    assert (best.value, best.update) == (0.9, 2)
+    with best.instead():
+        assert torch.equal(parameter, torch.full((3,), 0.9))
+    assert torch.equal(parameter, torch.full((3,), 0.3))
+    none = Best("no such metric", [parameter])
+    none.look({"score/mean": 1.0})
+    none.restore(none.state())
+    assert not none.kept
+
+
+@pytest.fixture
+def unwritable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only disk; permissions do not stop the user that tests often run as."""
+    open_file = os.open
+
+    def refuse(path: Any, flags: int, *more: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(30, "Read-only file system")
+        return open_file(path, flags, *more)
+
+    monkeypatch.setattr("lmgym.files.os.open", refuse)
+
+
+def test_a_read_only_disk_is_named_before_anything_is_trained(
+    tmp_path: Path, unwritable: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*SORT, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "config.json' (Read-only file system)" in said
+    assert "choose another folder" in said
