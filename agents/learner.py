@@ -22,6 +22,7 @@ from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.reward import kl_estimates
 from lmgym.rollout import RolloutBuffer
 from lmgym.texts import Example, Texts, encode, pack
+from lmgym.trunk import free_to_look
 
 Schedule = Literal["linear", "cosine", "constant"]
 Part = TypeVar("Part", bound=Keeps)
@@ -435,7 +436,7 @@ class Learner:
         self._begins = True
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
         bad = ~norm.isfinite()
-        if self.on_bad_step == "stop" and self.device.type == "cpu" and bool(bad):
+        if self.on_bad_step == "stop" and free_to_look(self.device) and bool(bad):
             raise self._bad_step(examine)
         self._moves.append((bad, examine))
         self.metrics.add("optimizer/grad_norm", norm, ~bad)

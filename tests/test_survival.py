@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_rollout import Waits
 
 import lmgym
 from agents import cli, grpo, ppo, run, sft
@@ -352,6 +353,30 @@ def test_bad_steps_are_skipped_and_counted() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True) if bool(b.any()))
 
 
+def test_on_a_gpu_nobody_waits_and_the_update_ends_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator: the step itself looks at nothing, and what it refused is found at the end of the update."""
+    monkeypatch.setattr("agents.learner.free_to_look", lambda device: False)
+    policy, env, learner = world()
+    move, waits = learner.move, Waits()
+
+    def watched(examine: Any = None) -> None:
+        waits.on = True
+        with waits:
+            move(examine)
+        waits.on = False
+
+    monkeypatch.setattr(learner, "move", watched)
+    updates = ppo.train(policy, env, learner, ppo.Config(updates=3))
+    next(updates)
+    assert not waits.found
+    poisoned(env, 2, float("nan"))
+    before = [p.detach().clone() for p in learner.parameters]
+    with pytest.raises(BadStep, match="update 1, .*the reward is nan"):
+        next(updates)
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
+    assert not waits.found
+
+
 def test_a_ruined_parameter_is_found() -> None:
     policy, env, learner = world()
     with torch.no_grad():
@@ -369,7 +394,7 @@ def test_the_row_whose_own_loss_is_bad_is_found() -> None:
         found = evaluate(sequences, entropies)
         bad[:] = bad or [sequences.prompt_ids[:1]]
         here = (sequences.prompt_ids == bad[0]).all(1, keepdim=True)
-        return found._replace(logp=torch.where(here, found.logp * float("inf"), found.logp))
+        return found._replace(logp=found.logp * torch.where(here, float("inf"), 1.0))
 
     policy.evaluate = evaluated  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(BadStep, match=r"row \d: the policy's log-probability is -?inf at token 0") as found:
