@@ -10,16 +10,16 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
@@ -42,6 +42,7 @@ from lmgym.decoding import Bottom, Decoding, FusedDecoding
 from lmgym.head import Head, TokenMask, chosen_log_probs_of
 from lmgym.sampling import unpack_bits
 from lmgym.trunk import Trunk, body_of, free_to_look
+from lmgym.weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 
 BUILT_IN = ("tiny", "probe")
 Mask = Bool[Tensor, "B P"] | Int[Tensor, "B P"]
@@ -465,21 +466,24 @@ class LanguageModel:
             own.copy_(other)
 
     def load_adapter(self, folder: str | Path, name: str = "policy") -> None:
-        """Loads a peft adapter from a folder.
+        """Loads a LoRA adapter that peft has saved, from a folder. Where that fails, the model is as it was.
 
         Raises:
-            ValueError: no adapter there, or the name is taken.
+            ValueError: no adapter there, the name is taken, or its files are pickled, damaged, not those of an adapter
+                of this model, or of a kind that would change the base, which the reference shares.
         """
-        if not (Path(folder) / "adapter_config.json").is_file():
-            raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json")
         if name in self.adapters:
             raise ValueError(f"there is already an adapter {name!r}")
+        config, weights = read_adapter(folder, base_changes=False)
         trained = self._trained()
-        with quietly():
-            if isinstance(self.model, PeftModel):
-                self.model.load_adapter(str(folder), name)
-            else:
-                self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
+        self.model = load_onto(self.model, config, weights, name, folder)
+        self._settle(trained)
+
+    def drop_adapter(self, name: str) -> None:
+        """Takes an adapter off the model, as if it had never been there."""
+        self._require(name)
+        trained = self._trained()
+        self.model = _without(self.model, name)
         self._settle(trained)
 
     def save_adapter(self, folder: str | Path, name: str = "policy") -> None:
@@ -867,18 +871,104 @@ def load_folder(
 ) -> LanguageModel:
     """Loads what transformers can load from a folder or a hub name; see `load`."""
     try:
+        check_folder(source)
         with quietly():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
             )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # transformers draws weights that it does not find at random.
+        check_names(source, (), found["missing_keys"])
+    except Exception as error:  # each of the libraries that read these files has errors of its own
         raise ValueError(
             f"no model {name!r}: built-in models are {' and '.join(BUILT_IN)}; anything else must be a folder with a "
-            f"transformers causal LM in safetensors, or a name on the Hugging Face hub that can be reached ({reason})"
+            "transformers causal LM in safetensors, or a name on the Hugging Face hub that can be reached "
+            f"({first_line(error)})"
         ) from error
     return LanguageModel(cast(Any, model).to(device), tokenizer, name, pad_token)
+
+
+def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The settings and weights of a LoRA adapter that peft has saved. Nothing in the folder is run.
+
+    Args:
+        folder: holds adapter_config.json and adapter_model.safetensors.
+        base_changes: whether the adapter may bring modules that replace the base's own, such as a trained head.
+
+    Raises:
+        ValueError: a file is missing, pickled or damaged, or its settings ask for what cannot be; it names the file.
+    """
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json")
+    settings = read_settings(file)
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"{file}: peft_type is {settings.get('peft_type')!r}; only LoRA adapters (LORA) can be loaded")
+    if settings.get("megatron_config") is not None:
+        raise ValueError(
+            f"{file}: sets megatron_config, with which peft imports a module that the file names; remove it"
+        )
+    for key, wanted in (("bias", "none"), ("layer_replication", None), ("trainable_token_indices", None)):
+        if settings.get(key, wanted) not in (wanted, [], {}):
+            raise ValueError(
+                f"{file}: {key} is {settings[key]!r}, which changes the base; only {wanted!r} can be loaded"
+            )
+    if settings.get("modules_to_save") and not base_changes:
+        raise ValueError(
+            f"{file}: modules_to_save is {settings['modules_to_save']!r}: whole modules beside LoRA cannot be switched "
+            "off for the reference. Merge them into the base, and train LoRA alone"
+        )
+    if not isinstance(settings.get("init_lora_weights", True), bool) and settings["init_lora_weights"] != "gaussian":
+        raise ValueError(
+            f"{file}: init_lora_weights is {settings['init_lora_weights']!r}, which may rewrite the base's weights; "
+            "convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
+        )
+    known = {field.name for field in fields(LoraConfig)}
+    try:
+        # Settings of newer versions of peft that this one does not know are for what is refused above or for training.
+        config = LoraConfig(**{key: value for key, value in settings.items() if key in known and key != "auto_mapping"})
+    except Exception as error:  # whatever peft raises on a value of a wrong type
+        raise ValueError(f"{file}: no settings of a LoRA adapter ({first_line(error)})") from error
+    return config, read_weights(Path(folder) / "adapter_model.safetensors")
+
+
+def load_onto(model: Any, config: LoraConfig, weights: Mapping[str, Tensor], name: str, folder: str | Path) -> Any:
+    """The model with one more adapter, whose weights these are: all of them, and no others.
+
+    Raises:
+        ValueError: names or shapes are not those of an adapter of this model. The model is left without the adapter.
+    """
+    file = Path(folder) / "adapter_model.safetensors"
+    trained_on, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns where they differ
+    try:
+        with torch.random.fork_rng(devices=[]), quietly():
+            if isinstance(model, PeftModel):
+                model.add_adapter(name, config)
+            else:
+                model = get_peft_model(model, config, adapter_name=name)
+            check_shapes(
+                file, weights, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+            )
+            set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+    except Exception as error:
+        if isinstance(model, PeftModel) and name in model.peft_config:
+            _without(model, name)
+        if isinstance(error, ValueError) and str(error).startswith(str(file)):
+            raise
+        raise ValueError(
+            f"{str(folder)!r} is no adapter for this model ({first_line(error)}): give the base that it was trained on"
+        ) from error
+    config.base_model_name_or_path = trained_on
+    return model
+
+
+def _without(model: PeftModel, name: str) -> Any:
+    """The model without an adapter: the base itself, if it was the only one."""
+    if len(model.peft_config) == 1:
+        return model.unload()
+    with quietly():
+        model.delete_adapter(name)
+    return model
 
 
 @contextmanager
@@ -891,6 +981,9 @@ def quietly() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
+            warnings.filterwarnings(
+                "ignore", message="Adapter .* was active which is now deleted", category=UserWarning
+            )
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
