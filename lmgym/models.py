@@ -305,6 +305,9 @@ class LanguageModel:
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         special = {i for i in tokenizer.all_special_ids if i not in self.eos_ids}
         self.banned_ids = tuple(sorted(special | {self.pad_id} | set(range(len(tokenizer), self.vocabulary))))
+        # How many tokens stand before every text, and what no token of a text may be; an unknown word is unknown.
+        self._before = _tokens_before(tokenizer)
+        self._never_text = {*special, *self.eos_ids, self.pad_id} - {tokenizer.unk_token_id}
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
         self.fast = True
         self._trunk: Trunk | None = None
@@ -335,8 +338,10 @@ class LanguageModel:
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the beginning-of-sequence token where this model has one, never an end.
 
+        Text stays text: "<eos>" in a prompt is five letters, and not the end of a sequence.
+
         Raises:
-            ValueError: the text has no tokens.
+            ValueError: the text has no tokens, is no Unicode, or its tokenizer knows a special token by its text alone.
         """
         return self.encode_all([text])[0]
 
@@ -346,9 +351,14 @@ class LanguageModel:
         if len(self._encoded) > 1 << 16:
             self._encoded.clear()
             new = list(dict.fromkeys(texts))
-        for text, ids in zip(new, self.tokenizer(new, verbose=False)["input_ids"] if new else (), strict=True):
+        for text, ids in zip(new, token_ids(self.tokenizer, new), strict=True):
             while len(ids) > 1 and ids[-1] in self.eos_ids:
                 ids = ids[:-1]
+            if misread := self._never_text.intersection(ids[self._before :]):
+                raise ValueError(
+                    f"the prompt {text[:80]!r} holds {self.tokenizer.decode([min(misread)])!r}, which this tokenizer "
+                    "cannot tell from the special token of that name: take it out of the text"
+                )
             if not ids:
                 raise ValueError(f"the prompt {text!r} has no tokens; a prompt needs at least one")
             self._encoded[text] = tuple(ids)
@@ -828,6 +838,33 @@ class Reference:
         return chosen_log_probs_of(hidden, part.tokens, head, mask, entropies=False)[0]
 
 
+def token_ids(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+    """Token ids of texts. The names of special tokens inside a text are read as text, for anybody may write them.
+
+    Args:
+        tokenizer: of transformers.
+        texts: any; none is cut.
+        add_special_tokens: whether to put the special tokens around a text that its model wants there.
+
+    Raises:
+        ValueError: a text is no Unicode.
+    """
+    for text in texts:
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"the text {text[:80]!r} holds half a character (a lone surrogate), which no UTF-8 file can: take "
+                    "it out"
+                ) from error
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=add_special_tokens, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
+
+
 def load(
     name: str,
     *,
@@ -1004,6 +1041,13 @@ def without_dropout(model: nn.Module) -> None:
     for key in vars(config) if config is not None else ():
         if key.endswith(("dropout", "pdrop")) and isinstance(getattr(config, key), float):
             setattr(config, key, 0.0)
+
+
+def _tokens_before(tokenizer: Any) -> int:
+    """How many special tokens a tokenizer puts before a text."""
+    (plain,), (whole,) = (token_ids(tokenizer, ["a"], add_special_tokens=special) for special in (False, True))
+    starts = (at for at in range(len(whole)) if plain and whole[at : at + len(plain)] == plain)
+    return next(starts, 0)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lmgym.models import LanguageModel, load_onto, quietly, read_adapter, without_dropout
+from lmgym.models import LanguageModel, load_onto, quietly, read_adapter, token_ids, without_dropout
 from lmgym.tasks.base import Completion, Prompt
 from lmgym.trunk import Trunk, body_of
 from lmgym.weights import check_folder, check_names, first_line, read_settings
@@ -100,7 +100,7 @@ class RewardModel:
         end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
         rows = [
             (ids + end if done else ids)[-longest if longest else 0 :]
-            for ids, done in zip(self.tokenizer(list(texts))["input_ids"], finished, strict=True)
+            for ids, done in zip(token_ids(self.tokenizer, texts), finished, strict=True)
         ]
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
