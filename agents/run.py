@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from lmgym.plain import printable
 
 PACKAGES = ("lmgym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy")
 
@@ -120,9 +123,9 @@ class Run:
 
     def say(self, text: str) -> None:
         """Tells the user something, with the time."""
-        self.console.print(
-            f"[dim]{time.perf_counter() - self.started:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
-        )
+        # No markup is read in the text: it may hold the name of a folder such as "[bold]", or what a model wrote.
+        line = Text.assemble((f"{time.perf_counter() - self.started:6.1f} s", "dim"), f"  {printable(text)}")
+        self.console.print(line, soft_wrap=True)
 
     def follow(
         self, stage: str, rows: Iterator[Mapping[str, float]], total: int | None, show: Mapping[str, str]
@@ -156,7 +159,7 @@ class Run:
             yield line
             return
         columns = (
-            TextColumn("{task.description:14}"),
+            TextColumn("{task.description:14}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),

@@ -27,6 +27,7 @@ from torch.profiler import record_function
 
 from lmgym.decoding import Bottom, Decoding
 from lmgym.models import LanguageModel, Reference, Sequences
+from lmgym.plain import printable
 from lmgym.reward import FixedKL, KLController, KLForm, Score, check_reward_estimator, kl_reward
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task
 
@@ -736,11 +737,6 @@ class TokenEnv(gym.Env):
     def completion(self) -> Completion:
         """The text written so far."""
         return self.row.completions()[0]
-
-
-def printable(text: str) -> str:
-    """Text with control characters, terminal escapes among them, replaced: model output is data."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _first(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
