@@ -305,9 +305,10 @@ class LanguageModel:
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         special = {i for i in tokenizer.all_special_ids if i not in self.eos_ids}
         self.banned_ids = tuple(sorted(special | {self.pad_id} | set(range(len(tokenizer), self.vocabulary))))
-        # How many tokens stand before every text, and what no token of a text may be; an unknown word is unknown.
+        # How many tokens stand before every text, and what no token of a text may be: an unknown word may be unknown,
+        # and an end that is an ordinary token, such as a line feed, may be written.
         self._before = _tokens_before(tokenizer)
-        self._never_text = {*special, *self.eos_ids, self.pad_id} - {tokenizer.unk_token_id}
+        self._never_text = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
         self.fast = True
         self._trunk: Trunk | None = None

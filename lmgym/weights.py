@@ -3,7 +3,6 @@
 A pickle can run any code when it is opened, so none is ever opened here.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+
+from lmgym.jsonl import parse_json
 
 CONVERT = (
     "save it anew as safetensors where you trust the file: model.save_pretrained(folder) of peft or transformers does"
@@ -129,8 +130,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         ValueError: it cannot be read, is no JSON, or no object; it names the file.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not JSON in UTF-8 ({first_line(error)}); copy or download the file again") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object but {type(value).__name__}; copy or download the file again")
