@@ -167,7 +167,7 @@ class RewardModel:
             torch.manual_seed(seed)
             lm.save(folder)
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True
+                folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
             ).to(lm.device)
             nn.init.normal_(model.score.weight, std=(lm.hidden_size + 1) ** -0.5)
             if rank:
