@@ -912,9 +912,10 @@ def load_folder(
         check_folder(source)
         with quietly():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
             )
+            model, found = loaded
         # transformers draws weights that it does not find at random.
         check_names(source, (), found["missing_keys"])
     except Exception as error:  # each of the libraries that read these files has errors of its own
@@ -923,7 +924,7 @@ def load_folder(
             "transformers causal LM in safetensors, or a name on the Hugging Face hub that can be reached "
             f"({first_line(error)})"
         ) from error
-    return LanguageModel(cast(Any, model).to(device), tokenizer, name, pad_token)
+    return LanguageModel(model.to(device), tokenizer, name, pad_token)
 
 
 def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction
 
+MOST = torch.finfo(torch.float32).max
+"""The largest score: rewards are float32."""
 KLForm = Literal["reference", "sampled", "none"]
 KLEstimator = Literal["k1", "k2", "k3"]
 
@@ -199,7 +202,13 @@ class Score:
     def total(self, breakdown: Mapping[str, Sequence[float]]) -> list[float]:
         """The weighted sums of what `breakdown` gave."""
         columns = [[weight * s for s in breakdown[name]] for name, (weight, _) in self.components.items()]
-        return [math.fsum(row) - self.shift for row in zip(*columns, strict=True)]
+        try:
+            totals = [math.fsum(row) - self.shift for row in zip(*columns, strict=True)]
+        except (OverflowError, ValueError):  # beyond the floats, or ∞ − ∞
+            totals = [math.inf]
+        if not all(abs(total) <= MOST for total in totals):
+            raise ValueError(f"the weighted sum of the scores {', '.join(self.names)} is not finite: lower the weights")
+        return totals
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         return self.total(self.breakdown(prompts, completions))
@@ -207,18 +216,25 @@ class Score:
 
 def _checked(name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
     try:
-        values = [float(s) for s in scores]
-    except (TypeError, ValueError):
-        raise ValueError(f"the score {name!r} must return one number per completion, not {scores!r}") from None
+        # One more than is wanted, and no further: it may never end.
+        values = [float(s) for s in islice(scores, len(completions) + 1)]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"the score {name!r} must return one number per completion, not {_short(scores)}") from None
     if len(values) != len(completions):
+        count = f"{len(values)}" if len(values) < len(completions) else "more"
         raise ValueError(
-            f"the score {name!r} returned {len(values)} numbers for {len(completions)} completions; it must return one "
-            "for each, in order"
+            f"the score {name!r} returned {count} numbers for {len(completions)} completions; it must return one for "
+            "each, in order"
         )
     for value, prompt, completion in zip(values, prompts, completions, strict=True):
-        if not math.isfinite(value):
+        if not abs(value) <= MOST:
             raise ValueError(
                 f"the score {name!r} returned {value} for the completion {completion.text!r} of the prompt "
-                f"{prompt.text!r}; scores must be finite"
+                f"{prompt.text!r}; scores must be finite, in float32"
             )
     return values
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
