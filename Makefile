@@ -54,5 +54,5 @@ assets: $(STAMP)
 
 # Leaves runs/ alone: results are yours.
 clean:
-	rm -rf .venv .bench build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .bench build dist .hypothesis .pytest_cache .ruff_cache .import_linter_cache
 	find lmgym agents tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _COMMANDS[argv[0]](argv[1:]) or 0
     except (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError, MemoryError) as error:
-        print(f"lmgym: {error}", file=sys.stderr)
+        print(f"lmgym: {_plain_text(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lmgym: stopped at once", file=sys.stderr)
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, Stopped):
             raise
-        print(f"lmgym: {error}", file=sys.stderr)
+        print(f"lmgym: {_plain_text(str(error))}", file=sys.stderr)
         return error.status
 
 
@@ -127,6 +127,7 @@ def _parse(command: str, kind: Any, argv: Sequence[str]) -> Any:
 
 def _train(argv: Sequence[str]) -> int:
     from rich.table import Table
+    from rich.text import Text
 
     from agents import algorithms
     from agents.pipeline import Algorithm, Options, run_all
@@ -182,10 +183,10 @@ def _train(argv: Sequence[str]) -> int:
         table.add_row(name, f"{was.mean:.3f} ± {was.stderr:.3f}", f"{figure.mean:.3f} ± {figure.stderr:.3f}")
     run.console.print(table)
     for was, now in list(zip(before.samples, after.samples, strict=True))[:3]:
-        run.console.print(f"[bold]{_plain_text(was['prompt'])}[/bold]")
+        run.console.print(Text(_plain_text(was["prompt"]), "bold"))
         for when, sample in (("before", was), ("after ", now)):
             shown = sample["score"] if sample["gold"] is None else sample["gold"]
-            run.console.print(f"  {when} ({shown:+.2f}):{_plain_text(sample['completion'])}", highlight=False)
+            run.console.print(Text(f"  {when} ({shown:+.2f}):{_plain_text(sample['completion'])}"))
     run.say(f"report: {page}")
     return 0
 
@@ -367,8 +368,6 @@ def _sample(argv: Sequence[str]) -> int:
         prompt: str | None = None
         """A text to continue, instead of the task's prompts."""
 
-    from lmgym.env import printable
-
     wanted = _parse("sample", Sample, argv)
     setting = _setting(wanted, "task", scored=False)
     lm = setting.lm
@@ -380,7 +379,7 @@ def _sample(argv: Sequence[str]) -> int:
     decode(policy, env, RolloutBuffer.like(env), Stream(wanted.seed, 0), prompts)
     for prompt, completion in zip(env.prompts, env.completions(), strict=True):
         end = "" if completion.finish_reason == "stop" else " …"
-        print(f"{printable(prompt.text)}|{printable(completion.text)}{end}")
+        print(f"{_plain_text(prompt.text)}|{_plain_text(completion.text)}{end}")
     return 0
 
 
@@ -394,7 +393,7 @@ def _envs(argv: Sequence[str]) -> int:
     _parse("envs", Envs, argv)
     width = max(map(len, TABLE))
     for entry in TABLE.values():
-        print(f"{entry.id:{width}}  {entry.summary} (model {entry.model})")
+        print(_plain_text(f"{entry.id:{width}}  {entry.summary} (model {entry.model})"))
     return 0
 
 
@@ -409,7 +408,7 @@ def _algorithms(argv: Sequence[str]) -> int:
     known = available()
     width = max(map(len, known))
     for name, module in known.items():
-        print(f"{name:{width}}  {summary(module)}")
+        print(_plain_text(f"{name:{width}}  {summary(module)}"))
     return 0
 
 
@@ -424,7 +423,7 @@ def _report(argv: Sequence[str]) -> int:
         """Folders of runs."""
 
     for folder in _parse("report", Report, argv).runs:
-        print(write_report(folder))
+        print(_plain_text(str(write_report(folder))))
     return 0
 
 
@@ -754,11 +753,9 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def _plain_text(text: str) -> str:
-    from rich.markup import escape
+    from lmgym.plain import printable
 
-    from lmgym.env import printable
-
-    return escape(printable(text))
+    return printable(text)
 
 
 if __name__ == "__main__":

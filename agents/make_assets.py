@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from agents import reward_model
 from agents.learner import Learner, LearnerConfig
 from lmgym.models import LanguageModel
+from lmgym.plain import printable
 from lmgym.preferences import Comparison, SimulatedAnnotator, ask
 from lmgym.reward_model import RewardModel
 from lmgym.tasks import Arithmetic, Completion, Prompt, Reverse, RuleTask, Sentiment, Sort, Split, Task
@@ -238,7 +239,7 @@ def measure(
         }
         print(task.name, {name: round(value, 3) for name, value in results[task.name].items()})
         for prompt, sample in zip(prompts[:5], samples[:5], strict=True):
-            print(f"    {prompt.text} |{sample.text}")
+            print(printable(f"    {prompt.text} |{sample.text}"))
     return results
 
 

@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from agents import evaluate, learner, reward_model, sft
 from lmgym import files
-from lmgym.jsonl import read_lines
+from lmgym.jsonl import parse_json, read_lines
 
 Row = dict[str, Any]
 
@@ -182,7 +182,7 @@ def _read_rows(path: Path, check: Callable[[Row], str | None]) -> list[Row]:
     rows = []
     for number, line in read_lines(path):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); is the line cut short?") from error
         complaint = check(row) if isinstance(row, dict) else f"not an object but {type(row).__name__}"
@@ -215,7 +215,7 @@ def _check_sample(row: Row) -> str | None:
 
 def _read_object(path: Path) -> Row:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON in UTF-8 ({error})") from error
     if not isinstance(value, dict):

@@ -32,9 +32,11 @@ from rich.text import Text
 
 from agents.checkpoint import Checkpoints, Keeps, State, finite, write_state
 from agents.guards import BadStep
+from agents.paths import confined
+from agents.redact import redact, redact_all
 from lmgym import files
-from lmgym.env import printable
 from lmgym.jsonl import read_lines
+from lmgym.plain import printable
 from lmgym.reward import ScoreError
 
 PACKAGES = ("lmgym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy")
@@ -108,9 +110,11 @@ class Run:
         self._state: State | None = None
         self._given: set[str] = set()
         self._followed: dict[str, dict[str, float]] = {}
+        command = redact(shlex.join(sys.argv[1:] if arguments is None else arguments))
+        options = redact_all(options)
         config = {
-            "command": shlex.join(["lmgym", *(sys.argv[1:] if arguments is None else arguments)]),
-            "arguments": None if arguments is None else list(arguments),
+            "command": f"lmgym {command}",
+            "arguments": None if arguments is None else shlex.split(command),
             "task": options.get("task"),
             "model": options.get("model"),
             "seed": options.get("seed"),
@@ -345,8 +349,12 @@ class Run:
     # What it writes ------------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> Path:
-        """A path in the folder."""
-        return self.folder / name
+        """A path in the folder.
+
+        Raises:
+            ValueError: the name leads out of it.
+        """
+        return confined(self.folder, name)
 
     def write(self, name: str, data: Any) -> None:
         """Writes a JSON file."""
@@ -383,10 +391,9 @@ class Run:
 
     def say(self, text: str) -> None:
         """Tells the user something, with the time."""
-        self.console.print(
-            Text.assemble((f"{time.perf_counter() - self.started:6.1f} s", "dim"), f"  {printable(text)}"),
-            soft_wrap=True,
-        )
+        # No markup is read in the text: it may hold the name of a folder such as "[bold]", or what a model wrote.
+        line = Text.assemble((f"{time.perf_counter() - self.started:6.1f} s", "dim"), f"  {printable(text)}")
+        self.console.print(line, soft_wrap=True)
 
     def follow(
         self,
@@ -435,7 +442,7 @@ class Run:
             yield line
             return
         columns = (
-            TextColumn("{task.description:14}"),
+            TextColumn("{task.description:14}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),

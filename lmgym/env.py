@@ -27,6 +27,7 @@ from torch.profiler import record_function
 
 from lmgym.decoding import Bottom, Decoding
 from lmgym.models import LanguageModel, Reference, Sequences
+from lmgym.plain import printable
 from lmgym.reward import FixedKL, KLController, KLForm, Score, check_reward_estimator, kl_reward
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task
 
@@ -198,12 +199,21 @@ class TokenVectorEnv(VectorEnv):
         _one_of("render_mode", render_mode, (None, "ansi", "human"))
         if not isinstance(model, LanguageModel):
             raise ValueError(f"model={model!r} is no LanguageModel: load it first, lmgym.load('tiny') for example")
+        if not isinstance(task, Task):
+            raise ValueError(f"task={task!r} is no lmgym.Task: give an object of a subclass with sample() and score()")
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be at least 1")
-        if "" in stop or "" in task.stop:
-            raise ValueError("stop holds an empty string, which every text contains: give strings of a letter or more")
-        if isinstance(missing_eos_score, float) and not math.isfinite(missing_eos_score):
-            raise ValueError(f"missing_eos_score={missing_eos_score} must be a finite number, 'task' or None")
+        for name, strings in (("stop", stop), ("task.stop", task.stop)):
+            if isinstance(strings, str) or not all(isinstance(string, str) for string in strings):
+                raise ValueError(f"{name}={strings!r} must be a tuple of strings: one alone is ('END',)")
+            if "" in strings:
+                raise ValueError(f"{name} holds an empty string, which every text contains: give a letter or more")
+        for name, number in (
+            ("missing_eos_score", missing_eos_score),
+            ("task.missing_eos_score", task.missing_eos_score),
+        ):
+            if not (number is None or number == "task" or (isinstance(number, int | float) and math.isfinite(number))):
+                raise ValueError(f"{name}={number!r} must be a finite number, 'task' or None")
         if max_prompt_tokens < 1 or max_new_tokens < 1 or not 0 <= min_new_tokens <= max_new_tokens:
             raise ValueError(
                 f"max_prompt_tokens={max_prompt_tokens} and max_new_tokens={max_new_tokens} must be at least 1, and "
@@ -284,8 +294,10 @@ class TokenVectorEnv(VectorEnv):
             options: "reset_mask" (bool[B]) resets only these rows; "prompt" (text, `Prompt`, or a list of them, one
                 a row) is used instead of drawing.
         """
-        self._seed(seed)
+        if options is not None and not isinstance(options, Mapping):
+            raise ValueError(f"options={options!r} must be a dict, with 'prompt' or 'reset_mask', or None")
         options = options or {}
+        self._seed(seed)
         mask = self._reset_mask(options.get("reset_mask"))
         self._reset_rows(mask, options.get("prompt"))
         return self._out(self.state()), self._infos(mask)
@@ -533,26 +545,38 @@ class TokenVectorEnv(VectorEnv):
 
     # Resets --------------------------------------------------------------------------------------------------------
 
-    def _seed(self, seed: int | Sequence[int | None] | None) -> None:
+    def _seed(self, seed: Any) -> None:
         if seed is None and self._rngs:
             return
         # Row i is seeded with seed + i, as gymnasium's SyncVectorEnv does.
-        if seed is None or isinstance(seed, int):
-            seeds: Sequence[int | None] = [None if seed is None else seed + row for row in range(self.num_envs)]
+        seeds: Sequence[int | None]
+        if seed is None:
+            seeds = [None] * self.num_envs
+        elif isinstance(seed, int | np.integer):
+            seeds = [int(seed) + row for row in range(self.num_envs)]
         else:
-            seeds = seed
+            if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
+                raise ValueError(f"seed={seed!r} must be an int, or a list of {self.num_envs} of them")
+            seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows: give one for each, or a single int")
+        for number in seeds:
+            if number is not None and (not isinstance(number, int | np.integer) or number < 0):
+                raise ValueError(f"the seed {number!r} must be an int of 0 or more, or None")
         old = self._rngs or [None] * self.num_envs
         self._rngs = [
-            rng if rng is not None and s is None else seeding.np_random(s)[0] for rng, s in zip(old, seeds, strict=True)
+            rng if rng is not None and s is None else seeding.np_random(None if s is None else int(s))[0]
+            for rng, s in zip(old, seeds, strict=True)
         ]
 
     def _reset_mask(self, mask: Any) -> Tensor:
         if mask is None:
             return torch.ones(self.num_envs, dtype=torch.bool, device=self.model.device)
         # Read, not popped: gymnasium's RecordEpisodeStatistics reads it afterwards.
-        tensor = torch.as_tensor(mask, device=self.model.device)
+        try:
+            tensor = torch.as_tensor(mask, device=self.model.device)
+        except (TypeError, ValueError, RuntimeError):
+            tensor = torch.zeros(0)  # which has the wrong type
         if tensor.dtype != torch.bool or tensor.shape != (self.num_envs,) or not bool(tensor.any()):
             raise ValueError(
                 f"options['reset_mask'] must be {self.num_envs} booleans with at least one True, not {mask!r}"
@@ -588,12 +612,20 @@ class TokenVectorEnv(VectorEnv):
 
     def _prompt(self, row: int, given: Any) -> Prompt:
         if given is None:
-            return self.task.sample(self._rngs[row], self.split)
+            prompt = self.task.sample(self._rngs[row], self.split)
+            if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
+                raise ValueError(
+                    f"the task {self.task.name!r} gave {prompt!r}: sample() must return a Prompt with a text"
+                )
+            return prompt
         if isinstance(given, (list, tuple)):
             if len(given) != self.num_envs:
                 raise ValueError(f"{len(given)} prompts for {self.num_envs} rows: give one for each, or a single one")
             given = given[row]
-        return given if isinstance(given, Prompt) else Prompt(str(given))
+        prompt = Prompt(given) if isinstance(given, str) else given
+        if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
+            raise ValueError(f"options['prompt'] is {prompt!r}: give a text, a Prompt, or a list of them, one a row")
+        return prompt
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         found = self.model.encode_all([prompt.text for prompt in prompts])
@@ -627,23 +659,34 @@ class TokenVectorEnv(VectorEnv):
             raise ResetNeeded("step() before reset(): call reset() first")
         logp = None
         if isinstance(actions, TokenAction):
-            logp = torch.as_tensor(actions.logp, dtype=torch.float32, device=self.model.device).reshape(-1)
+            logp = self._numbers(actions.logp, "finite log-probabilities").float().reshape(-1)
             if logp.shape != (self.num_envs,):
                 raise InvalidAction(f"expected {self.num_envs} log-probabilities, got {len(logp)}")
             if not bool(torch.isfinite(logp).all()):
                 raise InvalidAction(f"expected finite log-probabilities, got {logp.tolist()}")
             actions = actions.token
-        array = actions if isinstance(actions, Tensor) else np.asarray(actions)
-        numbers = isinstance(array, Tensor) or array.dtype.kind in "iu"
-        token = torch.as_tensor(array if numbers else 0.0).to(self.model.device).reshape(-1)
+        token = self._numbers(actions, f"{self.num_envs} integer token ids").reshape(-1)
         if token.shape != (self.num_envs,) or token.is_floating_point():
             raise InvalidAction(f"expected {self.num_envs} integer token ids, got {actions!r}")
+        token = token.long()
         wrong = token[(token < 0) | (token >= self.model.vocabulary)].tolist()
         if wrong:
             raise InvalidAction(
                 f"token {wrong[0]} is outside the vocabulary: actions are ids from 0 to {self.model.vocabulary - 1}"
             )
-        return token.long(), logp
+        return token, logp
+
+    def _numbers(self, value: Any, expected: str) -> Tensor:
+        """Integers or floats as a tensor on the device, from whatever an agent gave."""
+        try:
+            array = value if isinstance(value, Tensor) else np.asarray(value)
+            numbers = array.dtype not in (torch.bool,) if isinstance(array, Tensor) else array.dtype.kind in "iuf"
+            tensor = torch.as_tensor(array if numbers else None).to(self.model.device)
+            if not tensor.is_complex():
+                return tensor
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # a ragged list, text, an object
+            pass
+        raise InvalidAction(f"expected {expected}, got {value!r}")
 
     def _infos(self, valid: Tensor | None = None) -> dict[str, Any]:
         infos: dict[str, Any] = {
@@ -736,11 +779,6 @@ class TokenEnv(gym.Env):
     def completion(self) -> Completion:
         """The text written so far."""
         return self.row.completions()[0]
-
-
-def printable(text: str) -> str:
-    """Text with control characters, terminal escapes among them, replaced: model output is data."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _first(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,10 +1,15 @@
 """A strict reader of JSON Lines files: every complaint names the file, the line and what to do."""
 
 import json
+import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+DEEPEST = 100
+"""Levels of nesting that a row may have: no data of ours need more, and what is read must not exhaust the stack."""
 
 
 def read_jsonl(path: str | os.PathLike[str], required: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -27,7 +32,7 @@ def read_numbered(path: str | os.PathLike[str], required: Sequence[str] = ()) ->
     for number, line in read_lines(path):
         where = f"{os.fspath(path)}, line {number}"
         try:
-            row = json.loads(line, parse_constant=_refuse_constant)
+            row = parse_json(line, strict=True)
         except ValueError as error:
             raise ValueError(f"{where}: not JSON ({error}); write one JSON object a line") from error
         if not isinstance(row, dict):
@@ -65,5 +70,60 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     return lines
 
 
+def parse_json(text: str, strict: bool = False) -> Any:
+    """Reads a JSON text that somebody else wrote.
+
+    Args:
+        text: the JSON text.
+        strict: refuse what JSON has no number for, fields that are given twice, of which one would be lost, and halves
+            of characters, which no UTF-8 file can hold.
+
+    Raises:
+        ValueError: it is no JSON, is nested deeper than `DEEPEST`, or breaks a strict rule.
+    """
+    try:
+        if not strict:
+            value = json.loads(text)
+        else:
+            hooks: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _finite}
+            value = json.loads(text, object_pairs_hook=_once, **hooks)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {DEEPEST} levels") from error
+    if max(text.count("["), text.count("{")) > DEEPEST // 2:
+        _check_depth(value)
+    # JSON writes a half as an escape; what came as UTF-8 holds none.
+    if strict and re.search(r"\\u[dD][89a-fA-F]", text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a text holds half a character, a lone surrogate such as \\ud800") from error
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level = [v for values in inner for v in values]
+    if level:
+        raise ValueError(f"nested deeper than {DEEPEST} levels")
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is beyond the floating-point numbers")
+    return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is given twice")
+    return found

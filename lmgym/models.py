@@ -10,16 +10,16 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
@@ -42,6 +42,7 @@ from lmgym.decoding import Bottom, Decoding, FusedDecoding
 from lmgym.head import Head, TokenMask, chosen_log_probs_of
 from lmgym.sampling import unpack_bits
 from lmgym.trunk import Trunk, body_of, free_to_look
+from lmgym.weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 
 BUILT_IN = ("tiny", "probe")
 Mask = Bool[Tensor, "B P"] | Int[Tensor, "B P"]
@@ -306,6 +307,10 @@ class LanguageModel:
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         special = {i for i in tokenizer.all_special_ids if i not in self.eos_ids}
         self.banned_ids = tuple(sorted(special | {self.pad_id} | set(range(len(tokenizer), self.vocabulary))))
+        # How many tokens stand before every text, and what no token of a text may be: an unknown word may be unknown,
+        # and an end that is an ordinary token, such as a line feed, may be written.
+        self._before = _tokens_before(tokenizer)
+        self._never_text = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
         self.fast = True
         self._trunk: Trunk | None = None
@@ -336,8 +341,10 @@ class LanguageModel:
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the beginning-of-sequence token where this model has one, never an end.
 
+        Text stays text: "<eos>" in a prompt is five letters, and not the end of a sequence.
+
         Raises:
-            ValueError: the text has no tokens.
+            ValueError: the text has no tokens, is no Unicode, or its tokenizer knows a special token by its text alone.
         """
         return self.encode_all([text])[0]
 
@@ -347,9 +354,14 @@ class LanguageModel:
         if len(self._encoded) > 1 << 16:
             self._encoded.clear()
             new = list(dict.fromkeys(texts))
-        for text, ids in zip(new, self.tokenizer(new, verbose=False)["input_ids"] if new else (), strict=True):
+        for text, ids in zip(new, token_ids(self.tokenizer, new), strict=True):
             while len(ids) > 1 and ids[-1] in self.eos_ids:
                 ids = ids[:-1]
+            if misread := self._never_text.intersection(ids[self._before :]):
+                raise ValueError(
+                    f"the prompt {text[:80]!r} holds {self.tokenizer.decode([min(misread)])!r}, which this tokenizer "
+                    "cannot tell from the special token of that name: take it out of the text"
+                )
             if not ids:
                 raise ValueError(f"the prompt {text!r} has no tokens; a prompt needs at least one")
             self._encoded[text] = tuple(ids)
@@ -467,21 +479,24 @@ class LanguageModel:
             own.copy_(other)
 
     def load_adapter(self, folder: str | Path, name: str = "policy") -> None:
-        """Loads a peft adapter from a folder.
+        """Loads a LoRA adapter that peft has saved, from a folder. Where that fails, the model is as it was.
 
         Raises:
-            ValueError: no adapter there, or the name is taken.
+            ValueError: no adapter there, the name is taken, or its files are pickled, damaged, not those of an adapter
+                of this model, or of a kind that would change the base, which the reference shares.
         """
-        if not (Path(folder) / "adapter_config.json").is_file():
-            raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json")
         if name in self.adapters:
             raise ValueError(f"there is already an adapter {name!r}")
+        config, weights = read_adapter(folder, base_changes=False)
         trained = self._trained()
-        with quietly():
-            if isinstance(self.model, PeftModel):
-                self.model.load_adapter(str(folder), name)
-            else:
-                self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name)
+        self.model = load_onto(self.model, config, weights, name, folder)
+        self._settle(trained)
+
+    def drop_adapter(self, name: str) -> None:
+        """Takes an adapter off the model, as if it had never been there."""
+        self._require(name)
+        trained = self._trained()
+        self.model = _without(self.model, name)
         self._settle(trained)
 
     def save_adapter(self, folder: str | Path, name: str = "policy") -> None:
@@ -841,6 +856,33 @@ class Reference:
         return chosen_log_probs_of(hidden, part.tokens, head, mask, entropies=False)[0]
 
 
+def token_ids(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+    """Token ids of texts. The names of special tokens inside a text are read as text, for anybody may write them.
+
+    Args:
+        tokenizer: of transformers.
+        texts: any; none is cut.
+        add_special_tokens: whether to put the special tokens around a text that its model wants there.
+
+    Raises:
+        ValueError: a text is no Unicode.
+    """
+    for text in texts:
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"the text {text[:80]!r} holds half a character (a lone surrogate), which no UTF-8 file can: take "
+                    "it out"
+                ) from error
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=add_special_tokens, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
+
+
 def load(
     name: str,
     *,
@@ -884,18 +926,105 @@ def load_folder(
 ) -> LanguageModel:
     """Loads what transformers can load from a folder or a hub name; see `load`."""
     try:
+        check_folder(source)
         with quietly():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
             )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            model, found = loaded
+        # transformers draws weights that it does not find at random.
+        check_names(source, (), found["missing_keys"])
+    except Exception as error:  # each of the libraries that read these files has errors of its own
         raise ValueError(
             f"no model {name!r}: built-in models are {' and '.join(BUILT_IN)}; anything else must be a folder with a "
-            f"transformers causal LM in safetensors, or a name on the Hugging Face hub that can be reached ({reason})"
+            "transformers causal LM in safetensors, or a name on the Hugging Face hub that can be reached "
+            f"({first_line(error)})"
         ) from error
-    return LanguageModel(cast(Any, model).to(device), tokenizer, name, pad_token)
+    return LanguageModel(model.to(device), tokenizer, name, pad_token)
+
+
+def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The settings and weights of a LoRA adapter that peft has saved. Nothing in the folder is run.
+
+    Args:
+        folder: holds adapter_config.json and adapter_model.safetensors.
+        base_changes: whether the adapter may bring modules that replace the base's own, such as a trained head.
+
+    Raises:
+        ValueError: a file is missing, pickled or damaged, or its settings ask for what cannot be; it names the file.
+    """
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json")
+    settings = read_settings(file)
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"{file}: peft_type is {settings.get('peft_type')!r}; only LoRA adapters (LORA) can be loaded")
+    if settings.get("megatron_config") is not None:
+        raise ValueError(
+            f"{file}: sets megatron_config, with which peft imports a module that the file names; remove it"
+        )
+    for key, wanted in (("bias", "none"), ("layer_replication", None), ("trainable_token_indices", None)):
+        if settings.get(key, wanted) not in (wanted, [], {}):
+            raise ValueError(
+                f"{file}: {key} is {settings[key]!r}, which changes the base; only {wanted!r} can be loaded"
+            )
+    if settings.get("modules_to_save") and not base_changes:
+        raise ValueError(
+            f"{file}: modules_to_save is {settings['modules_to_save']!r}: whole modules beside LoRA cannot be switched "
+            "off for the reference. Merge them into the base, and train LoRA alone"
+        )
+    if not isinstance(settings.get("init_lora_weights", True), bool) and settings["init_lora_weights"] != "gaussian":
+        raise ValueError(
+            f"{file}: init_lora_weights is {settings['init_lora_weights']!r}, which may rewrite the base's weights; "
+            "convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
+        )
+    known = {field.name for field in fields(LoraConfig)}
+    try:
+        # Settings of newer versions of peft that this one does not know are for what is refused above or for training.
+        config = LoraConfig(**{key: value for key, value in settings.items() if key in known and key != "auto_mapping"})
+    except Exception as error:  # whatever peft raises on a value of a wrong type
+        raise ValueError(f"{file}: no settings of a LoRA adapter ({first_line(error)})") from error
+    return config, read_weights(Path(folder) / "adapter_model.safetensors")
+
+
+def load_onto(model: Any, config: LoraConfig, weights: Mapping[str, Tensor], name: str, folder: str | Path) -> Any:
+    """The model with one more adapter, whose weights these are: all of them, and no others.
+
+    Raises:
+        ValueError: names or shapes are not those of an adapter of this model. The model is left without the adapter.
+    """
+    file = Path(folder) / "adapter_model.safetensors"
+    trained_on, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns where they differ
+    try:
+        with torch.random.fork_rng(devices=[]), quietly():
+            if isinstance(model, PeftModel):
+                model.add_adapter(name, config)
+            else:
+                model = get_peft_model(model, config, adapter_name=name)
+            check_shapes(
+                file, weights, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+            )
+            set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+    except Exception as error:
+        if isinstance(model, PeftModel) and name in model.peft_config:
+            _without(model, name)
+        if isinstance(error, ValueError) and str(error).startswith(str(file)):
+            raise
+        raise ValueError(
+            f"{str(folder)!r} is no adapter for this model ({first_line(error)}): give the base that it was trained on"
+        ) from error
+    config.base_model_name_or_path = trained_on
+    return model
+
+
+def _without(model: PeftModel, name: str) -> Any:
+    """The model without an adapter: the base itself, if it was the only one."""
+    if len(model.peft_config) == 1:
+        return model.unload()
+    with quietly():
+        model.delete_adapter(name)
+    return model
 
 
 @contextmanager
@@ -908,6 +1037,9 @@ def quietly() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
+            warnings.filterwarnings(
+                "ignore", message="Adapter .* was active which is now deleted", category=UserWarning
+            )
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -928,6 +1060,13 @@ def without_dropout(model: nn.Module) -> None:
     for key in vars(config) if config is not None else ():
         if key.endswith(("dropout", "pdrop")) and isinstance(getattr(config, key), float):
             setattr(config, key, 0.0)
+
+
+def _tokens_before(tokenizer: Any) -> int:
+    """How many special tokens a tokenizer puts before a text."""
+    (plain,), (whole,) = (token_ids(tokenizer, ["a"], add_special_tokens=special) for special in (False, True))
+    starts = (at for at in range(len(whole)) if plain and whole[at : at + len(plain)] == plain)
+    return next(starts, 0)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

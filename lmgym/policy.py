@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lmgym.decoding import Decoding
@@ -14,6 +14,7 @@ from lmgym.head import chosen_log_probs_of, draw_from
 from lmgym.models import LanguageModel, Mask, Sequences, chosen_log_probs, log_probs
 from lmgym.models import load as load_model
 from lmgym.sampling import draw, most_probable, pack_bits
+from lmgym.weights import check_shapes, read_weights
 
 Critic = Literal["head", "adapter", "network", "none"]
 
@@ -343,22 +344,30 @@ class Policy:
         """Loads what `save` wrote onto the base model that it was trained on.
 
         Raises:
-            ValueError: there is no adapter in the folder.
+            ValueError: there is no adapter in the folder, or a file is pickled, damaged, or another model's. The model
+                is then as it was.
         """
-        folder = Path(folder)
-        lm.load_adapter(folder, adapter)
-        critic: Critic = "none"
-        if (folder / "value_head.safetensors").is_file():
-            critic = "head"
-        if (folder / "value").is_dir():
-            lm.load_adapter(folder / "value", "value")
-            critic = "adapter"
-        if (folder / "value_network").is_dir():
-            critic = "network"
-        policy = cls(lm, adapter, temperature, critic)
-        if policy.network is not None:
-            saved = load_model(str(folder / "value_network"), device=lm.device)
-            policy.network.model.load_state_dict(saved.model.state_dict())
-        if critic != "none":
-            policy.value_head.load_state_dict(load_file(str(folder / "value_head.safetensors")))
+        folder, before = Path(folder), lm.adapters
+        head = folder / "value_head.safetensors"
+        try:
+            lm.load_adapter(folder, adapter)
+            critic: Critic = "head" if head.is_file() else "none"
+            if (folder / "value").is_dir():
+                lm.load_adapter(folder / "value", "value")
+                critic = "adapter"
+            if (folder / "value_network").is_dir():
+                critic = "network"
+            weights = {} if critic == "none" else read_weights(head)
+            policy = cls(lm, adapter, temperature, critic)
+            if critic != "none":
+                check_shapes(head, weights, policy.value_head.state_dict())
+                policy.value_head.load_state_dict(weights)
+            if policy.network is not None:
+                saved = load_model(str(folder / "value_network"), device=lm.device).model.state_dict()
+                check_shapes(folder / "value_network", saved, policy.network.model.state_dict())
+                policy.network.model.load_state_dict(saved)
+        except ValueError:
+            for name in set(lm.adapters) - set(before):
+                lm.drop_adapter(name)
+            raise
         return policy

@@ -92,11 +92,29 @@ def find(name: str) -> Entry:
 
 
 def make_task(entry: Entry) -> "Task":
-    """Makes the task of a table row."""
-    if isinstance(entry.task, str):
-        module, name = entry.task.split(":")
-        return getattr(import_module(module), name)()
-    return entry.task()
+    """Makes the task of a table row.
+
+    Raises:
+        ValueError: there is no such module or name, or what it makes is no task; it says what is registered.
+    """
+    from lmgym.tasks.base import Task
+
+    make = entry.task
+    if isinstance(make, str):
+        module, _, name = make.partition(":")
+        try:
+            make = getattr(import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"the environment {entry.id!r} is registered with the task {entry.task!r}, which cannot be had "
+                f"({error}): write it as module:name"
+            ) from error
+    task = make() if callable(make) else make
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"the environment {entry.id!r} is registered with {entry.task!r}, which makes {task!r}, no Task"
+        )
+    return task
 
 
 def budgets_of(entry: Entry, task: "Task") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction
 
+MOST = torch.finfo(torch.float32).max
+"""The largest score: rewards are float32."""
 KLForm = Literal["reference", "sampled", "none"]
 KLEstimator = Literal["k1", "k2", "k3"]
 
@@ -222,7 +225,10 @@ class Score:
     def total(self, breakdown: Mapping[str, Sequence[float]]) -> list[float]:
         """The weighted sums of what `breakdown` gave."""
         columns = [[weight * s for s in breakdown[name]] for name, (weight, _) in self.components.items()]
-        return [_sum(row) - self.shift for row in zip(*columns, strict=True)]
+        totals = [_sum(row) - self.shift for row in zip(*columns, strict=True)]
+        if self.finite and not all(abs(total) <= MOST for total in totals):
+            raise ValueError(f"the weighted sum of the scores {', '.join(self.names)} is not finite: lower the weights")
+        return totals
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         return self.total(self.breakdown(prompts, completions))
@@ -246,31 +252,40 @@ def _call(name: str, function: ScoreFunction, prompts: Sequence[Prompt], complet
 
 
 def _sum(numbers: Sequence[float]) -> float:
-    # fsum raises on ∞ − ∞.
-    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):  # beyond the floats, or ∞ − ∞
+        return sum(numbers)
 
 
 def _checked(
     name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion], finite: bool
 ) -> list[float]:
     try:
-        values = [float(s) for s in scores]
-    except (TypeError, ValueError):
-        message = f"the score {name!r} must return one number per completion, not {scores!r}"
+        # One more than is wanted, and no further: it may never end.
+        values = [float(s) for s in islice(scores, len(completions) + 1)]
+    except (TypeError, ValueError, OverflowError):
+        message = f"the score {name!r} must return one number per completion, not {_short(scores)}"
         raise ScoreError(message, name) from None
     if len(values) != len(completions):
+        count = f"{len(values)}" if len(values) < len(completions) else "more"
         raise ScoreError(
-            f"the score {name!r} returned {len(values)} numbers for {len(completions)} completions; it must return one "
-            "for each, in order",
+            f"the score {name!r} returned {count} numbers for {len(completions)} completions; it must return one for "
+            "each, in order",
             name,
         )
     for row, (value, prompt, completion) in enumerate(zip(values, prompts, completions, strict=True)):
-        if finite and not math.isfinite(value):
+        if finite and not abs(value) <= MOST:
             raise ScoreError(
                 f"the score {name!r} returned {value} for the completion {completion.text!r} of the prompt "
-                f"{prompt.text!r} (row {row}); scores must be finite",
+                f"{prompt.text!r} (row {row}); scores must be finite, in float32",
                 name,
                 prompt.text,
                 completion.text,
             )
     return values
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -5,6 +5,7 @@ transformers, and what others have trained loads here.
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from importlib.resources import as_file, files
@@ -17,9 +18,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lmgym.models import LanguageModel, quietly, without_dropout
+from lmgym.models import LanguageModel, load_onto, quietly, read_adapter, token_ids, without_dropout
 from lmgym.tasks.base import Completion, Prompt
 from lmgym.trunk import Trunk, body_of
+from lmgym.weights import check_folder, check_names, first_line, read_settings
 
 BUILT_IN = {"tiny-reward": "tiny"}
 """Reward models that ship with the package, and the base model of each."""
@@ -98,7 +100,7 @@ class RewardModel:
         end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
         rows = [
             (ids + end if done else ids)[-longest if longest else 0 :]
-            for ids, done in zip(self.tokenizer(list(texts))["input_ids"], finished, strict=True)
+            for ids, done in zip(token_ids(self.tokenizer, texts), finished, strict=True)
         ]
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
@@ -165,7 +167,7 @@ class RewardModel:
             torch.manual_seed(seed)
             lm.save(folder)
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True
+                folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
             ).to(lm.device)
             nn.init.normal_(model.score.weight, std=(lm.hidden_size + 1) ** -0.5)
             if rank:
@@ -190,7 +192,9 @@ class RewardModel:
                 return cls._load(folder, base, device)
         folder = Path(name)
         adapter = folder / "adapter_config.json"
-        base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name
+        base = read_settings(adapter).get("base_model_name_or_path") if adapter.is_file() else str(name)
+        if not isinstance(base, str):
+            raise ValueError(f"{adapter}: base_model_name_or_path is {base!r}; it must name the base model")
         if base == "tiny":
             with as_file(files("lmgym") / "assets" / "tiny") as tiny:
                 return cls._load(folder, tiny, device)
@@ -199,22 +203,28 @@ class RewardModel:
     @classmethod
     def _load(cls, folder: Path, base: str | Path, device: str | torch.device) -> "RewardModel":
         try:
+            is_adapter = (folder / "adapter_config.json").is_file()
+            config, weights = read_adapter(folder, base_changes=True) if is_adapter else (None, {})
+            more: dict[str, Any] = {"num_labels": 1} if config else {}
+            check_folder(base)
             with quietly():
-                more = {"num_labels": 1} if (folder / "adapter_config.json").is_file() else {}
-                tokenizer = AutoTokenizer.from_pretrained(str(base))
-                model = AutoModelForSequenceClassification.from_pretrained(str(base), use_safetensors=True, **more)
-                if more:
-                    model.config.pad_token_id = tokenizer.pad_token_id
-                    model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
+                model, found = AutoModelForSequenceClassification.from_pretrained(
+                    str(base), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **more
+                )
+            if config:
+                model.config.pad_token_id = tokenizer.pad_token_id
+                model = load_onto(model, config, weights, "default", folder).merge_and_unload()
+            # transformers draws weights that it does not find at random: the head of a base model that has none.
+            brought = set(config.modules_to_save or ()) if config else set()
+            check_names(base, (), [key for key in found["missing_keys"] if not brought & set(key.split("."))])
+        except Exception as error:  # each of the libraries that read these files has errors of its own
             raise ValueError(
                 f"no reward model {str(folder)!r}: built in is {', '.join(BUILT_IN)}; anything else must be a "
                 "folder with a sequence-classification model in safetensors (or a peft adapter for one), or a name on "
-                f"the Hugging Face hub that can be reached ({reason})"
+                f"the Hugging Face hub that can be reached ({first_line(error)})"
             ) from error
-        extra = folder / "lmgym.json"
-        settings = json.loads(extra.read_text()) if extra.is_file() else {}
+        settings = _read_own_settings(folder / "lmgym.json")
         model.requires_grad_(False)
         return cls(model.to(device), tokenizer, **settings)
 
@@ -243,3 +253,18 @@ class RewardModel:
             self.tokenizer.save_pretrained(folder)
         settings = {"shift": self.shift, "ends_with_eos": self.ends_with_eos, "gain": self.gain}
         (folder / "lmgym.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _read_own_settings(path: Path) -> dict[str, Any]:
+    """What `save` keeps beside a reward model; nothing for one that was trained elsewhere."""
+    if not path.is_file():
+        return {}
+    settings, known = read_settings(path), {"shift": (int, float), "gain": (int, float), "ends_with_eos": (bool,)}
+    for key, value in settings.items():
+        wrong = key not in known or type(value) not in known[key] or not math.isfinite(value)
+        if wrong or (key == "gain" and not value > 0):
+            raise ValueError(
+                f"{path}: {key} is {value!r}; expected are the numbers shift and gain (positive), and ends_with_eos, "
+                "true or false"
+            )
+    return settings

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lmgym.models import LanguageModel, Sequences
+from lmgym.models import LanguageModel, Sequences, token_ids
 
 Row = tuple[list[int], int]
 """Token ids of a whole text, and how many of them are the prompt's."""
@@ -48,7 +48,7 @@ def encode(lm: LanguageModel, example: Example, max_tokens: int | None = None) -
     prompt = lm.encode(example.prompt) if example.prompt else []
     whole = lm.encode(example.prompt + example.completion)
     if whole[: len(prompt)] != prompt:
-        whole = prompt + lm.tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+        whole = prompt + token_ids(lm.tokenizer, [example.completion], add_special_tokens=False)[0]
     whole = [*whole, lm.eos_ids[0]] if example.finished else whole
     # Without a prompt the first token has nothing before it, and so is given.
     return whole[:max_tokens], max(1, len(prompt))

@@ -10,9 +10,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jaxtyping
 import pytest
 import torch
+from hypothesis import settings
 
 # Before lmgym and agents are imported: the hook rewrites a module while it loads. See test_typing_hook.py.
 jaxtyping.install_import_hook(["lmgym", "agents"], "beartype.beartype")
+
+# The same examples every time, and no folder of examples beside the tests: what fails, fails for everybody.
+settings.register_profile("lmgym", derandomize=True, database=None, deadline=None)
+settings.load_profile("lmgym")
 
 torch.set_num_threads(1)  # the tests run in several processes; more threads would fight over the cores
 

@@ -1,5 +1,6 @@
 """What cannot be is refused where it is used, with the value and the remedy; what is counted twice is counted right."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from gymnasium.error import InvalidAction
 import lmgym
 from agents.learner import Learner, LearnerConfig
 from lmgym import AdaptiveKL, Completion, FixedKL, LanguageModel, Policy, Prompt, Score, TokenAction, TokenVectorEnv
+from lmgym.jsonl import read_jsonl
 from lmgym.preferences import read_comparisons
+from lmgym.registry import Entry, make_task
 from lmgym.tasks import PromptList
 from lmgym.tasks.probe import Tree
 
@@ -28,11 +31,152 @@ SMALL: dict[str, Any] = {"max_prompt_tokens": 1, "max_new_tokens": 3}
         ({"missing_eos_score": float("nan")}, "missing_eos_score=nan must be a finite number"),
         ({"beta": -0.1}, "beta=-0.1 must be 0 or more"),
         ({"beta": float("nan")}, "beta=nan must be 0 or more"),
+        ({"missing_eos_score": "nothing"}, "missing_eos_score='nothing' must be a finite number"),
+        ({"stop": "END"}, r"stop='END' must be a tuple of strings: one alone is \('END',\)"),
+        ({"stop": [1]}, r"stop=\[1\] must be a tuple of strings"),
+        ({"task": "Tree"}, "task='Tree' is no lmgym.Task"),
     ],
 )
 def test_an_environment_that_cannot_be(probe: LanguageModel, arguments: dict[str, Any], said: str) -> None:
+    """As users have it: the tests' own type checks would see some of them first."""
+    unchecked = TokenVectorEnv.__init__.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
+    arguments = {"num_envs": 2, "task": Tree(), "model": probe} | SMALL | arguments
     with pytest.raises(ValueError, match=said):
-        TokenVectorEnv(**({"num_envs": 2, "task": Tree(), "model": probe} | SMALL | arguments))
+        unchecked(object.__new__(TokenVectorEnv), **arguments)
+
+
+def prompt_of(text: Any) -> Prompt:
+    prompt = Prompt("")
+    object.__setattr__(prompt, "text", text)
+    return prompt
+
+
+def unchecked(method: Any) -> Any:
+    """A method as users have it, without the tests' own type checks."""
+    return method.__func__.__wrapped__.__get__(method.__self__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"seed": -1}, "the seed -1 must be an int of 0 or more"),
+        ({"seed": "1"}, "seed='1' must be an int"),
+        ({"seed": 1.5}, "seed=1.5 must be an int"),
+        ({"seed": [1]}, "1 seeds for 2 rows"),
+        ({"seed": [1, "2"]}, "the seed '2' must be an int"),
+        ({"options": ["prompt"]}, "must be a dict"),
+        ({"options": {"prompt": 5}}, r"options\['prompt'\] is 5"),
+        ({"options": {"prompt": [None, "a"]}}, r"options\['prompt'\] is None"),
+        ({"options": {"prompt": prompt_of(5)}}, r"options\['prompt'\] is Prompt"),
+        ({"options": {"prompt": "\ud800"}}, "lone surrogate"),
+        ({"options": {"reset_mask": "all"}}, "must be 2 booleans"),
+        ({"options": {"reset_mask": [[1], [2, 3]]}}, "must be 2 booleans"),
+        ({"options": {"reset_mask": {}}}, "must be 2 booleans"),
+    ],
+)
+def test_resets_that_cannot_be(probe: LanguageModel, arguments: dict[str, Any], said: str) -> None:
+    env = TokenVectorEnv(2, task=Tree(), model=probe, **SMALL)
+    env.reset(seed=0)
+    before = env.state()["input_ids"]
+    with pytest.raises(ValueError, match=said):
+        unchecked(env.reset)(**arguments)
+    assert torch.equal(env.state()["input_ids"], before), "nothing has changed"
+    for seed in (np.int64(3), np.array([1, 2]), (1, None)):
+        unchecked(env.reset)(seed=seed)
+    env.step([2, 3])
+
+
+class Hostile(Tree):
+    """A task whose prompts and scores are whatever they are said to be."""
+
+    def __init__(self, prompt: Any = None, scores: Any = (0.0, 0.0)):
+        self.given, self.scores_given = prompt, scores
+
+    def sample(self, rng: np.random.Generator, split: Any = "train") -> Any:
+        return self.given
+
+    def score(self, prompts: Any, completions: Any) -> Any:
+        return self.scores_given
+
+
+@pytest.mark.parametrize("prompt", [None, "a", 5, prompt_of(None), prompt_of(b"a")])
+def test_tasks_that_give_no_prompts(probe: LanguageModel, prompt: Any) -> None:
+    env = TokenVectorEnv(2, task=Hostile(prompt), model=probe, **SMALL)
+    with pytest.raises(ValueError, match=r"the task 'tree' gave .* must return a Prompt with a text"):
+        env.reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (None, "must return one number per completion, not None"),
+        (5, "must return one number per completion, not 5"),
+        ([None, 1], "must return one number per completion"),
+        ([10**400, 0], "must return one number per completion"),
+        ([1e39, 0], "scores must be finite, in float32"),
+        ([float("nan"), 0], "returned nan for the completion"),
+        ([], "returned 0 numbers for 2 completions"),
+        (itertools.repeat(0.0), "returned more numbers for 2 completions"),
+        (["x" * 10_000], "not .{190,210}…"),
+    ],
+)
+def test_tasks_that_give_no_scores(probe: LanguageModel, scores: Any, said: str) -> None:
+    env = TokenVectorEnv(2, task=Hostile(Prompt("a"), scores), model=probe, **SMALL)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=said):
+        env.step([1, 1])
+    env.score = Score({"tree": lambda prompts, completions: [1.0] * len(completions)})
+    env.reset(seed=0)
+    assert env.step([1, 1])[1].max() <= 1.0, "after an error the environment still works"
+
+
+def test_weights_that_make_scores_infinite() -> None:
+    ones: Any = lambda prompts, completions: [3e38] * len(completions)  # noqa: E731
+    for weights in ((1e300, 1e300), (float("inf"), -float("inf")), (10.0, 10.0)):
+        score = Score({"a": (weights[0], ones), "b": (weights[1], ones)})
+        with pytest.raises(ValueError, match="the weighted sum of the scores a, b is not finite"):
+            score([Prompt("a")], [Completion("b")])
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("no_such_module:Task", "No module named"),
+        ("math:nothing", "no attribute 'nothing'"),
+        ("math", "write it as module:name"),
+        ("", "write it as module:name"),
+        (lambda: 5, "makes 5, no Task"),
+        ("math:pi", "no Task"),
+    ],
+)
+def test_registered_tasks_that_cannot_be(task: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"'you/Hostile-v0'.*{said}"):
+        make_task(Entry("you/Hostile-v0", task, ""))
+
+
+@pytest.mark.parametrize("rows", [[5], ["text"], [None], [["prompt", "x"]]])
+def test_rows_that_are_no_mappings(rows: list[Any]) -> None:
+    with pytest.raises(ValueError, match="dataset, row 1: not a mapping but"):
+        PromptList.from_dataset(iter(rows), None)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
+        ('{"prompt": "a", "x": 1e999}', "1e999 is beyond"),
+        ('{"prompt": "a", "x": -Infinity}', "-Infinity is no JSON number"),
+        ('{"prompt": "\\ud800"}', "half a character"),
+        ('{"prompt": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "nested deeper"),
+        ('{"prompt": "a", "x": ' + "[" * 200_000, "nested deeper"),
+        ('{"prompt": "a", "x": ' + "9" * 5000 + "}", "not JSON"),
+    ],
+)
+def test_json_lines_that_would_lose_or_break_something(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "fine", "x": "\\ud83d\\ude42"}\n' + line)
+    with pytest.raises(ValueError, match=f"line 2: .*{said}"):
+        read_jsonl(file)
 
 
 def test_the_name_of_a_model_is_no_model() -> None:
@@ -49,7 +193,14 @@ def test_controllers_that_cannot_be() -> None:
         AdaptiveKL(0.1, 0.0, 10.0)
 
 
-@pytest.mark.parametrize("action", ["x", None, ["a", "b"], [0.5, 1.5], [1], np.array([True, False]), [[1, 2], [3, 4]]])
+@pytest.mark.parametrize(
+    "action",
+    [
+        "x", None, ["a", "b"], [0.5, 1.5], [1], np.array([True, False]), [[1, 2], [3, 4]], [[1], [2, 3]], {}, object(),
+        torch.tensor([True, False]), torch.tensor([1j, 2j]), [2**70, 1], [1 + 2j, 1],
+        np.array(["2020-01-01"] * 2, "M8[D]"),
+    ],
+)  # fmt: skip
 def test_actions_that_are_no_tokens(probe: LanguageModel, action: Any) -> None:
     env = TokenVectorEnv(2, task=Tree(), model=probe, **SMALL)
     env.reset(seed=0)
@@ -63,6 +214,12 @@ def test_a_log_probability_that_is_no_number(probe: LanguageModel) -> None:
     env.reset(seed=0)
     with pytest.raises(InvalidAction, match="expected finite log-probabilities"):
         env.step(TokenAction([2, 3], [-1.0, float("nan")]))
+    for logp in (None, "x", [None, 1.0], [[1.0], [1.0, 2.0]], torch.tensor([True, True])):
+        with pytest.raises(InvalidAction, match="expected finite log-probabilities"):
+            env.step(TokenAction([2, 3], logp))
+    for token in (2**63, -1, 6, 2**64 - 1):
+        with pytest.raises(InvalidAction, match="outside the vocabulary"):
+            env.step(TokenAction(np.array([token, 0], np.uint64 if token >= 0 else np.int64), [0.0, 0.0]))
 
 
 def test_scores_that_are_no_numbers_name_their_component() -> None:

@@ -14,6 +14,7 @@ from agents.report import write_report
 
 HOSTILE = (
     "<script>alert(1)</script> & \"quoted\" 'x' </style><img src=http://evil.example/a onerror=alert(1)> "
+    "</title></svg></pre><!-- ]]> {{7*7}} &lt;b&gt; javascript:alert(1) ' onload='alert(1) \u2028\u2029 "
     "\x00\x1b\u202e\ud800"
 )
 QUANTITIES = ("reward", "kl", "value", "advantage")

@@ -371,7 +371,7 @@ def test_on_a_gpu_nobody_waits_and_the_update_ends_with_the_error(monkeypatch: p
     assert not waits.found
     poisoned(env, 2, float("nan"))
     before = [p.detach().clone() for p in learner.parameters]
-    with pytest.raises(BadStep, match="update 1, .*the reward is nan"):
+    with pytest.raises(BadStep, match=r"update 1, .*the reward is nan"):
         next(updates)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
     assert not waits.found

@@ -39,6 +39,8 @@ class PromptList(Task):
         self._prompts: dict[Split, list[Prompt]] = {"train": [], "test": []}
         for prompt in prompts:
             prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
+            if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
+                raise ValueError(f"{name}: {prompt!r} is no prompt; give texts, or Prompts with a text")
             self._prompts[split_of(prompt.text, test_share)].append(prompt)
         for split, own in self._prompts.items():
             if not own:
@@ -122,6 +124,10 @@ class PromptList(Task):
     ) -> "PromptList":
         prompts = []
         for number, row in enumerate(rows, start=1):
+            if not isinstance(row, Mapping):
+                raise ValueError(
+                    f"{source}, row {number}: not a mapping but {type(row).__name__}; give rows with fields"
+                )
             text = row.get(field)
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{source}, row {number}: {field!r} is {text!r}; give a text that is not empty")
@@ -150,8 +156,8 @@ class PromptList(Task):
 
 def _cut(text: str, words: int, where: str) -> tuple[str, str]:
     """The first words of a text, and the rest with its leading space."""
-    if words < 1:
-        raise ValueError(f"opening_words is {words}; a prompt needs at least 1 word")
+    if not isinstance(words, int) or words < 1:
+        raise ValueError(f"opening_words is {words!r}; a prompt needs at least 1 word")
     parts = text.split()
     if len(parts) <= words:
         raise ValueError(

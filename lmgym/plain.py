@@ -1,0 +1,11 @@
+"""Texts as a terminal may show them: model output is data. Imports nothing heavy."""
+
+
+def printable(text: str) -> str:
+    """Text with every character replaced that could move the cursor, colour, hide or reorder what stands beside it.
+
+    These are the control characters (escape, carriage return, backspace, the C1 controls from U+0080 on), marks of
+    direction and other invisible ones, line and paragraph separators, and halves of characters. Line feeds and tabs
+    stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
