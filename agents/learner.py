@@ -324,7 +324,7 @@ class Learner:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
             # Out of the handler, which holds on to the tensors of the failed pass.
             self.metrics.put_back(kept)
-            self._begins = True
+            self._begins = True  # what the failed attempt has added up is dropped
             self.optimizer.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -116,6 +116,8 @@ class _Run:
     """Empty if the run has none."""
     definitions: dict[str, dict[str, str]]
     """What the run itself says of the metrics of a stage."""
+    warnings: list[str]
+    """What it warned of."""
 
     def meanings(self, stage: str) -> dict[str, str]:
         """Definitions of a stage's metrics, by name or by pattern; the run's own come first."""
@@ -161,7 +163,17 @@ def _read(folder: Path) -> _Run:
         evaluation=_read_evaluation(evaluation) if evaluation.is_file() else {},
         samples=_read_rows(samples, _check_sample) if samples.is_file() else [],
         definitions=_read_definitions(folder / "metrics.json"),
+        warnings=_read_warnings(folder / "warnings.json"),
     )
+
+
+def _read_warnings(path: Path) -> list[str]:
+    """What is of the right shape, as with definitions."""
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def _read_definitions(path: Path) -> dict[str, dict[str, str]]:
@@ -179,11 +191,13 @@ def _read_definitions(path: Path) -> dict[str, dict[str, str]]:
 
 def _read_rows(path: Path, check: Callable[[Row], str | None]) -> list[Row]:
     """Rows of a JSON Lines file. Unlike `read_jsonl`, NaN and Infinity are let through: a diverged run holds them."""
-    rows = []
-    for number, line in read_lines(path):
+    rows, lines = [], read_lines(path)
+    for number, line in lines:
         try:
             row = parse_json(line)
         except ValueError as error:
+            if number == lines[-1][0] and not path.read_bytes().endswith(b"\n"):
+                break  # the run was killed while it wrote this line
             raise ValueError(f"{path}, line {number}: not JSON ({error}); is the line cut short?") from error
         complaint = check(row) if isinstance(row, dict) else f"not an object but {type(row).__name__}"
         if complaint:
@@ -336,6 +350,7 @@ def _page(run: _Run) -> str:
     title = " · ".join(re.split(r"[/\\]", path)[-1] for path in paths) or "unknown task"
     sections = [
         ("summary", "Summary", _summary(run)),
+        ("warnings", "Warnings", _tag("ul", *(_tag("li", text) for text in run.warnings)) if run.warnings else ""),
         ("evaluation", "Before and after", _evaluation_table(run)),
         *((f"stage-{i}", name, body) for i, (name, body) in enumerate(_stages(run), start=1)),
         ("generations", "Generations", _generations(run.samples)),

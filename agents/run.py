@@ -40,6 +40,7 @@ from lmgym.plain import printable
 from lmgym.reward import ScoreError
 
 PACKAGES = ("lmgym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy")
+_OWN = ("config.json", "metrics.json", "warnings.json")
 FREE = ("out", "resume", "threads", "track", "limits")
 """Options that may differ when a run goes on: they change nothing but rounding."""
 
@@ -189,26 +190,24 @@ class Run:
                 f"one: {self._again()}"
             )
         changed = [name for name, value in config["inputs"].items() if old.get("inputs", {}).get(name) != value]
-        for name in [name for name in changed if name.endswith(".py")]:
-            self.warn(f"{name} has changed since the run began, so that it may end otherwise than it would have")
-            changed.remove(name)
-        if changed:
+        data = [name for name in changed if not name.endswith(".py")]
+        if data:
             raise ValueError(
-                f"{changed[0]} has changed since the run in {str(self.folder)!r} began, so that it cannot go on: put "
-                "back what was there, or start again with another --out"
+                f"{data[0]} has changed since the run in {str(self.folder)!r} began, so that it cannot go on: put back "
+                "what was there, or start again with another --out"
             )
-        self._state = self._checkpoints.newest(self.warn)
+        self._state = self._checkpoints.newest(self.say)
         stands = self._state.part("run").data if self._state else {}
         if stands.get("complete"):
             raise ValueError(f"{str(self.folder)!r} holds another run, which is finished: {remedy}")
-        for name in ("revision", "versions", "hardware", "threads"):
-            if old.get(name) != config[name]:
-                self.warn(
-                    f"the {name} has changed since the run began, so that it may end with other bits than it would have"
-                )
         self.finished = dict(stands.get("finished", {}))
         self.warnings = list(stands.get("warnings", []))
         self._followed = dict(stands.get("followed", {}))
+        others = [
+            f"the {name}" for name in ("revision", "versions", "hardware", "threads") if old.get(name) != config[name]
+        ]
+        for name in [*others, *changed]:
+            self.warn(f"{name} changed while the run was interrupted, so that it may end with other bits")
         at = f"after step {stands['step']} of {stands['stage']}" if stands.get("stage") else "between two stages"
         self.say(f"going on with the interrupted run in {self.folder}, {at if self._state else 'from its beginning'}")
 
@@ -339,7 +338,7 @@ class Run:
 
     def _withdraw(self) -> None:
         """Leaves the folder empty where a run failed before it did anything, so that it can be tried again."""
-        own = {self.path(name) for name in ("config.json", "metrics.json", "metrics.jsonl", "tensorboard")}
+        own = {self.path(name) for name in (*_OWN, "metrics.jsonl", "tensorboard")}
         with suppress(OSError):
             if set(self.folder.iterdir()) <= own and not self.path("metrics.jsonl").stat().st_size:
                 shutil.rmtree(self.path("tensorboard"), ignore_errors=True)
@@ -384,6 +383,7 @@ class Run:
     def warn(self, text: str) -> None:
         """Tells the user that something is probably wrong, and keeps it for the report."""
         self.warnings.append(text)
+        self.write("warnings.json", self.warnings)
         self.say(f"warning: {text}")
 
     def _seconds(self) -> float:

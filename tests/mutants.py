@@ -75,6 +75,8 @@ BUFFER = "tests/test_rollout.py::test_what_a_buffer_holds"
 TRUNK, HEAD = "lmgym/trunk.py", "lmgym/head.py"
 TWIN = "tests/test_fast.py::test_values_and_gradients_are_those_of_transformers"
 AGREE = "tests/test_models.py::test_sampling_and_scoring_agree"
+GOES_ON = "tests/test_survival.py::test_a_learner_goes_on_in_another_process_as_it_were"
+SAME_BITS = "tests/test_survival.py::test_a_run_that_was_interrupted_ends_with_the_same_bits"
 
 MUTANTS = (
     # Where the score is paid, and what it is worth --------------------------------------------------------------------
@@ -359,6 +361,38 @@ MUTANTS = (
            "last = {key: x[row] for key, x in _arrays(observation).items()}",
            "SB3's last observation is that of the next prompt",
            ("tests/test_sb3.py::test_the_terminal_observation_is_the_whole_text",)),
+    # Surviving --------------------------------------------------------------------------------------------------------
+    Mutant("checkpoint-without-moments", LEARNER,
+           "moments = [self.optimizer.state.get(p, {}) for p in self.parameters]",
+           "moments = [{} for p in self.parameters]",
+           "Adam's moments left out of checkpoints", (GOES_ON,)),
+    Mutant("checkpoint-without-generator", LEARNER, "self.generator.set_state(generator)", "pass",
+           "the generator of shuffles not put back", (GOES_ON,)),
+    Mutant("checkpoint-without-beta", "agents/pipeline.py", "setattr(self.controller, name, state.number(name))",
+           "state.number(name)",
+           "the KL controller's β not put back", (SAME_BITS,)),
+    Mutant("rows-twice", "lmgym/files.py", "if length is not None and length != self.length:",
+           "if length is not None and length > self.length:",
+           "metrics that no checkpoint knows of are kept, and written again", (SAME_BITS,)),
+    Mutant("checksum-unread", "agents/checkpoint.py",
+           'if hashlib.sha256(raw).hexdigest() != body.get("tensors"):', "if False:",
+           "a checkpoint's checksum is not looked at",
+           ("tests/test_survival.py::test_a_damaged_checkpoint_is_said_and_the_one_before_it_used",
+            "tests/test_writing.py::test_a_changed_checkpoint_is_refused_in_one_line")),
+    Mutant("written-in-place", "lmgym/files.py", "os.replace(aside, path)", "shutil.copyfile(aside, path)",
+           "a file is written over the one that was there",
+           ("tests/test_writing.py::test_a_file_is_the_old_one_or_the_new_one",)),
+    Mutant("bad-step-taken", LEARNER, "self.optimizer.found_inf = bad.float()",
+           "self.optimizer.found_inf = 0 * bad.float()",
+           "a step is taken though its gradient is no number",
+           ("tests/test_survival.py::test_bad_steps_are_skipped_and_counted",)),
+    Mutant("memory-twice", LEARNER, "self._begins = True  # what the failed attempt has added up is dropped", "pass",
+           "after memory ran out, part of the gradient counts twice",
+           ("tests/test_survival.py::test_a_step_that_memory_does_not_hold_is_taken_in_smaller_passes",)),
+    Mutant("alarm-the-wrong-way", "agents/alarms.py", "if up_to - up_from <= rise or down_from - down_to <= fall:",
+           "if up_to - up_from <= rise or down_to - down_from <= fall:",
+           "over-optimisation is seen where score and gold rise together",
+           ("tests/test_alarms.py",)),
 )  # fmt: skip
 
 

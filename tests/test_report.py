@@ -447,7 +447,22 @@ def test_malformed_files_are_named_with_their_line(folder: Path, name: str, line
         "config.json": {},
         "evaluation.json": {"before": {"gold": 1.0}},
     }[name]
-    (folder / name).write_text(json.dumps(first) + "\n" + line, encoding="utf-8")
+    (folder / name).write_text(json.dumps(first) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=complaint):
         write_report(folder)
     assert not (folder / "report.html").exists()
+
+
+def test_a_line_that_a_killed_run_left_unfinished_is_left_out(folder: Path):
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"stage": "ppo", "step": 1, "sco')
+    assert report(folder).sections() >= {"stage-1", "stage-2"}
+
+
+def test_warnings_are_shown_as_text(folder: Path):
+    (folder / "warnings.json").write_text(json.dumps(["KL is <b>high</b>", 3]), encoding="utf-8")
+    page = report(folder)
+    assert "warnings" in page.sections()
+    assert "KL is <b>high</b>" in page.text
+    (folder / "warnings.json").write_text("{", encoding="utf-8")
+    assert "warnings" not in report(folder).sections()

@@ -297,7 +297,7 @@ def test_a_state_of_another_learner_is_refused_and_changes_nothing() -> None:
 
 
 def test_the_running_scale_takes_only_numbers_that_are_some() -> None:
-    one, two = RunningScale(), RunningScale()
+    one, two, last = RunningScale(), RunningScale(), torch.zeros(())
     x = torch.randn(50, generator=torch.Generator().manual_seed(0))
     for part in x.split(7):
         last = one.update(part)
