@@ -103,12 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("lmgym: stopped at once", file=sys.stderr)
         return 130
     except Exception as error:
+        from agents.guards import out_of_memory
         from agents.run import Stopped
 
-        if not isinstance(error, Stopped):
+        if not (isinstance(error, Stopped) or out_of_memory(error)):
             raise
         print(f"lmgym: {_plain_text(str(error))}", file=sys.stderr)
-        return error.status
+        return error.status if isinstance(error, Stopped) else 2
 
 
 def _help() -> str:

@@ -20,7 +20,8 @@ from agents.evaluate import Report, evaluate
 from agents.guards import OnBadStep
 from agents.learner import Learner, LearnerConfig, Schedule
 from agents.profile import profiled
-from agents.run import Run, peak_memory, seed_everything
+from agents.randomness import seed_everything
+from agents.run import Run, peak_memory
 from lmgym.env import TokenVectorEnv
 from lmgym.models import LanguageModel, load
 from lmgym.policy import Critic, Policy

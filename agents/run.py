@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import platform
-import random
 import shlex
 import shutil
 import signal
@@ -24,7 +23,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -33,6 +31,7 @@ from rich.text import Text
 from agents.checkpoint import Checkpoints, Keeps, State, finite, write_state
 from agents.guards import BadStep
 from agents.paths import confined
+from agents.randomness import GlobalGenerators
 from agents.redact import redact, redact_all
 from lmgym import files
 from lmgym.jsonl import read_lines
@@ -158,6 +157,12 @@ class Run:
     def __exit__(self, kind: object, failure: object, _: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        try:
+            self._end(failure)
+        finally:
+            os.close(self._lock)
+
+    def _end(self, failure: object) -> None:
         self._metrics.close()
         if self._board is not None:
             with suppress(OSError):
@@ -172,7 +177,6 @@ class Run:
             self._withdraw()
             if self._checkpoints.all():
                 self.say(f"what was done until then is saved; to go on: {self._again()}")
-        os.close(self._lock)
 
     # Where it stands -----------------------------------------------------------------------------------------------
 
@@ -197,6 +201,11 @@ class Run:
                 "what was there, or start again with another --out"
             )
         self._state = self._checkpoints.newest(self.say)
+        with self._fitting():
+            self._stand(old, config, changed, remedy)
+
+    def _stand(self, old: Mapping[str, Any], config: Mapping[str, Any], changed: Sequence[str], remedy: str) -> None:
+        """Takes over what the checkpoint says of the run as a whole."""
         stands = self._state.part("run").data if self._state else {}
         if stands.get("complete"):
             raise ValueError(f"{str(self.folder)!r} holds another run, which is finished: {remedy}")
@@ -210,6 +219,16 @@ class Run:
             self.warn(f"{name} changed while the run was interrupted, so that it may end with other bits")
         at = f"after step {stands['step']} of {stands['stage']}" if stands.get("stage") else "between two stages"
         self.say(f"going on with the interrupted run in {self.folder}, {at if self._state else 'from its beginning'}")
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Says of a checkpoint that is whole, and was not written by this program, that it is not."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+            folder = str(self._checkpoints.folder)
+            raise ValueError(f"the checkpoint in {folder!r} is whole, but none of this run's ({why})") from error
 
     def result(self, stage: str) -> Any:
         """What a stage that is finished left with `finish`; None while it is not.
@@ -275,7 +294,7 @@ class Run:
             "warnings": self.warnings,
         }
         parts = {name: part.state() for name, part in (keep or {}).items()}
-        state = State.of({"run": State(stands), "random": _Randomness().state()} | parts)
+        state = State.of({"run": State(stands), "random": GlobalGenerators().state()} | parts)
         self._checkpoints.save("complete" if complete else f"{stage or 'between'}-{step}", state)
         self._saved = time.perf_counter()
         self._cost = self._saved - began
@@ -328,7 +347,7 @@ class Run:
 
     def _arrive(self, state: State) -> None:
         """From here on the run does what it would have done."""
-        _Randomness().restore(state.part("random"))
+        GlobalGenerators().restore(state.part("random"))
         self._state = None
 
     def _keep_reproduction(self, state: State) -> None:
@@ -418,7 +437,8 @@ class Run:
         Raises:
             Stopped: the run was asked to end, and is saved.
         """
-        first, metrics = self._go_on(stage, keep)
+        with self._fitting():
+            first, metrics = self._go_on(stage, keep)
         if stage in self._followed:
             return
         with self._bar(stage, total, first) as advance:
@@ -600,36 +620,6 @@ def _lock(folder: Path) -> int:
             f"another process is writing to {str(folder)!r}: let it end, or choose another --out"
         ) from error
     return held
-
-
-class _Randomness:
-    """The global generators of Python, NumPy and torch, which lmgym leaves alone and somebody's score may use."""
-
-    def state(self) -> State:
-        kind, words, gauss = random.getstate()
-        name, keys, at, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-        tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
-        tensors["python"] = torch.tensor(words, dtype=torch.int64)
-        devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        tensors |= {f"cuda/{i}": state for i, state in enumerate(devices)}
-        return State({"python": [kind, gauss], "numpy": [str(name), at, has_gauss, cached]}, tensors)
-
-    def restore(self, state: State) -> None:
-        tensors, (kind, gauss) = state.tensors, state.data["python"]
-        random.setstate((kind, tuple(tensors["python"].tolist()), gauss))
-        name, *rest = state.data["numpy"]
-        np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        torch.set_rng_state(tensors["torch"])
-        devices = [tensors[name] for name in sorted(tensors) if name.startswith("cuda/")]
-        if devices and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(devices)
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds the global generators, for scores and tasks of one's own that use them; lmgym itself does not."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
 
 
 def _tracker(name: str) -> Any:

@@ -13,8 +13,8 @@ import torch
 from test_rollout import Waits
 
 import lmgym
-from agents import cli, grpo, ppo, run, sft
-from agents.checkpoint import read_state
+from agents import cli, grpo, ppo, randomness, sft
+from agents.checkpoint import read_state, write_state
 from agents.guards import BadStep
 from agents.learner import Learner, LearnerConfig, RunningScale
 from agents.repeat import compare
@@ -46,6 +46,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert cli.main([*QUICK, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run, without stages before it, that was interrupted after its first update."""
+    folder = tmp_path_factory.mktemp("runs") / "cut"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        at(monkeypatch, "ppo", 1, terminate)
+        arguments = [*SORT, "--ppo.rows=4", "--ppo.updates=2", "--max-new-tokens=4"]
+        assert cli.main([*arguments, "--out", str(folder)]) == 143
     return folder
 
 
@@ -118,6 +129,31 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
     assert "tensors.safetensors' is damaged (its checksum is another): using the one before it" in out
     assert "after step 1 of ppo" in out
     assert all(compare(whole, tmp_path / "run").values())
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda data: data["run"].pop("step"),
+        lambda data: data["run"].update(finished=3),
+        lambda data: data["run"].update(finished={"sft": {"result": True, "products": {"../../etc": "0"}}}),
+        lambda data: data["run"].update(metrics_bytes=10**9),
+        lambda data: data.update(learner={"learner": {"position": "three"}}),
+        lambda data: data.update(alarms={"given": 7}),
+        lambda data: data.update(random={}),
+    ],
+)
+def test_a_forged_checkpoint_is_refused_in_one_line(
+    forge: Callable[[Any], object], cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its checksum is right, and what it says is not."""
+    shutil.copytree(cut, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    state = read_state(newest)
+    forge(state.data)
+    write_state(newest, state)
+    assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_what_a_finished_stage_left_must_still_be_there(
@@ -547,12 +583,12 @@ def test_global_generators_go_on_too(tmp_path: Path) -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
-    run.seed_everything(5)
+    randomness.seed_everything(5)
     draw()
-    state = run._Randomness().state()
+    state = randomness.GlobalGenerators().state()
     wanted = draw()
-    run.seed_everything(6)
-    run._Randomness().restore(state)
+    randomness.seed_everything(6)
+    randomness.GlobalGenerators().restore(state)
     assert draw() == wanted
 
 
