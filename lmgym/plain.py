@@ -9,3 +9,9 @@ def printable(text: str) -> str:
     stay.
     """
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def quoted(value: object, most: int = 200) -> str:
+    """A value for a message, as `repr` has it, and not longer than a reader wants it."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"

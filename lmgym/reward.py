@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lmgym.plain import quoted
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction
 
 MOST = torch.finfo(torch.float32).max
@@ -219,7 +220,7 @@ def _checked(name: str, scores: Any, prompts: Sequence[Prompt], completions: Seq
         # One more than is wanted, and no further: it may never end.
         values = [float(s) for s in islice(scores, len(completions) + 1)]
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"the score {name!r} must return one number per completion, not {_short(scores)}") from None
+        raise ValueError(f"the score {name!r} must return one number per completion, not {quoted(scores)}") from None
     if len(values) != len(completions):
         count = f"{len(values)}" if len(values) < len(completions) else "more"
         raise ValueError(
@@ -233,8 +234,3 @@ def _checked(name: str, scores: Any, prompts: Sequence[Prompt], completions: Seq
                 f"{prompt.text!r}; scores must be finite, in float32"
             )
     return values
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
