@@ -27,6 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from agents import evaluate, learner, reward_model, sft
 from lmgym import files
 from lmgym.jsonl import parse_json, read_lines
+from lmgym.plain import quoted
 
 Row = dict[str, Any]
 
@@ -212,7 +213,7 @@ def _check_metrics(row: Row) -> str | None:
     if _float(row.get("step")) is None:
         return "lacks 'step', a number"
     wrong = [name for name, value in row.items() if name != "stage" and not _is_numeric(value)]
-    return f"{wrong[0]!r} is {row[wrong[0]]!r}, not a number or null" if wrong else None
+    return f"{quoted(wrong[0])} is {quoted(row[wrong[0]])}, not a number or null" if wrong else None
 
 
 def _check_sample(row: Row) -> str | None:

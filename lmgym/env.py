@@ -27,7 +27,7 @@ from torch.profiler import record_function
 
 from lmgym.decoding import Bottom, Decoding
 from lmgym.models import LanguageModel, Reference, Sequences
-from lmgym.plain import printable
+from lmgym.plain import printable, quoted
 from lmgym.reward import FixedKL, KLController, KLForm, Score, check_reward_estimator, kl_reward
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task
 
@@ -295,7 +295,7 @@ class TokenVectorEnv(VectorEnv):
                 a row) is used instead of drawing.
         """
         if options is not None and not isinstance(options, Mapping):
-            raise ValueError(f"options={options!r} must be a dict, with 'prompt' or 'reset_mask', or None")
+            raise ValueError(f"options={quoted(options)} must be a dict, with 'prompt' or 'reset_mask', or None")
         options = options or {}
         self._seed(seed)
         mask = self._reset_mask(options.get("reset_mask"))
@@ -556,7 +556,7 @@ class TokenVectorEnv(VectorEnv):
             seeds = [int(seed) + row for row in range(self.num_envs)]
         else:
             if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
-                raise ValueError(f"seed={seed!r} must be an int, or a list of {self.num_envs} of them")
+                raise ValueError(f"seed={quoted(seed)} must be an int, or a list of {self.num_envs} of them")
             seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows: give one for each, or a single int")
@@ -579,7 +579,7 @@ class TokenVectorEnv(VectorEnv):
             tensor = torch.zeros(0)  # which has the wrong type
         if tensor.dtype != torch.bool or tensor.shape != (self.num_envs,) or not bool(tensor.any()):
             raise ValueError(
-                f"options['reset_mask'] must be {self.num_envs} booleans with at least one True, not {mask!r}"
+                f"options['reset_mask'] must be {self.num_envs} booleans with at least one True, not {quoted(mask)}"
             )
         if not self.prompts and not bool(tensor.all()):
             raise ResetNeeded("the first reset() must reset every row")
@@ -615,7 +615,7 @@ class TokenVectorEnv(VectorEnv):
             prompt = self.task.sample(self._rngs[row], self.split)
             if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
                 raise ValueError(
-                    f"the task {self.task.name!r} gave {prompt!r}: sample() must return a Prompt with a text"
+                    f"the task {self.task.name!r} gave {quoted(prompt)}: sample() must return a Prompt with a text"
                 )
             return prompt
         if isinstance(given, (list, tuple)):
@@ -624,7 +624,9 @@ class TokenVectorEnv(VectorEnv):
             given = given[row]
         prompt = Prompt(given) if isinstance(given, str) else given
         if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
-            raise ValueError(f"options['prompt'] is {prompt!r}: give a text, a Prompt, or a list of them, one a row")
+            raise ValueError(
+                f"options['prompt'] is {quoted(prompt)}: give a text, a Prompt, or a list of them, one a row"
+            )
         return prompt
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -667,7 +669,7 @@ class TokenVectorEnv(VectorEnv):
             actions = actions.token
         token = self._numbers(actions, f"{self.num_envs} integer token ids").reshape(-1)
         if token.shape != (self.num_envs,) or token.is_floating_point():
-            raise InvalidAction(f"expected {self.num_envs} integer token ids, got {actions!r}")
+            raise InvalidAction(f"expected {self.num_envs} integer token ids, got {quoted(actions)}")
         token = token.long()
         wrong = token[(token < 0) | (token >= self.model.vocabulary)].tolist()
         if wrong:
@@ -686,7 +688,7 @@ class TokenVectorEnv(VectorEnv):
                 return tensor
         except (TypeError, ValueError, RuntimeError, OverflowError):  # a ragged list, text, an object
             pass
-        raise InvalidAction(f"expected {expected}, got {value!r}")
+        raise InvalidAction(f"expected {expected}, got {quoted(value)}")
 
     def _infos(self, valid: Tensor | None = None) -> dict[str, Any]:
         infos: dict[str, Any] = {

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmgym.plain import quoted
+
 DEEPEST = 100
 """Levels of nesting that a row may have: no data of ours need more, and what is read must not exhaust the stack."""
 
@@ -39,7 +41,7 @@ def read_numbered(path: str | os.PathLike[str], required: Sequence[str] = ()) ->
             raise ValueError(f'{where}: not an object but {type(row).__name__}; write one like {{"prompt": "..."}}')
         missing = [field for field in required if field not in row]
         if missing:
-            raise ValueError(f"{where}: lacks the field {missing[0]!r}; it has {sorted(row)}. Add or rename it")
+            raise ValueError(f"{where}: lacks the field {missing[0]!r}; it has {quoted(sorted(row))}. Add or rename it")
         rows.append((number, row))
     if not rows:
         raise ValueError(f"{os.fspath(path)}: no rows; write one JSON object a line")
@@ -116,7 +118,7 @@ def _refuse_constant(name: str) -> float:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is beyond the floating-point numbers")
+        raise ValueError(f"{text[:30]} is beyond the floating-point numbers")
     return number
 
 
@@ -125,5 +127,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} is given twice")
+        raise ValueError(f"the field {quoted(twice)} is given twice")
     return found

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lmgym.plain import quoted
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction
 
 MOST = torch.finfo(torch.float32).max
@@ -265,7 +266,7 @@ def _checked(
         # One more than is wanted, and no further: it may never end.
         values = [float(s) for s in islice(scores, len(completions) + 1)]
     except (TypeError, ValueError, OverflowError):
-        message = f"the score {name!r} must return one number per completion, not {_short(scores)}"
+        message = f"the score {name!r} must return one number per completion, not {quoted(scores)}"
         raise ScoreError(message, name) from None
     if len(values) != len(completions):
         count = f"{len(values)}" if len(values) < len(completions) else "more"
@@ -284,8 +285,3 @@ def _checked(
                 completion.text,
             )
     return values
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -12,9 +12,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Before lmgym and agents are imported: the hook rewrites a module while it loads. See test_typing_hook.py.
-jaxtyping.install_import_hook(["lmgym", "agents"], "beartype.beartype")
-
 # The same examples every time, and no folder of examples beside the tests: what fails, fails for everybody.
 settings.register_profile("lmgym", derandomize=True, database=None, deadline=None)
 settings.load_profile("lmgym")
@@ -26,6 +23,13 @@ if TYPE_CHECKING:
 
 SLOW_TIMEOUT = 1800.0
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Turn the checks of annotations on, but for `pytest -m stress`, which is to meet what users meet."""
+    # Before lmgym and agents are imported: the hook rewrites a module while it loads. See test_typing_hook.py.
+    if config.getoption("markexpr") != "stress":
+        jaxtyping.install_import_hook(["lmgym", "agents"], "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

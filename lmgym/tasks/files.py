@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lmgym.jsonl import read_jsonl, read_lines
+from lmgym.plain import quoted
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task, split_of
 
 
@@ -40,7 +41,7 @@ class PromptList(Task):
         for prompt in prompts:
             prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
             if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
-                raise ValueError(f"{name}: {prompt!r} is no prompt; give texts, or Prompts with a text")
+                raise ValueError(f"{name}: {quoted(prompt)} is no prompt; give texts, or Prompts with a text")
             self._prompts[split_of(prompt.text, test_share)].append(prompt)
         for split, own in self._prompts.items():
             if not own:
@@ -130,7 +131,7 @@ class PromptList(Task):
                 )
             text = row.get(field)
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{source}, row {number}: {field!r} is {text!r}; give a text that is not empty")
+                raise ValueError(f"{source}, row {number}: {field!r} is {quoted(text)}; give a text that is not empty")
             data = {key: value for key, value in row.items() if key != field}
             if opening_words is not None:
                 text, data["demonstration"] = _cut(text, opening_words, f"{source}, row {number}")
