@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmgym.decoding import Decoding
+from lmgym.devices import rounds
 from lmgym.head import chosen_log_probs_of, draw_from
 from lmgym.models import LanguageModel, Mask, Sequences, chosen_log_probs, log_probs
 from lmgym.models import load as load_model
@@ -242,7 +243,7 @@ class Policy:
         In low precision, decoding with merged weights rounds otherwise than training does, and the probability ratio
         would start away from 1.
         """
-        return self.lm.model.dtype != torch.float32
+        return rounds(self.lm.model.dtype, self.device)
 
     @property
     def values_late(self) -> bool:

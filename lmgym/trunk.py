@@ -8,13 +8,15 @@ against each other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as nnf
+
+from lmgym.devices import free_to_look
 
 GATED = ("llama", "mistral", "qwen2", "qwen3")
 """Families with rotary positions, RMSNorm and a gated MLP; SmolLM and SmolLM2 are Llamas."""
@@ -78,6 +80,8 @@ class Cache:
         longest: at least the largest length, known without asking the device.
         equal: whether all lengths are known to be equal, so that no mask is needed.
         bottom: [B, S, D] what goes into the lowest layer with an adapter, where it is to be kept.
+        fixed: whether nothing in it ever moves: a step then is the same operations each time, over all S columns, and
+            `longest` is moved on by the caller.
     """
 
     layers: list[Float[Tensor, "2 B K S H"]]
@@ -85,6 +89,7 @@ class Cache:
     longest: int
     equal: bool
     bottom: Float[Tensor, "B S D"] | None = None
+    fixed: bool = False
 
     @property
     def capacity(self) -> int:
@@ -116,6 +121,17 @@ class Cache:
         for (new, at), (old, _) in zip(chosen.parts(), self.parts(), strict=True):
             torch.index_select(old.narrow(at, 0, self.longest), 0, rows, out=new.narrow(at, 0, self.longest))
         return chosen._looked_at()
+
+    def still(self, rows: int, columns: int) -> "Cache":
+        """An empty cache of another size in which nothing ever moves; see `fill`."""
+        return replace(replace(self, equal=False).like(rows, columns, self.length.new_zeros(rows)), fixed=True)
+
+    def fill(self, other: "Cache", rows: Int[Tensor, " R"]) -> None:
+        """Takes over rows of another cache, in place."""
+        self.length.copy_(other.length[rows])
+        self.longest = other.longest
+        for (own, at), (theirs, _) in zip(self.parts(), other.parts(), strict=True):
+            own.narrow(at, 0, other.longest).copy_(theirs.narrow(at, 0, other.longest)[rows])
 
     def reserve(self, columns: int) -> "Cache":
         """Room for more columns, where there is not."""
@@ -181,6 +197,7 @@ class Trunk:
         self.eps: float = config.rms_norm_eps if self.gated else config.layer_norm_epsilon
         self._kept: dict[tuple[str | None, bool], tuple[Any, list[Layer]]] = {}
         self._turns = torch.empty(0, self.head // 2, dtype=torch.complex64)
+        self._outgrown: list[Tensor] = []  # a captured step goes on reading the table that it was captured with
 
     @staticmethod
     def refusal(model: Any) -> str | None:
@@ -366,7 +383,7 @@ class Trunk:
         The cache must have room for one more column. Its `length`, `longest` are moved on.
         """
         x = self.embed(token, cache.length)
-        columns = cache.longest + 1
+        columns = cache.capacity if cache.fixed else cache.longest + 1
         turns = self._turn(columns, token.device)[cache.length][:, None] if self.gated else None
         mask, rows = None, torch.arange(0 if cache.equal else len(token), device=token.device)
         if not cache.equal:
@@ -392,8 +409,10 @@ class Trunk:
             mixed = self._attend_one(qkv[:, : self.heads], store[:, :, :, :columns], mask)
             x = layer.out(mixed, residual=x)
             x = self._mlp(layer, x, _gelu_of_few)
-        cache.length = cache.length + 1
-        cache.longest = columns
+        if cache.fixed:
+            cache.length.add_(1)
+        else:
+            cache.length, cache.longest = cache.length + 1, columns
         return self._norm(x, _norm_weights(self.body.norm if self.gated else self.body.ln_f))
 
     def _attend_one(self, q: Tensor, keys_and_values: Tensor, mask: Tensor | None) -> Tensor:
@@ -464,6 +483,7 @@ class Trunk:
                 position = torch.arange(max(columns, 2 * len(self._turns)), device=device)[None]
                 cos, sin = self.body.rotary_emb(torch.zeros((), device=device), position)
                 half = self.head // 2
+                self._outgrown.append(self._turns)
                 self._turns = torch.complex(cos[0, :, :half], sin[0, :, :half])
         return self._turns[:columns]
 
@@ -580,11 +600,6 @@ def _take(x: Float[Tensor, "B L D"], at: Int[Tensor, "B T"] | slice) -> Float[Te
     return x.flatten(0, 1).index_select(0, (first + at).flatten()).view(*at.shape, -1)
 
 
-def free_to_look(device: torch.device) -> bool:
-    """Whether looking at a tensor's numbers waits for nobody."""
-    return device.type == "cpu"
-
-
 def body_of(model: Any) -> Any:
     """The model without its head, and without peft around it."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -611,6 +626,15 @@ def _norm_weights(module: Any) -> tuple[Tensor, ...]:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()
+
+
+def tensors_of(parts: Any) -> Iterator[Tensor]:
+    """The tensors of layers, in a fixed order."""
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield part
+        elif part is not None:
+            yield from tensors_of(part)
 
 
 def _linears(block: _Block) -> tuple[Any, ...]:
