@@ -310,6 +310,19 @@ class Policy:
         chosen = chosen.masked_fill(~sequences.is_action, 0.0)
         return Evaluation(chosen, self.values(sequences, hidden), entropy)
 
+    def compile(self) -> None:
+        """Lets torch compile the fused pass of `evaluate` where it is differentiated: half a minute, once.
+
+        Raises:
+            ValueError: the pass goes through transformers, or there is no C++ compiler.
+        """
+        models = [(self.lm, self.adapter), *([] if self.network is None else [(self.network, None)])]
+        for lm, adapter in models:
+            trunk = lm.trunk(adapter)
+            if trunk is None:
+                raise ValueError(f"only the fused pass can be compiled, and this model's is {lm.path(adapter)}")
+            trunk.compile()
+
     def values(self, sequences: Sequences, hidden: Float[Tensor, "B T D"] | None = None) -> Float[Tensor, "B T"]:
         """The critic's estimates alone, differentiable.
 

@@ -7,6 +7,9 @@ mask. `Trunk.refusal` says which models it can stand for; others go through tran
 against each other.
 """
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -197,6 +200,7 @@ class Trunk:
         self.eps: float = config.rms_norm_eps if self.gated else config.layer_norm_epsilon
         self._kept: dict[tuple[str | None, bool], tuple[Any, list[Layer]]] = {}
         self._turns = torch.empty(0, self.head // 2, dtype=torch.complex64)
+        self._compiled: Callable[..., Tensor] | None = None
         self._outgrown: list[Tensor] = []  # a captured step goes on reading the table that it was captured with
 
     @staticmethod
@@ -362,20 +366,58 @@ class Trunk:
         position = torch.arange(ids.shape[1], device=ids.device)
         x = self.embed(ids, position) if bottom is None else bottom
         turns = self._turn(ids.shape[1], ids.device)[:, None] if self.gated else None
+        last = _norm_weights(self.body.norm if self.gated else self.body.ln_f)
+        if self._compiled is None or not torch.is_grad_enabled():
+            return self._run(layers, last, x, turns, at, first, cache, keep)
+        if isinstance(at, slice):
+            at = torch.arange(at.start, at.stop, device=x.device).expand(len(x), -1)
+        turns = None if turns is None else torch.view_as_real(turns)
+        for part, dims in ((x, (0, 1)), (at, (0, 1)), (turns, (0,))):
+            if part is not None:
+                torch._dynamo.maybe_mark_dynamic(part, dims)
+        return self._compiled(layers, last, x, turns, at, first, cache, keep)
+
+    def compile(self) -> None:
+        """Lets torch compile the passes that are differentiated: once, for texts of any number and length.
+
+        Raises:
+            ValueError: there is no C++ compiler, without which torch compiles nothing.
+        """
+        if self._compiled is not None:
+            return
+        wanted = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        if shutil.which(wanted) is None:
+            raise ValueError(
+                f"torch.compile needs a C++ compiler, and there is no {wanted!r} on the PATH: install one, name another "
+                "in the environment variable CXX, or leave compile off"
+            )
+        self._compiled = torch.compile(self._run, options={"emulate_precision_casts": True})
+
+    def _run(
+        self,
+        layers: list[Layer],
+        last: tuple[Tensor, ...],
+        x: Tensor,
+        turns: Tensor | None,
+        at: Tensor | slice | None,
+        first: int,
+        cache: Cache | None,
+        keep: int,
+    ) -> Tensor:
         for i in range(first, len(layers)):
             layer = layers[i]
             if cache is not None and cache.bottom is not None and i == keep:
-                cache.bottom[:, : ids.shape[1]] = x
+                cache.bottom[:, : x.shape[1]] = x
             q, k, v = self._qkv(layer, x, turns, exact=cache is None)
             if cache is not None:
-                cache.layers[i][0, :, :, : ids.shape[1]] = k.transpose(1, 2)
-                cache.layers[i][1, :, :, : ids.shape[1]] = v.transpose(1, 2)
-            mixed = self._attend(q, k, v)
+                cache.layers[i][0, :, :, : x.shape[1]] = k.transpose(1, 2)
+                cache.layers[i][1, :, :, : x.shape[1]] = v.transpose(1, 2)
+            mixed = self._attend(q, k, v).to(x.dtype)
             if at is not None and i == len(layers) - 1:
                 x, mixed = _take(x, at), _take(mixed, at)
             x = layer.out(mixed, residual=x)
             x = self._mlp(layer, x)
-        return self._norm(x, _norm_weights(self.body.norm if self.gated else self.body.ln_f))
+        return self._norm(x, last)
 
     def step(self, layers: list[Layer], token: Int[Tensor, " B"], cache: Cache, keep: int = 0) -> Float[Tensor, "B D"]:
         """Reads one more token in every row, and writes its keys and values behind the row's others.
@@ -456,19 +498,20 @@ class Trunk:
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], -2)
             q, k = (nnf.rms_norm(x, (self.head,), w.to(x.dtype), self.eps) for x, w in zip((q, k), norms, strict=True))
             qkv = torch.cat([q, k, v], -2)
-        return _call(_Turn, qkv, turns, count)
+        return _call(_Turn, qkv, turns, count) if turns.is_complex() else _turned_plainly(qkv, turns, count)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, L, heads · head] causal attention."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         grouped = self.kv_heads != self.heads
         mixed = nnf.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        return mixed.transpose(1, 2).flatten(2).to(self.body.dtype)
+        return mixed.transpose(1, 2).flatten(2)
 
     def _mlp(self, layer: Layer, x: Tensor, gelu: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         h = layer.up(self._norm(x, layer.second_norm))
         if self.gated:
-            return layer.down(_call(_Gate, h), residual=x)
+            gated = _gated_plainly(h) if torch.compiler.is_compiling() else _call(_Gate, h)
+            return layer.down(gated, residual=x)
         return layer.down(gelu(h) if gelu else nnf.gelu(h, approximate="tanh"), residual=x)
 
     def _norm(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
@@ -544,6 +587,19 @@ def _turned(x: Tensor, turns: Tensor, heads: int) -> Tensor:
         turned = torch.view_as_complex(part.float().unflatten(-1, (-1, 2))) * turns
         part.copy_(torch.view_as_real(turned).flatten(-2))
     return y
+
+
+def _turned_plainly(x: Tensor, turns: Tensor, heads: int) -> Tensor:
+    """The same without complex numbers, as a compiler can fuse it, and its gradient; `turns` are [L, 1, half, 2]."""
+    part = x[..., :heads, :].float().unflatten(-1, (-1, 2))
+    (a, b), (cos, sin) = part.unbind(-1), turns.unbind(-1)
+    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    return torch.cat([turned.to(x.dtype), x[..., heads:, :]], -2)
+
+
+def _gated_plainly(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, -1)
+    return nnf.silu(gate) * up
 
 
 class _Gate(torch.autograd.Function):
