@@ -484,20 +484,23 @@ class TokenVectorEnv(VectorEnv):
     def _append(self, token: Tensor, live: Tensor, rows: Any = slice(None)) -> None:
         # What stands behind a row's length means nothing, so ended rows are written to as well; there is a spare column
         # for those at their budget.
-        length, finish = self.length[rows], self.finish[rows]
         if isinstance(rows, slice):
-            self._tokens.scatter_(1, length[:, None], token[:, None])
-            length += live
+            self._tokens.scatter_(1, self.length[:, None], token[:, None])
+            length = self.length.add_(live)
         else:
+            length = self.length[rows]
             self._tokens[rows, length] = token
             length = length + live
             self.length[rows] = length
-        stop = self._stops[token] * live
+        stop = self._stops.index_select(0, token).mul_(live)
         self._most += 1
         if self._most >= self.max_new_tokens:  # only then can a row be full
             full = (length >= self.max_new_tokens) & live & (stop == 0)
             stop = stop + full.to(torch.int8) * int(Finish.LENGTH)
-        self.finish[rows] = finish + stop
+        if isinstance(rows, slice):
+            self.finish.add_(stop)
+        else:
+            self.finish[rows] += stop
 
     def _stop_at_strings(self, rows: Tensor) -> None:
         """Ends rows at the first token that completes a stop string, and forgets what came after it."""

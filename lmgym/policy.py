@@ -108,7 +108,13 @@ class Policy:
             and scored: log π is that of the truncated distribution. The reference is not truncated, so that KL is not 0
             before training but −log of the probability that was kept.
         top_p: samples from the fewest most probable tokens that hold this much probability; 1 from all.
+
+    Attributes:
+        room: how many tokens `start` makes room for; a rollout sets it, for a cache that is larger than it must be is
+            read more slowly.
     """
+
+    room = 64
 
     def __init__(
         self,
@@ -196,11 +202,11 @@ class Policy:
         """Reads left-padded prompts and stands ready to act."""
         trunk = self.lm.trunk(self.adapter)
         some_layers = trunk is not None and self.adapter is not None and trunk.lowest(self.adapter) > 0
-        decoding = self.lm.start(input_ids, attention_mask, self.adapter, keep_bottom=some_layers)
+        decoding = self.lm.start(input_ids, attention_mask, self.adapter, self.room, some_layers)
         if self.critic == "adapter":
-            decoding.critic = self.lm.start(input_ids, attention_mask, "value")
+            decoding.critic = self.lm.start(input_ids, attention_mask, "value", self.room)
         if self.keeps and self.truncated_by != self.adapter:
-            decoding.nucleus = self.lm.start(input_ids, attention_mask, self.truncated_by)
+            decoding.nucleus = self.lm.start(input_ids, attention_mask, self.truncated_by, self.room)
         return decoding
 
     @torch.no_grad()

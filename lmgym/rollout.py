@@ -236,6 +236,8 @@ def decode(
             Fewer slots take less memory, and keep batches full where completions differ much in length.
     """
     check_agreement(policy, env)
+    if isinstance(policy, Policy):
+        policy.room = env.max_new_tokens
     uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
     env.restart(stream.prompt_seeds(buffer.rows), None if prompts is None else list(prompts))
     buffer.clear(packed_width(env.model.vocabulary) if policy.keeps else 0)

@@ -50,6 +50,11 @@ class Projection(NamedTuple):
         y = y if x.ndim == 2 else y.unflatten(0, x.shape[:-1])
         return y if residual is None else y.add_(residual)
 
+    def add_to(self, x: Float[Tensor, "N out"], inner: Float[Tensor, "N in"]) -> Float[Tensor, "N out"]:
+        """`x + inner Wᵀ + b` in place, of merged weights and without a gradient: no pass over memory but the product's."""
+        x.addmm_(inner, self.weight.T)
+        return x if self.bias is None else x.add_(self.bias)
+
 
 class Layer(NamedTuple):
     """One block of the model.
@@ -388,8 +393,8 @@ class Trunk:
         wanted = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
         if shutil.which(wanted) is None:
             raise ValueError(
-                f"torch.compile needs a C++ compiler, and there is no {wanted!r} on the PATH: install one, name another "
-                "in the environment variable CXX, or leave compile off"
+                f"torch.compile needs a C++ compiler, and there is no {wanted!r} on the PATH: install one, name "
+                "another in the environment variable CXX, or leave compile off"
             )
         self._compiled = torch.compile(self._run, options={"emulate_precision_casts": True})
 
@@ -416,7 +421,7 @@ class Trunk:
             if at is not None and i == len(layers) - 1:
                 x, mixed = _take(x, at), _take(mixed, at)
             x = layer.out(mixed, residual=x)
-            x = self._mlp(layer, x)
+            x = layer.down(self._activated(layer, x), residual=x)
         return self._norm(x, last)
 
     def step(self, layers: list[Layer], token: Int[Tensor, " B"], cache: Cache, keep: int = 0) -> Float[Tensor, "B D"]:
@@ -449,8 +454,8 @@ class Trunk:
             else:
                 store[:, rows, :, cache.length] = kv.transpose(0, 1)
             mixed = self._attend_one(qkv[:, : self.heads], store[:, :, :, :columns], mask)
-            x = layer.out(mixed, residual=x)
-            x = self._mlp(layer, x, _gelu_of_few)
+            x = layer.out.add_to(x, mixed)
+            x = layer.down.add_to(x, self._activated(layer, x, _gelu_of_few))
         if cache.fixed:
             cache.length.add_(1)
         else:
@@ -507,12 +512,12 @@ class Trunk:
         mixed = nnf.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return mixed.transpose(1, 2).flatten(2)
 
-    def _mlp(self, layer: Layer, x: Tensor, gelu: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def _activated(self, layer: Layer, x: Tensor, gelu: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """What the MLP's second projection reads."""
         h = layer.up(self._norm(x, layer.second_norm))
         if self.gated:
-            gated = _gated_plainly(h) if torch.compiler.is_compiling() else _call(_Gate, h)
-            return layer.down(gated, residual=x)
-        return layer.down(gelu(h) if gelu else nnf.gelu(h, approximate="tanh"), residual=x)
+            return _gated_plainly(h) if torch.compiler.is_compiling() else _call(_Gate, h)
+        return gelu(h) if gelu else nnf.gelu(h, approximate="tanh")
 
     def _norm(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         if not self.gated:
@@ -646,7 +651,8 @@ def _gelu_of_few(x: Tensor) -> Tensor:
     if x.numel() > 1 << 17 or x.device.type != "cpu":
         return nnf.gelu(x, approximate="tanh")
     twice, exact = 1.5957691216057308, x.float()  # 2 √(2/π); (1 + tanh u) / 2 is the sigmoid of 2u
-    return (exact * exact).mul_(twice * 0.044715).add_(twice).mul_(exact).sigmoid_().mul_(exact).to(x.dtype)
+    slope = torch.addcmul(exact.new_full((), twice), exact, exact, value=twice * 0.044715)
+    return slope.mul_(exact).sigmoid_().mul_(exact).to(x.dtype)
 
 
 def _take(x: Float[Tensor, "B L D"], at: Int[Tensor, "B T"] | slice) -> Float[Tensor, "B T D"]:
