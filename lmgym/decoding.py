@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmgym.head import Room, lowest
-from lmgym.trunk import Cache, Layer, Trunk
+from lmgym.trunk import Cache, Layer, Trunk, tensors_of
 
 if TYPE_CHECKING:
     from lmgym.models import LanguageModel
@@ -152,8 +152,24 @@ class FusedDecoding(Decoding):
         added = self.hidden.new_zeros(allowed.shape).masked_fill_(~allowed, low)
         return head.logits(self.hidden, added, self.room)
 
+    def still(self, rows: int, columns: int) -> "FusedDecoding":
+        """A decoding of another size, over the same weights, in which nothing ever moves; see `fill`."""
+        hidden = self.hidden.new_zeros(rows, self.hidden.shape[1])
+        return FusedDecoding(hidden, self.lm, self.trunk, self.layers, self.cache.still(rows, columns), self.keep)
+
+    def fill(self, other: "FusedDecoding", rows: Int[Tensor, " R"]) -> None:
+        """Takes over rows of another decoding and its weights, in place."""
+        self.hidden.copy_(other.hidden[rows])
+        self.cache.fill(other.cache, rows)
+        for own, new in zip(tensors_of(self.layers), tensors_of(other.layers), strict=True):
+            if own.data_ptr() != new.data_ptr():
+                own.copy_(new)
+
     @torch.no_grad()
     def _advance(self, token: Tensor) -> None:
+        if self.cache.fixed:
+            self.hidden.copy_(self.trunk.step(self.layers, token, self.cache, self.keep))
+            return
         if self.cache.longest == self.cache.capacity:
             self.cache = self.cache.reserve(self.cache.capacity * 3 // 2 + 1)
         self.hidden = self.trunk.step(self.layers, token, self.cache, self.keep)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from lmgym.decoding import Bottom, Decoding
+from lmgym.devices import sent
 from lmgym.models import LanguageModel, Reference, Sequences
 from lmgym.plain import printable, quoted
 from lmgym.reward import FixedKL, KLController, KLForm, Score, check_reward_estimator, kl_reward
@@ -297,8 +298,11 @@ class TokenVectorEnv(VectorEnv):
         if options is not None and not isinstance(options, Mapping):
             raise ValueError(f"options={quoted(options)} must be a dict, with 'prompt' or 'reset_mask', or None")
         options = options or {}
+        if options.get("reset_mask") is None:
+            self.restart(seed, options.get("prompt"))
+            return self._out(self.state()), self._infos()
         self._seed(seed)
-        mask = self._reset_mask(options.get("reset_mask"))
+        mask = self._reset_mask(options["reset_mask"])
         self._reset_rows(mask, options.get("prompt"))
         return self._out(self.state()), self._infos(mask)
 
@@ -364,6 +368,16 @@ class TokenVectorEnv(VectorEnv):
 
     # The bulk path -------------------------------------------------------------------------------------------------
 
+    def restart(self, seed: int | Sequence[int | None] | None = None, prompts: Any = None) -> None:
+        """`reset` of every row, without an observation. Never waits for the device.
+
+        Args:
+            seed: as in `reset`.
+            prompts: as `options["prompt"]` there.
+        """
+        self._seed(seed)
+        self._reset_rows(None, prompts)
+
     def append(self, token: Int[Tensor, " K"], rows: Int[Tensor, " K"] | None = None) -> None:
         """Appends a token to every row that still runs; ended rows stay as they are. Never waits for the device.
 
@@ -377,6 +391,12 @@ class TokenVectorEnv(VectorEnv):
         self._append(token, self.finish[where] == Finish.RUNNING, where)
         for track in self._tracks.values():
             track.decoding = None  # it has not read the token
+
+    def count_no_more(self) -> None:
+        """Until the next reset, `append` is the same operations at every call: a CUDA graph repeats them unasked."""
+        self._most = self.max_new_tokens
+        for track in self._tracks.values():
+            track.decoding = None
 
     def running(self) -> list[int]:
         """The rows that run on. Waits for the device, so ask only now and then."""
@@ -476,20 +496,23 @@ class TokenVectorEnv(VectorEnv):
     def _append(self, token: Tensor, live: Tensor, rows: Any = slice(None)) -> None:
         # What stands behind a row's length means nothing, so ended rows are written to as well; there is a spare column
         # for those at their budget.
-        length, finish = self.length[rows], self.finish[rows]
         if isinstance(rows, slice):
-            self._tokens.scatter_(1, length[:, None], token[:, None])
-            length += live
+            self._tokens.scatter_(1, self.length[:, None], token[:, None])
+            length = self.length.add_(live)
         else:
+            length = self.length[rows]
             self._tokens[rows, length] = token
             length = length + live
             self.length[rows] = length
-        stop = self._stops[token] * live
+        stop = self._stops.index_select(0, token).mul_(live)
         self._most += 1
         if self._most >= self.max_new_tokens:  # only then can a row be full
             full = (length >= self.max_new_tokens) & live & (stop == 0)
             stop = stop + full.to(torch.int8) * int(Finish.LENGTH)
-        self.finish[rows] = finish + stop
+        if isinstance(rows, slice):
+            self.finish.add_(stop)
+        else:
+            self.finish[rows] += stop
 
     def _stop_at_strings(self, rows: Tensor) -> None:
         """Ends rows at the first token that completes a stop string, and forgets what came after it."""
@@ -570,8 +593,6 @@ class TokenVectorEnv(VectorEnv):
         ]
 
     def _reset_mask(self, mask: Any) -> Tensor:
-        if mask is None:
-            return torch.ones(self.num_envs, dtype=torch.bool, device=self.model.device)
         # Read, not popped: gymnasium's RecordEpisodeStatistics reads it afterwards.
         try:
             tensor = torch.as_tensor(mask, device=self.model.device)
@@ -585,13 +606,14 @@ class TokenVectorEnv(VectorEnv):
             raise ResetNeeded("the first reset() must reset every row")
         return tensor
 
-    def _reset_rows(self, mask: Tensor, given: Any = None) -> None:
-        rows = mask.nonzero()[:, 0]
+    def _reset_rows(self, mask: Tensor | None, given: Any = None) -> None:
+        """Other prompts in these rows, or in all of them."""
+        rows = slice(None) if mask is None else mask.nonzero()[:, 0]
+        numbers = list(range(self.num_envs)) if isinstance(rows, slice) else rows.tolist()
         prompts = list(self.prompts) or [Prompt("")] * self.num_envs
         lengths = list(self._prompt_lengths)
-        ids = np.full((len(rows), self.max_prompt_tokens), self.model.pad_id, np.int64)
-        used = np.zeros((len(rows), self.max_prompt_tokens), np.bool_)
-        numbers = rows.tolist()
+        ids = np.full((len(numbers), self.max_prompt_tokens), self.model.pad_id, np.int64)
+        used = np.zeros((len(numbers), self.max_prompt_tokens), np.bool_)
         for row in numbers:
             prompts[row] = self._prompt(row, given)
         for i, (row, chosen) in enumerate(zip(numbers, self._encode([prompts[r] for r in numbers]), strict=True)):
@@ -600,8 +622,8 @@ class TokenVectorEnv(VectorEnv):
             used[i, -len(chosen) :] = True
         # Only now, when every prompt is known to be good, is anything changed.
         self.prompts, self._prompt_lengths = prompts, lengths
-        self.prompt_ids[rows] = torch.from_numpy(ids).to(self.model.device)
-        self.prompt_mask[rows] = torch.from_numpy(used).to(self.model.device)
+        self.prompt_ids[rows] = sent(torch.from_numpy(ids), self.model.device)
+        self.prompt_mask[rows] = sent(torch.from_numpy(used), self.model.device)
         for tensor in (self.tokens, self.length, self.finish, self._reference_logp, self._score, self._token_rewards):
             tensor[rows] = 0
         for column in self._breakdown.values():

@@ -18,6 +18,8 @@ CHUNK_LOGITS = 1 << 21
 """How many logits exist at a time."""
 BLOCK = 128
 """Tokens that sampling from a large vocabulary takes together at first."""
+LARGE = 12 * BLOCK
+"""Tokens from which on a vocabulary is large: below, the operations that blocks add take longer than what they spare."""
 
 
 class Head(NamedTuple):
@@ -218,7 +220,7 @@ def draw_from(
     """
     weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     vocabulary = weights.shape[1]
-    if vocabulary < 2 * BLOCK:
+    if vocabulary < LARGE:
         token, total = search(weights.cumsum(-1), uniform[:, None])
     else:
         whole = vocabulary // BLOCK

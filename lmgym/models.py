@@ -39,9 +39,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from lmgym.decoding import Bottom, Decoding, FusedDecoding
+from lmgym.devices import free_to_look
 from lmgym.head import Head, TokenMask, chosen_log_probs_of
 from lmgym.sampling import unpack_bits
-from lmgym.trunk import Trunk, body_of, free_to_look
+from lmgym.trunk import Trunk, body_of
 from lmgym.weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 
 BUILT_IN = ("tiny", "probe")
@@ -283,6 +284,7 @@ class LanguageModel:
         vocabulary: V, the width of the logits, which may exceed the tokenizer's length.
         banned_ids: tokens that are no text: padding, other special tokens, and ids the tokenizer does not know.
         fast: whether passes take the fused path (`lmgym.trunk`) where it knows the architecture; `path` says which.
+        capture: whether a rollout's decoding step is captured in a CUDA graph, where there is one (`lmgym.static`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "custom", pad_token: str | None = None):
@@ -313,6 +315,7 @@ class LanguageModel:
         self._never_text = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._takes_position_ids = "position_ids" in inspect.signature(model.forward).parameters
         self.fast = True
+        self.capture = True
         self._trunk: Trunk | None = None
         self._paths: dict[Any, tuple[str | None, list[nn.Module]]] = {}
         self._encoded: dict[str, tuple[int, ...]] = {}
@@ -552,7 +555,7 @@ class LanguageModel:
         model: Any = copy.deepcopy(self.model)
         model = model.unload() if isinstance(model, PeftModel) else model
         other = LanguageModel(model.float(), self.tokenizer, self.name)
-        other.fast = self.fast
+        other.fast, other.capture = self.fast, self.capture
         return other
 
     def trunk_parameters(self) -> list[nn.Parameter]:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lmgym.decoding import Decoding
+from lmgym.devices import rounds
 from lmgym.head import chosen_log_probs_of, draw_from
 from lmgym.models import LanguageModel, Mask, Sequences, chosen_log_probs, log_probs
 from lmgym.models import load as load_model
@@ -108,7 +109,13 @@ class Policy:
             and scored: log π is that of the truncated distribution. The reference is not truncated, so that KL is not 0
             before training but −log of the probability that was kept.
         top_p: samples from the fewest most probable tokens that hold this much probability; 1 from all.
+
+    Attributes:
+        room: how many tokens `start` makes room for; a rollout sets it, for a cache that is larger than it must be is
+            read more slowly.
     """
+
+    room = 64
 
     def __init__(
         self,
@@ -196,11 +203,11 @@ class Policy:
         """Reads left-padded prompts and stands ready to act."""
         trunk = self.lm.trunk(self.adapter)
         some_layers = trunk is not None and self.adapter is not None and trunk.lowest(self.adapter) > 0
-        decoding = self.lm.start(input_ids, attention_mask, self.adapter, keep_bottom=some_layers)
+        decoding = self.lm.start(input_ids, attention_mask, self.adapter, self.room, some_layers)
         if self.critic == "adapter":
-            decoding.critic = self.lm.start(input_ids, attention_mask, "value")
+            decoding.critic = self.lm.start(input_ids, attention_mask, "value", self.room)
         if self.keeps and self.truncated_by != self.adapter:
-            decoding.nucleus = self.lm.start(input_ids, attention_mask, self.truncated_by)
+            decoding.nucleus = self.lm.start(input_ids, attention_mask, self.truncated_by, self.room)
         return decoding
 
     @torch.no_grad()
@@ -243,7 +250,7 @@ class Policy:
         In low precision, decoding with merged weights rounds otherwise than training does, and the probability ratio
         would start away from 1.
         """
-        return self.lm.model.dtype != torch.float32
+        return rounds(self.lm.model.dtype, self.device)
 
     @property
     def values_late(self) -> bool:
@@ -309,6 +316,19 @@ class Policy:
             chosen = logp.gather(2, sequences.tokens[..., None])[..., 0]
         chosen = chosen.masked_fill(~sequences.is_action, 0.0)
         return Evaluation(chosen, self.values(sequences, hidden), entropy)
+
+    def compile(self) -> None:
+        """Lets torch compile the fused pass of `evaluate` where it is differentiated: half a minute, once.
+
+        Raises:
+            ValueError: the pass goes through transformers, or there is no C++ compiler.
+        """
+        models = [(self.lm, self.adapter), *([] if self.network is None else [(self.network, None)])]
+        for lm, adapter in models:
+            trunk = lm.trunk(adapter)
+            if trunk is None:
+                raise ValueError(f"only the fused pass can be compiled, and this model's is {lm.path(adapter)}")
+            trunk.compile()
 
     def values(self, sequences: Sequences, hidden: Float[Tensor, "B T D"] | None = None) -> Float[Tensor, "B T"]:
         """The critic's estimates alone, differentiable.

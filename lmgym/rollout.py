@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from lmgym.decoding import Bottom
+from lmgym.devices import free_to_look, sent
 from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import Sequences
 from lmgym.policy import Policy, SelectingPolicy, TokenPolicy
 from lmgym.sampling import packed_width
+from lmgym.static import StaticLoop, refusal
 from lmgym.tasks.base import Prompt
-from lmgym.trunk import free_to_look
 
 CHECK_EVERY = 8
 """Steps between two questions which rows still run: each makes the host wait for the device, or read stop strings."""
@@ -45,10 +46,12 @@ class RolloutBuffer:
         kept: [B, T, W] the tokens that truncated sampling kept, as bits; None until a policy truncates.
         prompt_width: how many of the P columns the longest prompt of this rollout takes.
         bottom: what the layers below the policy's adapter made of prompts and actions; None where it adapts all layers.
+        loop: what was captured to fill it, where steps are captured.
     """
 
     kept: UInt8[Tensor, "B T W"] | None = None
     bottom: Bottom | None = None
+    loop: StaticLoop | None = None
 
     def __init__(self, rows: int, prompt_tokens: int, new_tokens: int, action_mask: Tensor):
         device = action_mask.device
@@ -129,7 +132,7 @@ class Stream:
         for row in range(rows):
             key = np.random.SeedSequence((self.seed, self.update, row // self.samples, 1 + row % self.samples))
             drawn[row] = np.random.Generator(np.random.Philox(key)).random(steps, dtype=np.float32)
-        return torch.from_numpy(drawn).to(device)
+        return sent(torch.from_numpy(drawn), device)
 
 
 def collect(
@@ -233,8 +236,10 @@ def decode(
             Fewer slots take less memory, and keep batches full where completions differ much in length.
     """
     check_agreement(policy, env)
+    if isinstance(policy, Policy):
+        policy.room = env.max_new_tokens
     uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
-    env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
+    env.restart(stream.prompt_seeds(buffer.rows), None if prompts is None else list(prompts))
     buffer.clear(packed_width(env.model.vocabulary) if policy.keeps else 0)
     batch = _Batch(policy, env, buffer, uniforms)
     if slots and slots < buffer.rows:
@@ -244,7 +249,10 @@ def decode(
             )
         if batch.refill(slots):
             return
-    batch.lockstep(compact, stream.samples)
+    if refusal(policy, env) is None:
+        batch.replay(compact, stream.samples)
+    else:
+        batch.lockstep(compact, stream.samples)
 
 
 class _Batch:
@@ -277,6 +285,33 @@ class _Batch:
                     token = self._leave(running, token)
             if not last or env.on_limit == "truncate":  # rows that are cut off are bootstrapped from what comes after
                 self.decoding = policy.advance(self.decoding, token)
+        self._end()
+
+    def replay(self, compact: bool, samples: int) -> None:
+        """The same in steps that a CUDA graph repeats; rows leave by halves, each of which has a graph."""
+        env, policy, buffer = self.env, self.policy, self.buffer
+        assert isinstance(policy, Policy)
+        loop = buffer.loop
+        if loop is None or loop.policy is not policy or loop.env is not env:
+            loop = buffer.loop = StaticLoop(policy, env, buffer)
+        loop.begin(self._start(samples), self.uniforms)
+        self.decoding, self.rows = loop.decoding, loop.rows
+        for t in range(env.max_new_tokens):
+            loop.step()
+            if (t + 1) % CHECK_EVERY or t + 1 == env.max_new_tokens:
+                continue
+            running = env.running()
+            if not running:
+                break
+            if compact:
+                self._keep_bottom()
+                loop.leave(running)
+                self.decoding, self.rows = loop.decoding, loop.rows
+        self._end()
+
+    def _end(self) -> None:
+        """What is to be kept of the rows that are left."""
+        env, policy = self.env, self.policy
         self._keep_bottom()
         if env.on_limit == "truncate":
             rows = slice(None) if self.rows is None else self.rows

@@ -7,14 +7,19 @@ mask. `Trunk.refusal` says which models it can stand for; others go through tran
 against each other.
 """
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as nnf
+
+from lmgym.devices import free_to_look
 
 GATED = ("llama", "mistral", "qwen2", "qwen3")
 """Families with rotary positions, RMSNorm and a gated MLP; SmolLM and SmolLM2 are Llamas."""
@@ -44,6 +49,11 @@ class Projection(NamedTuple):
             y = _LoRA.apply(flat, self.weight, self.bias, down, up)
         y = y if x.ndim == 2 else y.unflatten(0, x.shape[:-1])
         return y if residual is None else y.add_(residual)
+
+    def add_to(self, x: Float[Tensor, "N out"], inner: Float[Tensor, "N in"]) -> Float[Tensor, "N out"]:
+        """`x + inner Wᵀ + b` in place, of merged weights and without a gradient: no pass over memory but the product's."""
+        x.addmm_(inner, self.weight.T)
+        return x if self.bias is None else x.add_(self.bias)
 
 
 class Layer(NamedTuple):
@@ -78,6 +88,8 @@ class Cache:
         longest: at least the largest length, known without asking the device.
         equal: whether all lengths are known to be equal, so that no mask is needed.
         bottom: [B, S, D] what goes into the lowest layer with an adapter, where it is to be kept.
+        fixed: whether nothing in it ever moves: a step then is the same operations each time, over all S columns, and
+            `longest` is moved on by the caller.
     """
 
     layers: list[Float[Tensor, "2 B K S H"]]
@@ -85,6 +97,7 @@ class Cache:
     longest: int
     equal: bool
     bottom: Float[Tensor, "B S D"] | None = None
+    fixed: bool = False
 
     @property
     def capacity(self) -> int:
@@ -116,6 +129,17 @@ class Cache:
         for (new, at), (old, _) in zip(chosen.parts(), self.parts(), strict=True):
             torch.index_select(old.narrow(at, 0, self.longest), 0, rows, out=new.narrow(at, 0, self.longest))
         return chosen._looked_at()
+
+    def still(self, rows: int, columns: int) -> "Cache":
+        """An empty cache of another size in which nothing ever moves; see `fill`."""
+        return replace(replace(self, equal=False).like(rows, columns, self.length.new_zeros(rows)), fixed=True)
+
+    def fill(self, other: "Cache", rows: Int[Tensor, " R"]) -> None:
+        """Takes over rows of another cache, in place."""
+        self.length.copy_(other.length[rows])
+        self.longest = other.longest
+        for (own, at), (theirs, _) in zip(self.parts(), other.parts(), strict=True):
+            own.narrow(at, 0, other.longest).copy_(theirs.narrow(at, 0, other.longest)[rows])
 
     def reserve(self, columns: int) -> "Cache":
         """Room for more columns, where there is not."""
@@ -181,6 +205,8 @@ class Trunk:
         self.eps: float = config.rms_norm_eps if self.gated else config.layer_norm_epsilon
         self._kept: dict[tuple[str | None, bool], tuple[Any, list[Layer]]] = {}
         self._turns = torch.empty(0, self.head // 2, dtype=torch.complex64)
+        self._compiled: Callable[..., Tensor] | None = None
+        self._outgrown: list[Tensor] = []  # a captured step goes on reading the table that it was captured with
 
     @staticmethod
     def refusal(model: Any) -> str | None:
@@ -345,20 +371,58 @@ class Trunk:
         position = torch.arange(ids.shape[1], device=ids.device)
         x = self.embed(ids, position) if bottom is None else bottom
         turns = self._turn(ids.shape[1], ids.device)[:, None] if self.gated else None
+        last = _norm_weights(self.body.norm if self.gated else self.body.ln_f)
+        if self._compiled is None or not torch.is_grad_enabled():
+            return self._run(layers, last, x, turns, at, first, cache, keep)
+        if isinstance(at, slice):
+            at = torch.arange(at.start, at.stop, device=x.device).expand(len(x), -1)
+        turns = None if turns is None else torch.view_as_real(turns)
+        for part, dims in ((x, (0, 1)), (at, (0, 1)), (turns, (0,))):
+            if part is not None:
+                torch._dynamo.maybe_mark_dynamic(part, dims)
+        return self._compiled(layers, last, x, turns, at, first, cache, keep)
+
+    def compile(self) -> None:
+        """Lets torch compile the passes that are differentiated: once, for texts of any number and length.
+
+        Raises:
+            ValueError: there is no C++ compiler, without which torch compiles nothing.
+        """
+        if self._compiled is not None:
+            return
+        wanted = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        if shutil.which(wanted) is None:
+            raise ValueError(
+                f"torch.compile needs a C++ compiler, and there is no {wanted!r} on the PATH: install one, name "
+                "another in the environment variable CXX, or leave compile off"
+            )
+        self._compiled = torch.compile(self._run, options={"emulate_precision_casts": True})
+
+    def _run(
+        self,
+        layers: list[Layer],
+        last: tuple[Tensor, ...],
+        x: Tensor,
+        turns: Tensor | None,
+        at: Tensor | slice | None,
+        first: int,
+        cache: Cache | None,
+        keep: int,
+    ) -> Tensor:
         for i in range(first, len(layers)):
             layer = layers[i]
             if cache is not None and cache.bottom is not None and i == keep:
-                cache.bottom[:, : ids.shape[1]] = x
+                cache.bottom[:, : x.shape[1]] = x
             q, k, v = self._qkv(layer, x, turns, exact=cache is None)
             if cache is not None:
-                cache.layers[i][0, :, :, : ids.shape[1]] = k.transpose(1, 2)
-                cache.layers[i][1, :, :, : ids.shape[1]] = v.transpose(1, 2)
-            mixed = self._attend(q, k, v)
+                cache.layers[i][0, :, :, : x.shape[1]] = k.transpose(1, 2)
+                cache.layers[i][1, :, :, : x.shape[1]] = v.transpose(1, 2)
+            mixed = self._attend(q, k, v).to(x.dtype)
             if at is not None and i == len(layers) - 1:
                 x, mixed = _take(x, at), _take(mixed, at)
             x = layer.out(mixed, residual=x)
-            x = self._mlp(layer, x)
-        return self._norm(x, _norm_weights(self.body.norm if self.gated else self.body.ln_f))
+            x = layer.down(self._activated(layer, x), residual=x)
+        return self._norm(x, last)
 
     def step(self, layers: list[Layer], token: Int[Tensor, " B"], cache: Cache, keep: int = 0) -> Float[Tensor, "B D"]:
         """Reads one more token in every row, and writes its keys and values behind the row's others.
@@ -366,7 +430,7 @@ class Trunk:
         The cache must have room for one more column. Its `length`, `longest` are moved on.
         """
         x = self.embed(token, cache.length)
-        columns = cache.longest + 1
+        columns = cache.capacity if cache.fixed else cache.longest + 1
         turns = self._turn(columns, token.device)[cache.length][:, None] if self.gated else None
         mask, rows = None, torch.arange(0 if cache.equal else len(token), device=token.device)
         if not cache.equal:
@@ -390,10 +454,12 @@ class Trunk:
             else:
                 store[:, rows, :, cache.length] = kv.transpose(0, 1)
             mixed = self._attend_one(qkv[:, : self.heads], store[:, :, :, :columns], mask)
-            x = layer.out(mixed, residual=x)
-            x = self._mlp(layer, x, _gelu_of_few)
-        cache.length = cache.length + 1
-        cache.longest = columns
+            x = layer.out.add_to(x, mixed)
+            x = layer.down.add_to(x, self._activated(layer, x, _gelu_of_few))
+        if cache.fixed:
+            cache.length.add_(1)
+        else:
+            cache.length, cache.longest = cache.length + 1, columns
         return self._norm(x, _norm_weights(self.body.norm if self.gated else self.body.ln_f))
 
     def _attend_one(self, q: Tensor, keys_and_values: Tensor, mask: Tensor | None) -> Tensor:
@@ -437,20 +503,21 @@ class Trunk:
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], -2)
             q, k = (nnf.rms_norm(x, (self.head,), w.to(x.dtype), self.eps) for x, w in zip((q, k), norms, strict=True))
             qkv = torch.cat([q, k, v], -2)
-        return _call(_Turn, qkv, turns, count)
+        return _call(_Turn, qkv, turns, count) if turns.is_complex() else _turned_plainly(qkv, turns, count)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, L, heads · head] causal attention."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         grouped = self.kv_heads != self.heads
         mixed = nnf.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        return mixed.transpose(1, 2).flatten(2).to(self.body.dtype)
+        return mixed.transpose(1, 2).flatten(2)
 
-    def _mlp(self, layer: Layer, x: Tensor, gelu: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def _activated(self, layer: Layer, x: Tensor, gelu: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """What the MLP's second projection reads."""
         h = layer.up(self._norm(x, layer.second_norm))
         if self.gated:
-            return layer.down(_call(_Gate, h), residual=x)
-        return layer.down(gelu(h) if gelu else nnf.gelu(h, approximate="tanh"), residual=x)
+            return _gated_plainly(h) if torch.compiler.is_compiling() else _call(_Gate, h)
+        return gelu(h) if gelu else nnf.gelu(h, approximate="tanh")
 
     def _norm(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         if not self.gated:
@@ -464,6 +531,7 @@ class Trunk:
                 position = torch.arange(max(columns, 2 * len(self._turns)), device=device)[None]
                 cos, sin = self.body.rotary_emb(torch.zeros((), device=device), position)
                 half = self.head // 2
+                self._outgrown.append(self._turns)
                 self._turns = torch.complex(cos[0, :, :half], sin[0, :, :half])
         return self._turns[:columns]
 
@@ -526,6 +594,19 @@ def _turned(x: Tensor, turns: Tensor, heads: int) -> Tensor:
     return y
 
 
+def _turned_plainly(x: Tensor, turns: Tensor, heads: int) -> Tensor:
+    """The same without complex numbers, as a compiler can fuse it, and its gradient; `turns` are [L, 1, half, 2]."""
+    part = x[..., :heads, :].float().unflatten(-1, (-1, 2))
+    (a, b), (cos, sin) = part.unbind(-1), turns.unbind(-1)
+    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    return torch.cat([turned.to(x.dtype), x[..., heads:, :]], -2)
+
+
+def _gated_plainly(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, -1)
+    return nnf.silu(gate) * up
+
+
 class _Gate(torch.autograd.Function):
     """`silu(gate) · up` of the two halves, keeping only its input for the backward pass."""
 
@@ -570,7 +651,8 @@ def _gelu_of_few(x: Tensor) -> Tensor:
     if x.numel() > 1 << 17 or x.device.type != "cpu":
         return nnf.gelu(x, approximate="tanh")
     twice, exact = 1.5957691216057308, x.float()  # 2 √(2/π); (1 + tanh u) / 2 is the sigmoid of 2u
-    return (exact * exact).mul_(twice * 0.044715).add_(twice).mul_(exact).sigmoid_().mul_(exact).to(x.dtype)
+    slope = torch.addcmul(exact.new_full((), twice), exact, exact, value=twice * 0.044715)
+    return slope.mul_(exact).sigmoid_().mul_(exact).to(x.dtype)
 
 
 def _take(x: Float[Tensor, "B L D"], at: Int[Tensor, "B T"] | slice) -> Float[Tensor, "B T D"]:
@@ -578,11 +660,6 @@ def _take(x: Float[Tensor, "B L D"], at: Int[Tensor, "B T"] | slice) -> Float[Te
         return x[:, at]
     first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
     return x.flatten(0, 1).index_select(0, (first + at).flatten()).view(*at.shape, -1)
-
-
-def free_to_look(device: torch.device) -> bool:
-    """Whether looking at a tensor's numbers waits for nobody."""
-    return device.type == "cpu"
 
 
 def body_of(model: Any) -> Any:
@@ -611,6 +688,15 @@ def _norm_weights(module: Any) -> tuple[Tensor, ...]:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()
+
+
+def tensors_of(parts: Any) -> Iterator[Tensor]:
+    """The tensors of layers, in a fixed order."""
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield part
+        elif part is not None:
+            yield from tensors_of(part)
 
 
 def _linears(block: _Block) -> tuple[Any, ...]:

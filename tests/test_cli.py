@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agents import cli
+from agents.profile import PHASES
 
 # Whole pipelines, on machines that may be busy.
 pytestmark = pytest.mark.timeout(400)
@@ -116,7 +117,7 @@ def test_envs_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "sentiment"
-    assert cli.main(["train", "Sentiment", "--out", str(out), *QUICK]) == 0
+    assert cli.main(["train", "Sentiment", "--out", str(out), "--profile", *QUICK]) == 0
     return out
 
 
@@ -136,6 +137,20 @@ def test_a_run_leaves_what_it_promises(finished_run: Path) -> None:
     assert [s["prompt"] for s in before] == [s["prompt"] for s in after]
     # Before the first step the policy is the reference: no token has any KL.
     assert all(abs(token["kl"]) < 1e-5 for sample in before for token in sample["tokens"])
+
+
+def test_a_profile_says_where_the_time_of_an_update_goes(finished_run: Path) -> None:
+    phases, operations = (finished_run / "profile.txt").read_text().split("\n\n", 1)
+    table = {
+        name: (float(spent), float(share.rstrip("%"))) for name, spent, _, share in map(str.split, phases.splitlines())
+    }
+    assert list(table) == [*PHASES, "other"]
+    assert all(spent > 0 for name, (spent, _) in table.items() if name != "other"), "every phase was seen"
+    assert sum(share for _, share in table.values()) == pytest.approx(100, abs=1)
+    assert "aten::" in operations
+    events = json.loads((finished_run / "profile.json").read_text())["traceEvents"]
+    marked = {event["name"] for event in events if event.get("ph") == "X"}
+    assert marked >= {f"lmgym/{name}" for name in PHASES}
 
 
 def test_what_a_run_saved_loads_in_plain_peft_and_transformers(finished_run: Path) -> None:

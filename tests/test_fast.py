@@ -14,7 +14,7 @@ from agents import grpo, ppo
 from agents.learner import Learner, LearnerConfig
 from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
-from lmgym.head import BLOCK, draw_from
+from lmgym.head import LARGE, draw_from
 from lmgym.models import buckets
 from lmgym.reward_model import RewardModel
 from lmgym.rollout import decode
@@ -219,7 +219,7 @@ def test_a_groups_prompt_is_read_once(critic: Any, fast: bool, monkeypatch: pyte
     policy, env = made(lm, rows=24, critic=critic)
     rows: list[int] = []
     start = Policy.start
-    monkeypatch.setattr(Policy, "start", lambda self, ids, mask: rows.append(len(ids)) or start(self, ids, mask))
+    monkeypatch.setattr(Policy, "start", lambda self, ids, *more: rows.append(len(ids)) or start(self, ids, *more))
     shared = rollout(policy, env, samples=4)
     assert rows == [6]
     monkeypatch.setattr(Policy, "select", lambda *_: None)
@@ -239,7 +239,7 @@ def test_a_table_is_compacted_too(probe: LanguageModel) -> None:
 # Drawing -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vocabulary", [6, 2 * BLOCK - 1, 2 * BLOCK, 1000, 32_000])
+@pytest.mark.parametrize("vocabulary", [6, LARGE - 1, LARGE, 2000, 32_000])
 def test_drawing_by_blocks_is_drawing(vocabulary: int) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2000, vocabulary, generator=generator) * 3
