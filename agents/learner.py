@@ -330,7 +330,8 @@ class Learner:
             # Out of the handler, which holds on to the tensors of the failed pass.
             self.metrics.put_back(kept)
             self._begins = True  # what the failed attempt has added up is dropped
-            self.optimizer.zero_grad(set_to_none=True)
+            for parameter in self.parameters:
+                parameter.grad = None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             now = smaller()

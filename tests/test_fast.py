@@ -330,8 +330,8 @@ def test_what_lies_below_the_adapter_is_kept_for_every_row(
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths are not looked at, as on a device that the host would have to wait for."""
-    for module in ("models", "trunk", "rollout"):
-        monkeypatch.setattr(f"lmgym.{module}.free_to_look", lambda device: False)
+    for module in ("lmgym.models", "lmgym.trunk", "lmgym.rollout", "agents.learner"):
+        monkeypatch.setattr(f"{module}.free_to_look", lambda device: False)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"layers": 1}, {"critic": "adapter", "on_limit": "truncate"}])
