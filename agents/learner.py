@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ METRICS = (
 """What `Learner.fit` and `Learner.report` measure."""
 
 
+_COUNTS = ("position", "steps", "_pass_tokens", "_pass_items")
+
+
 class Learner:
     """Moves parameters and keeps the score of an update.
 
@@ -143,7 +147,8 @@ class Learner:
         self._average = [p.detach().clone() for p in self.parameters] if config.ema_decay else []
         self._pass_tokens = config.micro_tokens or default_pass_tokens(self.device)
         self._pass_items = 0
-        self._moves: list[tuple[Tensor, guards.Examine | None]] = []
+        # Where nobody looks at once, the steps since metrics were drained; no more than anybody takes in an update.
+        self._unseen: deque[tuple[Tensor, guards.Examine | None]] = deque(maxlen=4096)
         self._parts: dict[str, Keeps] = {}
         self._restored: State | None = None
 
@@ -177,7 +182,7 @@ class Learner:
         tensors = self._tensors() | {"generator": self.generator.get_state()}
         moments = [self.optimizer.state.get(p, {}) for p in self.parameters]
         tensors |= {f"optimizer/{i:04}/{key}": t for i, of in enumerate(moments) for key, t in of.items()}
-        counts = {name: getattr(self, name) for name in ("position", "steps", "_pass_tokens", "_pass_items")}
+        counts = {name: getattr(self, name) for name in _COUNTS}
         return State.of({"learner": State(counts, tensors)} | {name: p.state() for name, p in self._parts.items()})
 
     def restore(self, state: State) -> None:
@@ -187,7 +192,7 @@ class Learner:
             ValueError: the state is not one of such a learner; nothing was changed.
         """
         own = state.part("learner")
-        counts = {name: own.count(name) for name in ("position", "steps", "_pass_tokens", "_pass_items")}
+        counts = {name: own.count(name) for name in _COUNTS}
         tensors = dict(own.tensors)
         moments = [self._moments(i, p, tensors) for i, p in enumerate(self.parameters)]
         generator = torch.empty_like(self.generator.get_state())
@@ -401,12 +406,10 @@ class Learner:
         Raises:
             guards.BadStep: a gradient was not finite, and that is to stop the run.
         """
-        if self._moves:
-            self.metrics.end_sum("optimizer/bad_steps")
-        row, moves = self.metrics.drain(), self._moves
-        self._moves = []
+        row, unseen = self.metrics.drain(), list(self._unseen)
+        self._unseen.clear()
         if row.get("optimizer/bad_steps") and self.on_bad_step == "stop":
-            raise self._bad_step(next(examine for bad, examine in moves if bool(bad)))
+            raise self._bad_step(next((examine for bad, examine in unseen if bool(bad)), None))
         return row
 
     def _bad_step(self, examine: guards.Examine | None) -> guards.BadStep:
@@ -442,9 +445,10 @@ class Learner:
         self._begins = True
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
         bad = ~norm.isfinite()
-        if self.on_bad_step == "stop" and free_to_look(self.device) and bool(bad):
+        if self.on_bad_step == "stop" and not free_to_look(self.device):
+            self._unseen.append((bad, examine))
+        elif self.on_bad_step == "stop" and bool(bad):
             raise self._bad_step(examine)
-        self._moves.append((bad, examine))
         self.metrics.add("optimizer/grad_norm", norm, ~bad)
         self.metrics.add_to_sum("optimizer/bad_steps", bad)
         with record_function("lmgym/step"):
@@ -520,6 +524,38 @@ class Shuffle:
         state.copy_to({"order": self._order})
 
 
+class AdapterCopy:
+    """A frozen copy of an adapter, which an algorithm makes anew now and then, and which a checkpoint holds.
+
+    Args:
+        lm: the model of both.
+        source: the adapter that is copied.
+        name: of the copy.
+        then: is given the copy's name whenever it has changed, such as `env.set_reference`.
+    """
+
+    def __init__(self, lm: LanguageModel, source: str, name: str, then: Callable[[str], object] = lambda name: None):
+        self.lm, self.source, self.name, self.then = lm, source, name, then
+        self._made = False
+
+    def renew(self) -> None:
+        """Makes the copy what its source is now."""
+        self.lm.copy_adapter(self.source, self.name)
+        self._made = True
+        self.then(self.name)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{i:04}": p for i, p in enumerate(self.lm.adapter_parameters(self.name))} if self._made else {}
+
+    def state(self) -> State:
+        return State({"made": self._made}, self._tensors())
+
+    def restore(self, state: State) -> None:
+        if state.data.get("made"):
+            self.renew()
+        state.copy_to(self._tensors())
+
+
 def _compile(policy: TokenPolicy) -> None:
     if not isinstance(policy, Policy):
         raise ValueError(f"compile=True compiles an lmgym.Policy, and this is a {type(policy).__name__}: leave it off")
@@ -565,7 +601,9 @@ class Metrics:
         return float(self._sums[name] / self._counts[name].clamp(min=1))
 
     def drain(self) -> dict[str, float]:
-        """All means, in one transfer from the device, and starts afresh."""
+        """All means, in one transfer from the device, and starts afresh. A sum that is open counts as one value."""
+        for name in list(self._open):
+            self.end_sum(name)
         if not self._sums:
             return {}
         names = list(self._sums)

@@ -14,7 +14,7 @@ from torch import Tensor
 from agents import functional as F
 from agents import learner as common
 from agents import needs
-from agents.learner import Batch, Learner
+from agents.learner import AdapterCopy, Batch, Learner
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -58,11 +58,11 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     needs.critic(policy, "nlpo")
     needs.kl(policy, env, "nlpo")
     whole, adapter = needs.adapter(policy, "nlpo's masking policy")
-    buffer = RolloutBuffer.like(env)
+    buffer, mask = RolloutBuffer.like(env), learner.keep("mask", AdapterCopy(whole.lm, adapter, MASK))
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
         if update % config.mask_refresh == 0:
-            whole.lm.copy_adapter(adapter, MASK)
+            mask.renew()
         masked = whole.truncated(top_p=config.mask_top_p, by=MASK)
 
         # Prompts -> tokens -> scores.

@@ -46,12 +46,13 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     needs.kl(policy, env, "online_dpo")
     needs.reference(policy, env)
     needs.pairs(env.num_envs, "online_dpo")
-    buffer, beta = RolloutBuffer.like(env), env.kl_controller.beta
+    buffer = RolloutBuffer.like(env)
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
 
-        # Prompts -> tokens -> scores.
+        # Prompts -> tokens -> scores, at the price of KL that now holds.
         collect(policy, env, buffer, Stream(learner.seed, update, samples=2))
+        beta = env.kl_controller.beta
 
         # Scores -> which of the two is chosen: +1 for the first, −1 for the second, 0 for neither.
         chosen = torch.sign(buffer.score[::2] - buffer.score[1::2])

@@ -513,8 +513,7 @@ def reinforce(
             yield row
 
     rows = profiled(updates(), run) if options.profile else updates()
-    keep = {"learner": learner, "kl": _Controller(env.kl_controller), "reference": _Reference(env)}
-    keep |= {"best": best, "alarms": alarms}
+    keep = {"learner": learner, "kl": _Controller(env.kl_controller), "best": best, "alarms": alarms}
     # An algorithm of one's own that does not count with `learner.updates` begins again.
     for _ in run.follow(name, rows, getattr(config, "updates", None), LIVE, keep, lambda: learner.position > 0):
         pass
@@ -599,29 +598,6 @@ class _Controller:
     def restore(self, state: State) -> None:
         for name in self._numbers():
             setattr(self.controller, name, state.number(name))
-
-
-class _Reference:
-    """The adapter that KL is measured from, where an algorithm has replaced the model itself by one."""
-
-    def __init__(self, env: TokenVectorEnv):
-        self.env, self.first = env, env.reference.adapter
-
-    def _tensors(self, adapter: str) -> dict[str, Tensor]:
-        return {f"{i:04}": p for i, p in enumerate(self.env.model.adapter_parameters(adapter))}
-
-    def state(self) -> State:
-        adapter = self.env.reference.adapter
-        if adapter is None or adapter == self.first:
-            return State()
-        return State({"adapter": adapter}, self._tensors(adapter))
-
-    def restore(self, state: State) -> None:
-        adapter = state.data.get("adapter")
-        if isinstance(adapter, str):
-            self.env.model.copy_adapter("policy", adapter)
-            state.copy_to(self._tensors(adapter))
-            self.env.set_reference(adapter)
 
 
 def rehearse(algorithm: Algorithm) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from agents import functional as F
 from agents import learner as common
 from agents import needs
-from agents.learner import Batch, Learner, RunningScale
+from agents.learner import AdapterCopy, Batch, Learner, RunningScale
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -94,12 +94,11 @@ def train(
     buffer, metrics = RolloutBuffer.like(env), learner.metrics
     scale = learner.keep("scale", RunningScale())
     ptx = _ptx(policy, learner, config, examples) if config.ptx_coef else None
+    reference = _reference(policy, env, learner) if config.reference_refresh else None
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
-        if config.reference_refresh and update and update % config.reference_refresh == 0:
-            lm_policy, adapter = needs.adapter(policy, "reference_refresh")
-            lm_policy.lm.copy_adapter(adapter, "reference")
-            env.set_reference("reference")
+        if reference and update and update % config.reference_refresh == 0:
+            reference.renew()
 
         # Prompts -> tokens -> scores.
         collect(policy, env, buffer, Stream(learner.seed, update))
@@ -140,6 +139,11 @@ def train(
             extra=ptx,
         )
         yield learner.report(buffer, env)
+
+
+def _reference(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner) -> AdapterCopy:
+    lm_policy, adapter = needs.adapter(policy, "reference_refresh")
+    return learner.keep("reference", AdapterCopy(lm_policy.lm, adapter, "reference", env.set_reference))
 
 
 def _ptx(

@@ -10,12 +10,14 @@ from test_ppo import Run, make, perturb
 from torch import Tensor
 
 from agents import a2c, distill, dpo, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo
+from agents.checkpoint import State
 from agents.learner import Learner, LearnerConfig
 from lmgym import Policy, Prompt, RolloutBuffer, Stream, collect
 from lmgym.exact import enumerate_tree
 from lmgym.models import Sequences
 from lmgym.policy import Evaluation
 from lmgym.preferences import Comparison
+from lmgym.reward import AdaptiveKL
 from lmgym.testing import TablePolicy
 
 ON_POLICY = [a2c, grpo, nlpo, ppo, reinforce, rloo]
@@ -55,6 +57,43 @@ def test_every_algorithm_follows_the_schedule(module: ModuleType) -> None:
     else:
         rows = train(module, run, *([run.policy] if module is distill else []), updates=4)
     assert [row["optimizer/lr"] for row in rows] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [
+        *((module, {}) for module in [a2c, ppo, reinforce, rloo, distill, dpo, expert_iteration, online_dpo]),
+        (grpo, {"kl_loss": "none"}),
+        (ppo, {"reference_refresh": 2, "scale_score": True}),
+        (nlpo, {"mask_refresh": 3}),
+    ],
+    ids=name_of,
+)
+def test_every_algorithm_goes_on_where_it_was_interrupted(module: ModuleType, config: dict[str, Any]) -> None:
+    """With the same metrics and the same bits, from what its learner and β are at a `yield`."""
+    pairs = [Comparison("a", ("b", "c")), Comparison("b", ("d", "a")), Comparison("c", ("a", "b"))] * 3
+    config = {"minibatch_pairs": 2} if module is dpo else {"updates": 5} | config
+
+    def begun() -> tuple[Run, Any]:
+        kl = "none" if module is distill else "sampled"
+        run = make(rows=8, beta=AdaptiveKL(0.2, 0.1, 20.0), kl=kl, optimizer=LearnerConfig(lr=1e-2, ema_decay=0.5))
+        more = {dpo: [pairs], distill: [Policy(run.policy.lm, None, critic="none")]}.get(module, [])
+        return run, module.train(run.policy, run.env, run.learner, module.Config(**config), *more)
+
+    whole, updates = begun()
+    for _ in range(3):
+        next(updates)
+    state, beta = whole.learner.state(), whole.env.kl_controller.beta
+    state = State(state.data, {name: tensor.clone() for name, tensor in state.tensors.items()})
+    rest = list(updates)
+    other, updates = begun()
+    other.learner.restore(state)
+    other.env.kl_controller.beta = beta
+    assert list(updates) == rest
+    assert len(rest) == 2
+    wanted, found = whole.learner.state(), other.learner.state()
+    assert found.data == wanted.data
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in wanted.tensors.items())
 
 
 def test_a_step_goes_down_its_own_loss_alone() -> None:
