@@ -434,8 +434,9 @@ def _repeat(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from agents.machine import hardware, revision, versions
     from agents.repeat import compare
-    from agents.run import hardware, read_config, revision, versions
+    from agents.run import read_config
 
     @dataclass(frozen=True)
     class Repeat:

@@ -17,6 +17,8 @@ from agents import functional as F
 from agents import guards
 from agents.batch import Batch, Loss
 from agents.checkpoint import Keeps, State
+from agents.metrics import Metrics
+from agents.parts import Shuffle
 from lmgym.devices import free_to_look
 from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import LanguageModel, buckets, default_pass_tokens
@@ -494,146 +496,7 @@ class Learner:
             yield pack(lm, [encoded[i] for i in batch.tolist()])
 
 
-class Shuffle:
-    """Minibatches of row numbers in random order, pass after pass, without end; keeps its place in a checkpoint.
-
-    Args:
-        rows: how many there are.
-        size: of a minibatch; the last of a pass may be smaller.
-        generator: draws the order.
-    """
-
-    def __init__(self, rows: int, size: int, generator: torch.Generator):
-        self.rows, self.size, self.generator = rows, size, generator
-        self._order, self._at = torch.arange(rows, device=generator.device), rows
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return self
-
-    def __next__(self) -> Tensor:
-        if self._at >= self.rows:
-            self._order, self._at = torch.randperm(self.rows, generator=self.generator, device=self._order.device), 0
-        self._at += self.size
-        return self._order[self._at - self.size : self._at]
-
-    def state(self) -> State:
-        return State({"at": self._at}, {"order": self._order})
-
-    def restore(self, state: State) -> None:
-        self._at = state.count("at")
-        state.copy_to({"order": self._order})
-
-
-class AdapterCopy:
-    """A frozen copy of an adapter, which an algorithm makes anew now and then, and which a checkpoint holds.
-
-    Args:
-        lm: the model of both.
-        source: the adapter that is copied.
-        name: of the copy.
-        then: is given the copy's name whenever it has changed, such as `env.set_reference`.
-    """
-
-    def __init__(self, lm: LanguageModel, source: str, name: str, then: Callable[[str], object] = lambda name: None):
-        self.lm, self.source, self.name, self.then = lm, source, name, then
-        self._made = False
-
-    def renew(self) -> None:
-        """Makes the copy what its source is now."""
-        self.lm.copy_adapter(self.source, self.name)
-        self._made = True
-        self.then(self.name)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {f"{i:04}": p for i, p in enumerate(self.lm.adapter_parameters(self.name))} if self._made else {}
-
-    def state(self) -> State:
-        return State({"made": self._made}, self._tensors())
-
-    def restore(self, state: State) -> None:
-        if state.data.get("made"):
-            self.renew()
-        state.copy_to(self._tensors())
-
-
 def _compile(policy: TokenPolicy) -> None:
     if not isinstance(policy, Policy):
         raise ValueError(f"compile=True compiles an lmgym.Policy, and this is a {type(policy).__name__}: leave it off")
     policy.compile()
-
-
-class Metrics:
-    """Masked means over a whole update, kept on the device until they are asked for."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
-        self._open: dict[str, Tensor] = {}
-
-    def add_to_sum(self, name: str, value: Tensor) -> None:
-        """Adds to a number that comes in parts; `end_sum` makes one value of `name` of them."""
-        self._open[name] = self._open.get(name, torch.zeros((), device=value.device)) + value.detach().float()
-
-    def end_sum(self, name: str) -> None:
-        """Adds the sum of the parts to the mean of `name`."""
-        self.add(name, self._open.pop(name))
-
-    def add(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
-        """Adds values to the mean of `name`; only entries where `mask` is True count."""
-        value = value.detach().float()
-        mask = torch.ones_like(value, dtype=torch.bool) if mask is None else mask
-        total, count = torch.where(mask, value, 0.0).sum(), mask.sum()
-        self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._counts[name] = self._counts[name] + count if name in self._counts else count
-
-    def copy(self) -> "Metrics":
-        """What was added so far."""
-        copied = Metrics()
-        copied._sums, copied._counts, copied._open = dict(self._sums), dict(self._counts), dict(self._open)
-        return copied
-
-    def put_back(self, kept: "Metrics") -> None:
-        """Forgets what was added since the copy was taken."""
-        self._sums, self._counts, self._open = kept._sums, kept._counts, kept._open
-
-    def mean(self, name: str) -> float:
-        """The mean of one metric so far. Waits for the device."""
-        return float(self._sums[name] / self._counts[name].clamp(min=1))
-
-    def drain(self) -> dict[str, float]:
-        """All means, in one transfer from the device, and starts afresh. A sum that is open counts as one value."""
-        for name in list(self._open):
-            self.end_sum(name)
-        if not self._sums:
-            return {}
-        names = list(self._sums)
-        means = torch.stack([self._sums[n] / self._counts[n].clamp(min=1) for n in names]).tolist()
-        self._sums, self._counts = {}, {}
-        return dict(zip(names, means, strict=True))
-
-
-class RunningScale:
-    """The standard deviation of all numbers seen so far (Chan et al. 1979), to scale scores by; on their device."""
-
-    def __init__(self) -> None:
-        self._count, self._mean, self._squares = torch.zeros(()), torch.zeros(()), torch.zeros(())
-
-    def update(self, x: Tensor) -> Tensor:
-        """Takes in more numbers, those that are finite; returns the standard deviation, 1 until there is one."""
-        known = x.isfinite()
-        count, before = known.sum(), self._mean.to(x.device)
-        self._count = self._count.to(x.device) + count
-        mean = torch.where(known, x, 0.0).sum() / count.clamp(min=1)
-        share = count / self._count.clamp(min=1)
-        gap = mean - before
-        spread = torch.where(known, x - mean, 0.0).square().sum()
-        self._squares = self._squares.to(x.device) + spread + gap.square() * (self._count - count) * share
-        self._mean = before + gap * share
-        deviation = (self._squares / (self._count - 1).clamp(min=1)).sqrt()
-        return torch.where(deviation > 0, deviation, 1.0)
-
-    def state(self) -> State:
-        return State({}, {"count": self._count, "mean": self._mean, "squares": self._squares})
-
-    def restore(self, state: State) -> None:
-        state.copy_to({"count": self._count, "mean": self._mean, "squares": self._squares})

@@ -19,9 +19,10 @@ from agents.checkpoint import Keeps, State
 from agents.evaluate import Report, evaluate
 from agents.guards import OnBadStep
 from agents.learner import Learner, LearnerConfig, Schedule
+from agents.machine import peak_memory
 from agents.profile import profiled
 from agents.randomness import seed_everything
-from agents.run import Run, peak_memory
+from agents.run import Run
 from lmgym.env import TokenVectorEnv
 from lmgym.models import LanguageModel, load
 from lmgym.policy import Critic, Policy

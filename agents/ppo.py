@@ -13,7 +13,8 @@ from torch import Tensor
 from agents import functional as F
 from agents import learner as common
 from agents import needs
-from agents.learner import AdapterCopy, Batch, Learner, RunningScale
+from agents.learner import Batch, Learner
+from agents.parts import AdapterCopy, RunningScale
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect

@@ -10,7 +10,6 @@ import platform
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +28,7 @@ from rich.text import Text
 
 from agents.checkpoint import Checkpoints, Keeps, State, finite, write_state
 from agents.guards import BadStep
+from agents.machine import hardware, revision, versions
 from agents.paths import confined
 from agents.randomness import GlobalGenerators
 from agents.redact import redact, redact_all
@@ -38,7 +37,6 @@ from lmgym.jsonl import read_lines
 from lmgym.plain import printable
 from lmgym.reward import ScoreError
 
-PACKAGES = ("lmgym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy")
 _OWN = ("config.json", "metrics.json", "warnings.json")
 FREE = ("out", "resume", "threads", "track", "limits")
 """Options that may differ when a run goes on: they change nothing but rounding."""
@@ -481,55 +479,6 @@ class Run:
                 progress.update(task, advance=1, live=text, speed=speed)
 
             yield move
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of what results depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def revision() -> str:
-    """The git revision of the code, with a mark where it has been changed since; "unknown" outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-def hardware() -> str:
-    """The machine in words: GPU where there is one, processor, threads."""
-    cores = f"{_processor()}, torch threads: {torch.get_num_threads()}"
-    return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
-
-
-def peak_memory() -> str:
-    """The most memory that this process has held, in words."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return f"peak memory on the GPU: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB"
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return "peak memory: unknown on this system"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MB"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{name or platform.processor() or platform.machine()} ({platform.machine()}, {os.cpu_count()} cores)"
 
 
 def _tensorboard(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -37,7 +37,7 @@ from agents import (
     sft,
 )  # fmt: skip
 from agents.learner import Learner, LearnerConfig
-from agents.run import hardware, revision
+from agents.machine import hardware, revision
 from lmgym.policy import Critic
 from lmgym.preferences import SimulatedAnnotator, ask
 from lmgym.tasks import Arithmetic

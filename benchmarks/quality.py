@@ -19,7 +19,7 @@ from rich.table import Table
 import lmgym
 from agents import ppo
 from agents.learner import Learner, LearnerConfig
-from agents.run import hardware, revision
+from agents.machine import hardware, revision
 from lmgym.reward_model import RewardModel
 from lmgym.rollout import collect
 from lmgym.tasks import Sentiment

@@ -63,7 +63,7 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _remove(old)
                 os.rename(path, old)
             os.replace(aside, path)
-            _sync_folder(path.parent)
+            _sync_one(path.parent)
             _remove(old)
     except BaseException:
         with suppress(OSError):
@@ -192,26 +192,19 @@ def _write_all(file: int, data: bytes) -> None:
 
 def _sync(path: Path) -> None:
     """Returns when a file, or a folder with all that is in it, is on the disk."""
-    if path.is_dir():
-        for inner in sorted(path.iterdir()):
-            _sync(inner)
-        _sync_folder(path)
-        return
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    for inner in sorted(path.iterdir()) if path.is_dir() else ():
+        _sync(inner)
+    _sync_one(path)
 
 
-def _sync_folder(path: Path) -> None:
-    if os.name == "nt":  # Windows opens no folders
+def _sync_one(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
-    folder = os.open(path, os.O_RDONLY)
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def _remove(path: Path) -> None:

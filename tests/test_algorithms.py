@@ -35,7 +35,8 @@ from agents import (
     sft,
 )
 from agents import functional as F
-from agents.learner import Learner, LearnerConfig, RunningScale
+from agents.learner import Learner, LearnerConfig
+from agents.parts import RunningScale
 from lmgym import Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.exact import Tree, enumerate_tree, policy_logp
 from lmgym.preferences import Comparison

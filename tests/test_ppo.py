@@ -14,7 +14,8 @@ from torch import Tensor
 import lmgym
 from agents import functional as F
 from agents import learner, ppo, reward_model, sft
-from agents.learner import Learner, LearnerConfig, Metrics, Schedule
+from agents.learner import Learner, LearnerConfig, Schedule
+from agents.metrics import Metrics
 from lmgym import LanguageModel, Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
 from lmgym.exact import enumerate_tree, policy_logp

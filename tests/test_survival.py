@@ -16,7 +16,8 @@ import lmgym
 from agents import cli, grpo, ppo, randomness, sft
 from agents.checkpoint import read_state, write_state
 from agents.guards import BadStep
-from agents.learner import Learner, LearnerConfig, RunningScale
+from agents.learner import Learner, LearnerConfig
+from agents.parts import RunningScale
 from agents.repeat import compare
 from agents.run import Run
 from lmgym import LanguageModel

@@ -1,0 +1,61 @@
+"""Where a run happens: versions, revision, hardware, memory."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("lmgym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def revision() -> str:
+    """The git revision of the code, with a mark where it has been changed since; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def hardware() -> str:
+    """The machine in words: GPU where there is one, processor, threads."""
+    cores = f"{_processor()}, torch threads: {torch.get_num_threads()}"
+    return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
+
+
+def peak_memory() -> str:
+    """The most memory that this process has held, in words."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return f"peak memory on the GPU: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB"
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "peak memory: unknown on this system"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MB"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{name or platform.processor() or platform.machine()} ({platform.machine()}, {os.cpu_count()} cores)"
