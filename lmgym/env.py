@@ -297,12 +297,9 @@ class TokenVectorEnv(VectorEnv):
         """
         if options is not None and not isinstance(options, Mapping):
             raise ValueError(f"options={quoted(options)} must be a dict, with 'prompt' or 'reset_mask', or None")
-        options = options or {}
-        if options.get("reset_mask") is None:
-            self.restart(seed, options.get("prompt"))
-            return self._out(self.state()), self._infos()
         self._seed(seed)
-        mask = self._reset_mask(options["reset_mask"])
+        options = options or {}
+        mask = None if options.get("reset_mask") is None else self._reset_mask(options["reset_mask"])
         self._reset_rows(mask, options.get("prompt"))
         return self._out(self.state()), self._infos(mask)
 
@@ -367,16 +364,6 @@ class TokenVectorEnv(VectorEnv):
         return texts
 
     # The bulk path -------------------------------------------------------------------------------------------------
-
-    def restart(self, seed: int | Sequence[int | None] | None = None, prompts: Any = None) -> None:
-        """`reset` of every row, without an observation. Never waits for the device.
-
-        Args:
-            seed: as in `reset`.
-            prompts: as `options["prompt"]` there.
-        """
-        self._seed(seed)
-        self._reset_rows(None, prompts)
 
     def append(self, token: Int[Tensor, " K"], rows: Int[Tensor, " K"] | None = None) -> None:
         """Appends a token to every row that still runs; ended rows stay as they are. Never waits for the device.

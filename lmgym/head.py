@@ -19,7 +19,7 @@ CHUNK_LOGITS = 1 << 21
 BLOCK = 128
 """Tokens that sampling from a large vocabulary takes together at first."""
 LARGE = 12 * BLOCK
-"""Tokens from which on a vocabulary is large: below, the operations that blocks add take longer than what they spare."""
+"""Tokens from which on a vocabulary is large: below, what blocks add takes longer than what they spare."""
 
 
 class Head(NamedTuple):

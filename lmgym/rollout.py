@@ -239,7 +239,7 @@ def decode(
     if isinstance(policy, Policy):
         policy.room = env.max_new_tokens
     uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
-    env.restart(stream.prompt_seeds(buffer.rows), None if prompts is None else list(prompts))
+    env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
     buffer.clear(packed_width(env.model.vocabulary) if policy.keeps else 0)
     batch = _Batch(policy, env, buffer, uniforms)
     if slots and slots < buffer.rows:

@@ -51,7 +51,7 @@ class Projection(NamedTuple):
         return y if residual is None else y.add_(residual)
 
     def add_to(self, x: Float[Tensor, "N out"], inner: Float[Tensor, "N in"]) -> Float[Tensor, "N out"]:
-        """`x + inner Wᵀ + b` in place, of merged weights and without a gradient: no pass over memory but the product's."""
+        """`x + inner Wᵀ + b` in place, of merged weights and without a gradient: the product itself does the adding."""
         x.addmm_(inner, self.weight.T)
         return x if self.bias is None else x.add_(self.bias)
 
