@@ -1,4 +1,4 @@
-# make demo | test | check | mutants | bench | assets | clean. All installs into .venv, from the pins in constraints.txt.
+# make demo | test | stress | check | mutants | audit | bench | assets | clean. All installs into .venv, from the pins in constraints.txt.
 
 PYTHON ?= python3
 # Options for installing torch alone, such as the --index-url of a CPU-only build.
@@ -13,7 +13,7 @@ DEMO_OUT := runs/demo
 DEMO := $(BIN)/lmgym train Sentiment --preferences.prompts 600 --ppo.updates 20 --out $(DEMO_OUT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check mutants bench assets clean
+.PHONY: help install demo test stress check mutants audit bench assets clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -35,6 +35,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
+# Fuzzing and soaking: two minutes on one core.
+stress: $(STAMP)
+	$(BIN)/pytest -m stress
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -45,6 +49,12 @@ check: $(STAMP)
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py $(FLAGS)
 
+# The pins against the public advisories, from an environment of its own: needs the network.
+audit:
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install -c constraints.txt pip-audit
+	.audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt $(FLAGS)
+
 # Against the peers, which are set up in .bench: half an hour. FLAGS=--quick: two minutes; --device cuda: on a GPU.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed $(FLAGS)
@@ -54,5 +64,5 @@ assets: $(STAMP)
 
 # Leaves runs/ alone: results are yours.
 clean:
-	rm -rf .venv .bench build dist .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .bench .audit build dist .hypothesis .pytest_cache .ruff_cache .import_linter_cache
 	find lmgym agents tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

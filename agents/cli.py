@@ -120,7 +120,12 @@ def _help() -> str:
 
 
 def _parse(command: str, kind: Any, argv: Sequence[str]) -> Any:
-    return tyro.cli(kind, prog=f"lmgym {command}", description=COMMANDS[command], args=list(argv))
+    shown = [_plain_text(argument) for argument in argv]
+    # tyro's complaints quote the line as it is; what it cannot parse, it is to complain of with nothing that a terminal
+    # would obey.
+    for line in (shown, argv) if shown != list(argv) else (argv,):
+        wanted = tyro.cli(kind, prog=f"lmgym {command}", description=COMMANDS[command], args=list(line))
+    return wanted
 
 
 # Commands ----------------------------------------------------------------------------------------------------------
@@ -423,7 +428,10 @@ def _report(argv: Sequence[str]) -> int:
         runs: tyro.conf.Positional[tuple[str, ...]]
         """Folders of runs."""
 
-    for folder in _parse("report", Report, argv).runs:
+    runs = _parse("report", Report, argv).runs
+    if not runs:
+        raise ValueError("no run to report on: give the folder of one, such as runs/latest")
+    for folder in runs:
         print(_plain_text(str(write_report(folder))))
     return 0
 

@@ -317,7 +317,7 @@ def _with_error(mean: float | None, stderr: float | None, percent: bool = False,
     if mean is None:
         return "–"
     mean, unit = (100 * mean, "\N{NO-BREAK SPACE}%") if percent else (mean, "")
-    if not stderr:
+    if not stderr or stderr < 0:
         return ("+" if sign and mean > 0 else "") + _number(mean) + unit
     stderr = stderr * 100 if percent else stderr
     decimals = max(0, 1 - math.floor(math.log10(stderr)))

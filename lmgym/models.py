@@ -361,9 +361,10 @@ class LanguageModel:
             while len(ids) > 1 and ids[-1] in self.eos_ids:
                 ids = ids[:-1]
             if misread := self._never_text.intersection(ids[self._before :]):
+                special = self.tokenizer.decode([min(misread)])
                 raise ValueError(
-                    f"the prompt {text[:80]!r} holds {self.tokenizer.decode([min(misread)])!r}, which this tokenizer "
-                    "cannot tell from the special token of that name: take it out of the text"
+                    f"the prompt {text[:80]!r} holds what this tokenizer reads as its special token {special!r}, the "
+                    "token's name or a character that it does not know: take it out of the text"
                 )
             if not ids:
                 raise ValueError(f"the prompt {text!r} has no tokens; a prompt needs at least one")

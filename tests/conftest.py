@@ -33,12 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests where there is none; give `slow` tests that set no timeout of their own a longer one."""
+    """Skip `gpu` tests where there is none, and `stress` tests where annotations are checked, which users do not have.
+
+    `slow` tests that set no timeout of their own get a longer one.
+    """
     no_gpu = pytest.mark.skip(reason="needs a CUDA device: torch.cuda.is_available() is False")
+    checked = pytest.mark.skip(reason="the tests' type checks are on: run stress tests by `pytest -m stress` alone")
     has_gpu = torch.cuda.is_available()
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(no_gpu)
+        if item.get_closest_marker("stress") and item.config.getoption("markexpr") != "stress":
+            item.add_marker(checked)
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
 

@@ -19,6 +19,7 @@ from lmgym.preferences import read_comparisons
 from lmgym.registry import Entry, make_task
 from lmgym.tasks import PromptList
 from lmgym.tasks.probe import Tree
+from lmgym.testing import check_task
 
 SMALL: dict[str, Any] = {"max_prompt_tokens": 1, "max_new_tokens": 3}
 
@@ -128,6 +129,12 @@ def test_tasks_that_give_no_scores(probe: LanguageModel, scores: Any, said: str)
     env.score = Score({"tree": lambda prompts, completions: [1.0] * len(completions)})
     env.reset(seed=0)
     assert env.step([1, 1])[1].max() <= 1.0, "after an error the environment still works"
+
+
+def test_check_task_names_scores_that_are_no_numbers() -> None:
+    for scores in (None, [None] * 6, itertools.repeat(0.0)):
+        with pytest.raises(AssertionError, match=r"score\(\) (must give one number|gave 7 numbers)"):
+            check_task(Hostile(Prompt("a"), scores), draws=3, allow_shared_prompts=True)
 
 
 def test_weights_that_make_scores_infinite() -> None:

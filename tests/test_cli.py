@@ -81,6 +81,7 @@ def test_importing_lmgym_is_quick_and_imports_no_torch() -> None:
         (["train", "--prompts", "x.txt", "--gold", "math:nothing"], "math:nothing"),
         (["reward", "--preferences", "missing.jsonl"], "missing.jsonl"),
         (["report", "no/such/run"], "no/such/run"),
+        (["report"], "give the folder of one"),
         (["evaluate", "Sort", "--policy", "no/such/policy"], "no/such/policy"),
     ],
 )

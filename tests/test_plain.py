@@ -74,3 +74,14 @@ def test_what_other_packages_register_is_literal(
     out = capsys.readouterr().out
     assert not set("\x1b\x9b\r\b\u202e\x07\u2028") & set(out)
     assert "[link=https://evil.example]" in out
+
+
+@pytest.mark.parametrize("line", [["envs", "--\x1b[31m"], ["sample", "--seed", "\u202ex"], ["sft", "--seed=\x1b[31m"]])
+def test_complaints_about_a_line_are_literal(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(line)
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "\ufffd" in said.err
+    assert "\x1b[31m" not in said.err
+    assert "\u202e" not in said.err

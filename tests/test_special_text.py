@@ -115,6 +115,14 @@ def test_a_beginning_that_also_ends_stays(gpt2_words: LanguageModel) -> None:
     assert gpt2_words.encode("<|endoftext|>") != [50256]
 
 
+def test_letters_that_a_tokenizer_does_not_know_are_no_padding(probe: LanguageModel) -> None:
+    """The probe knows a to d alone, and would read all else as padding."""
+    with pytest.raises(
+        ValueError, match="special token '<pad>', the token's name or a character that it does not know"
+    ):
+        probe.encode("abz")
+
+
 def test_ordinary_texts_are_encoded_as_transformers_does(tiny: LanguageModel, probe: LanguageModel) -> None:
     for lm, words in ((tiny, ["We saw it.", " 12 é 漢 🙂"]), (probe, ["abcd", "dd"])):
         assert lm.encode_all(words) == lm.tokenizer(words)["input_ids"]
@@ -132,7 +140,7 @@ def test_a_tokenizer_that_cannot_tell_them_apart_says_so() -> None:
     config = GPT2Config(vocab_size=5, n_embd=8, n_layer=1, n_head=1, n_positions=64, eos_token_id=1, bos_token_id=None)
     lm = LanguageModel(GPT2LMHeadModel(config), word_level(), "words")
     assert lm.encode("a b unheard") == [3, 4, 2]
-    with pytest.raises(ValueError, match="holds '<eos>', which this tokenizer cannot tell"):
+    with pytest.raises(ValueError, match="reads as its special token '<eos>'"):
         lm.encode("a <eos> b")
     assert lm.encode("a b") == [3, 4], "and what failed is not remembered"
 

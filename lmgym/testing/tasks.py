@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
+from lmgym.plain import quoted
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task
 
 
@@ -34,6 +37,7 @@ def check_task(task: Task, draws: int = 50, allow_shared_prompts: bool = False) 
         )
         for prompt in first:
             assert isinstance(prompt, Prompt), f"sample() must return a Prompt, not {prompt!r}"
+            assert isinstance(prompt.text, str), f"a prompt's text must be a str: {quoted(prompt)}"
             assert prompt.text, f"a prompt needs a text that is not empty: {prompt!r}"
         prompts += first
         texts[split] = [prompt.text for prompt in first]
@@ -70,15 +74,27 @@ def _completion(task: Task, prompt: Prompt, index: int) -> Completion:
 def _check_scores(
     name: str, method: ScoreFunction, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> None:
-    scores = [float(s) for s in method(prompts, completions)]
-    assert len(scores) == len(completions), f"{name}() gave {len(scores)} numbers for {len(completions)} completions"
+    scores = _numbers(name, method, prompts, completions)
     for score, prompt, completion in zip(scores, prompts, completions, strict=True):
         assert math.isfinite(score), f"{name}() gave {score} for {completion!r} after {prompt!r}"
-    backwards = [float(s) for s in method(prompts[::-1], completions[::-1])][::-1]
-    alone = [float(method([p], [c])[0]) for p, c in zip(prompts, completions, strict=True)]
+    backwards = _numbers(name, method, prompts[::-1], completions[::-1])[::-1]
+    alone = [_numbers(name, method, [p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
     for label, other in (("in another order", backwards), ("alone", alone)):
         for score, again, completion in zip(scores, other, completions, strict=True):
             assert math.isclose(score, again, rel_tol=1e-4, abs_tol=1e-4), (
                 f"{name}() of {completion!r} is {score} in a batch and {again} {label}: a score may depend on its own "
                 "prompt and completion alone"
             )
+
+
+def _numbers(
+    name: str, method: ScoreFunction, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[float]:
+    given: Any = method(prompts, completions)
+    try:
+        # One more than is wanted, and no further: it may never end.
+        scores = [float(s) for s in islice(given, len(completions) + 1)]
+    except (TypeError, ValueError, OverflowError):
+        raise AssertionError(f"{name}() must give one number for each completion, not {quoted(given)}") from None
+    assert len(scores) == len(completions), f"{name}() gave {len(scores)} numbers for {len(completions)} completions"
+    return scores

@@ -212,7 +212,7 @@ def test_ten_thousand_sequences_of_calls() -> None:
         if not model.rows or rng.integers(3) == 0:
             env.reset(seed=number)
             model.rows = [Row(prompt.text) for prompt in env.prompts]
-        for _ in range(1 + rng.geometric(0.35)):
+        for _ in range(1 + rng.geometric(0.45)):
             try:
                 name = one_call(rng, env, model)
                 agree(env, model)
