@@ -35,9 +35,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
-# Fuzzing and soaking: two minutes on one core.
+# Kills, fuzzing, soaking: minutes.
 stress: $(STAMP)
-	$(BIN)/pytest -m stress
+	$(BIN)/pytest -m stress $(PYTEST_FLAGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -327,7 +327,7 @@ MUTANTS = (
            "expert iteration imitates the worst",
            ("tests/test_functional.py::test_best_of_group_marks_the_best_rows",)),
     # Around the algorithms --------------------------------------------------------------------------------------------
-    Mutant("last-minibatch-metrics", LEARNER, "value = value.detach().float()",
+    Mutant("last-minibatch-metrics", "agents/metrics.py", "value = value.detach().float()",
            "value = value.detach().float(); self._sums.pop(name, 0); self._counts.pop(name, 0)",
            "metrics of the last minibatch alone",
            ("tests/test_ppo.py::test_metrics_are_masked_means_over_everything_added",)),
