@@ -37,7 +37,7 @@ test: $(STAMP)
 
 # Fuzzing and soaking: two minutes on one core.
 stress: $(STAMP)
-	$(BIN)/pytest -m stress
+	$(BIN)/pytest -m stress tests/stress
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
