@@ -37,7 +37,7 @@ test: $(STAMP)
 
 # Kills, fuzzing, soaking: minutes.
 stress: $(STAMP)
-	$(BIN)/pytest -m stress $(PYTEST_FLAGS)
+	$(BIN)/pytest -m stress $(PYTEST_FLAGS) tests/stress
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -120,12 +120,13 @@ def _help() -> str:
 
 
 def _parse(command: str, kind: Any, argv: Sequence[str]) -> Any:
+    def parse(line: Sequence[str]) -> Any:
+        return tyro.cli(kind, prog=f"lmgym {command}", description=COMMANDS[command], args=list(line))
+
     shown = [_plain_text(argument) for argument in argv]
-    # tyro's complaints quote the line as it is; what it cannot parse, it is to complain of with nothing that a terminal
-    # would obey.
-    for line in (shown, argv) if shown != list(argv) else (argv,):
-        wanted = tyro.cli(kind, prog=f"lmgym {command}", description=COMMANDS[command], args=list(line))
-    return wanted
+    if shown != list(argv):
+        parse(shown)  # tyro's complaints quote the line: here they do it without what a terminal would obey
+    return parse(argv)
 
 
 # Commands ----------------------------------------------------------------------------------------------------------

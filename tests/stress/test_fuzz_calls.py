@@ -87,6 +87,7 @@ class Model:
 @functools.cache
 def environment(variant: int) -> tuple[TokenVectorEnv, Model]:
     """One of the kinds of environment, made once: a sequence begins with a reset, or with calls that need one."""
+    output: Any
     mode, output, truncate = (NEXT, SAME, NEVER)[variant % 3], ("torch", "numpy")[variant // 3 % 2], variant % 5 == 0
     env = TokenVectorEnv(
         2, task=Tree(), model=lmgym.load("probe"), max_prompt_tokens=P, max_new_tokens=T, autoreset_mode=mode,

@@ -18,6 +18,8 @@ from lmgym.weights import read_settings, read_weights
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(300)]
 
+EVERY: Any = list(HealthCheck)
+
 FILES = 10_000
 ROWS: tuple[dict[str, Any], ...] = (
     {"prompt": "a", "chosen": "b", "rejected": "c"},
@@ -186,7 +188,7 @@ ROW = st.dictionaries(st.sampled_from(["prompt", "text", "chosen", "rejected", "
 
 
 @given(st.lists(ROW | JSON, max_size=4), st.sampled_from([None, 0, 1, 2, -1]), st.sampled_from(["prompt", "text", "x"]))
-@settings(max_examples=400, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=EVERY)
 def test_datasets_of_anything(rows: list[Any], opening_words: int | None, field: str) -> None:
     try:
         task = PromptList.from_dataset(iter(rows), None, field, opening_words)
@@ -199,7 +201,7 @@ def test_datasets_of_anything(rows: list[Any], opening_words: int | None, field:
 
 
 @given(st.lists(ROW | JSON, min_size=1, max_size=4))
-@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=EVERY)
 def test_json_of_anything(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
     """What is valid JSON comes back equal, or is refused by its line."""
     path = tmp_path_factory.getbasetemp() / "anything.jsonl"

@@ -18,6 +18,8 @@ from lmgym.testing import check_task
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(300)]
 
+EVERY: Any = list(HealthCheck)
+
 
 class Own(Exception):
     """What a task itself raises: it is passed on as it is."""
@@ -191,7 +193,7 @@ ARGUMENTS = st.fixed_dictionaries(
 
 
 @given(ARGUMENTS)
-@settings(max_examples=400, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=EVERY)
 def test_environments_of_any_arguments(arguments: dict[str, Any]) -> None:
     """Refused in one line when it is made, or it works."""
     try:

@@ -16,12 +16,14 @@ from lmgym.texts import Example, encode
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(300)]
 
+EVERY: Any = list(HealthCheck)
+
 NAMES = ("<|endoftext|>", "<pad>", "<s>", "</s>", "<eos>", "<unk>", "<|pad|>", "<mask>", "[CLS]", "▁", "Ġ", "<0x0A>")
 SCRIPTS = "aé漢字かな한글עבריתالعربيةไทยहिन्दीქართულიΑλφαКирил🙂👨‍👩‍👧\u0301\u200d\u200b\u202e\ufeff\n\t\r\x00\x1b "
 TEXTS = st.lists(
     st.sampled_from(NAMES) | st.text(st.sampled_from(SCRIPTS), max_size=5) | st.text(max_size=5), min_size=1, max_size=6
 ).map("".join)
-FUZZ: Any = {"max_examples": 700, "suppress_health_check": list(HealthCheck)}
+FUZZ: Any = {"max_examples": 700, "suppress_health_check": EVERY}
 
 
 def is_text(text: str) -> bool:
@@ -84,7 +86,7 @@ REWARD = RewardModel.load("tiny-reward")
 
 
 @given(st.lists(TEXTS.filter(is_text), min_size=1, max_size=4))
-@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=EVERY)
 def test_texts_to_score(texts: list[str]) -> None:
     """A finite number each, the same alone as in a batch."""
     together = REWARD.score_texts(texts)
