@@ -317,7 +317,7 @@ class LanguageModel:
         self.fast = True
         self.capture = True
         self._trunk: Trunk | None = None
-        self._paths: dict[Any, tuple[str | None, list[nn.Module]]] = {}
+        self._paths: dict[Any, tuple[str | None, list[Mapping[int, Any]]]] = {}
         self._encoded: dict[str, tuple[int, ...]] = {}
         self._masks: dict[Any, tuple[Tensor, TokenMask]] = {}
         self._active: str | None = None
@@ -784,9 +784,10 @@ class LanguageModel:
             refusal = Trunk.refusal(inner)
             if refusal is None and adapter is not None:
                 refusal = Trunk.adapter_refusal(inner, adapter)
-            known = self._paths[id(self.model), self.adapters, adapter] = (refusal, list(inner.modules()))
-        refusal, modules = known
-        if refusal is None and any(m._forward_hooks or m._forward_pre_hooks for m in modules):
+            hooks = [kind for m in inner.modules() for kind in (m._forward_hooks, m._forward_pre_hooks)]
+            known = self._paths[id(self.model), self.adapters, adapter] = (refusal, hooks)
+        refusal, hooks = known
+        if refusal is None and any(hooks):
             return "the model has forward hooks, which a pass beside its own would not run"
         return refusal
 
