@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.resources import as_file, files
@@ -317,7 +317,7 @@ class LanguageModel:
         self.fast = True
         self.capture = True
         self._trunk: Trunk | None = None
-        self._paths: dict[Any, tuple[str | None, list[Mapping[int, Any]]]] = {}
+        self._paths: dict[Any, tuple[str | None, list[Any]]] = {}
         self._encoded: dict[str, tuple[int, ...]] = {}
         self._masks: dict[Any, tuple[Tensor, TokenMask]] = {}
         self._active: str | None = None
@@ -784,7 +784,7 @@ class LanguageModel:
             refusal = Trunk.refusal(inner)
             if refusal is None and adapter is not None:
                 refusal = Trunk.adapter_refusal(inner, adapter)
-            hooks = [kind for m in inner.modules() for kind in (m._forward_hooks, m._forward_pre_hooks)]
+            hooks: list[Any] = [kind for m in inner.modules() for kind in (m._forward_hooks, m._forward_pre_hooks)]
             known = self._paths[id(self.model), self.adapters, adapter] = (refusal, hooks)
         refusal, hooks = known
         if refusal is None and any(hooks):
