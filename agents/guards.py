@@ -52,17 +52,21 @@ Examine = Callable[[], tuple[list[Finding], State]]
 """Finds out what is wrong with a minibatch whose gradient is not finite."""
 
 
-def bad_step(when: str, examine: Examine, parameters: Sequence[nn.Parameter]) -> BadStep:
+def bad_step(when: str, examine: Examine | None, parameters: Sequence[nn.Parameter]) -> BadStep:
     """The error for a step that was refused.
 
     Args:
         when: in words.
-        examine: looks at its minibatch, row by row.
+        examine: looks at its minibatch, row by row; None where its rows are not known.
         parameters: what would have been moved.
     """
     ruined = [i for i, p in enumerate(parameters) if not bool(p.isfinite().all())]
-    with torch.enable_grad():
-        findings, state = examine()
+    findings: list[Finding] = []
+    state, otherwise = State(), "Which row is to blame is not known here."
+    if examine is not None:
+        with torch.enable_grad():
+            findings, state = examine()
+        otherwise = "Each row alone gives a finite one: the sum of them does not."
     rows = "; ".join(str(finding) for finding in findings[:SHOWN])
     more = f" (and {len(findings) - SHOWN} rows more)" if len(findings) > SHOWN else ""
     why = f"{len(ruined)} of the parameters themselves are not finite. " if ruined else ""
@@ -70,8 +74,7 @@ def bad_step(when: str, examine: Examine, parameters: Sequence[nn.Parameter]) ->
     if sum(p.numel() for p in parameters) <= SMALL:
         tensors |= {f"parameter/{i:04}": p.detach().clone() for i, p in enumerate(parameters)}
     return BadStep(
-        f"{when}: the gradient is not finite, and the step was not taken. {why}"
-        f"{rows + more if rows else 'Each row alone gives a finite one: the sum of them does not.'}",
+        f"{when}: the gradient is not finite, and the step was not taken. {why}{rows + more if rows else otherwise}",
         State(state.data | {"when": when, "findings": [str(f) for f in findings]}, tensors),
     )
 

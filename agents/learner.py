@@ -336,9 +336,8 @@ class Learner:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
             # Out of the handler, which holds on to the tensors of the failed pass.
             self.metrics.put_back(kept)
-            self._begins = True  # what the failed attempt has added up is dropped
             for parameter in self.parameters:
-                parameter.grad = None
+                parameter.grad = None  # what the failed attempt has added up
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             now = smaller()
@@ -416,7 +415,7 @@ class Learner:
 
     def _bad_step(self, examine: guards.Examine | None) -> guards.BadStep:
         when = f"update {self.position - 1}" if self.position else "an update"
-        return guards.bad_step(f"{when}, step {self.steps}", examine or (lambda: ([], State())), self.parameters)
+        return guards.bad_step(f"{when}, step {self.steps}", examine, self.parameters)
 
     def minibatches(self, rows: int, size: int) -> Iterator[Tensor]:
         """Indices of all rows in random order, `size` at a time, on the device."""
