@@ -58,7 +58,7 @@ def faults(source: str) -> Iterator[str]:
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             modules += [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else []
             yield from (f"{line}: import {m}" for m in modules if m.split(".")[0] in MODULES or m in CALLS)
-        if isinstance(node, ast.Name | ast.Attribute):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
             name = full_name(node, known)
             if name.removeprefix("builtins.") in CALLS or name.rpartition(".")[2] in METHODS:
                 yield f"{line}: {name}"
@@ -125,7 +125,7 @@ def test_each_fault_is_seen(source: str) -> None:
     "source",
     [
         "model.eval()", "import re\nre.compile('x')", "import subprocess\nsubprocess.run(['x'], shell=False)",
-        "import torch\ntorch.load(f, weights_only=True)",
+        "import torch\ntorch.load(f, weights_only=True)", "class C:\n    compile: bool = False",
         "def f(trust_remote_code=False):\n    g(trust_remote_code=trust_remote_code)",
         "self.save(f)", "code = 3", "import numpy as np\nnp.load(f)", "policy.load(x)",
     ],
