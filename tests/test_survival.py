@@ -100,6 +100,18 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(
     assert all(compare(whole, tmp_path / "run").values())
 
 
+def test_a_run_that_fine_tuned_an_adapter_goes_on_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after is made by the merged weights, whether they were merged or read."""
+    arguments = [*QUICK, "--sft.lora-rank=2", "--reward.lora-rank=2", "--out"]
+    assert cli.main([*arguments, str(tmp_path / "whole")]) == 0
+    at(monkeypatch, "ppo", 1, terminate)
+    assert cli.main([*arguments, str(tmp_path / "cut")]) == 143
+    assert cli.main(["train", "--resume", str(tmp_path / "cut")]) == 0
+    assert all(compare(tmp_path / "whole", tmp_path / "cut").values())
+
+
 def test_a_run_goes_on_by_its_folder_alone_wherever_that_is(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
