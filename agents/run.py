@@ -112,7 +112,7 @@ class Run:
         options = redact_all(options)
         config = {
             "command": f"lmgym {command}",
-            "arguments": None if arguments is None else shlex.split(command),
+            "arguments": None if arguments is None else _split(command),
             "task": options.get("task"),
             "model": options.get("model"),
             "seed": options.get("seed"),
@@ -576,6 +576,14 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 def _json(data: Any) -> str:
     return json.dumps(finite(data), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _split(command: str) -> list[str] | None:
+    """A command's arguments; None where the quotes around one went with the secret that was in it."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return None
 
 
 def _holds_something(folder: Path) -> bool:

@@ -321,6 +321,14 @@ def test_a_second_sigterm_has_its_own_status(tmp_path: Path, monkeypatch: pytest
     assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]) == 143
 
 
+def test_a_command_whose_quotes_went_with_a_secret_is_not_kept(tmp_path: Path) -> None:
+    arguments = ["train", "--out=password=it's"]
+    with Run(tmp_path / "run", {"seed": 0}, arguments=arguments) as run:
+        kept = json.loads((run.folder / "config.json").read_text())
+    assert kept["arguments"] is None
+    assert "=it" not in kept["command"]
+
+
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     with Run(tmp_path / "run", {"seed": 0}), pytest.raises(ValueError, match="another process is writing"):
         Run(tmp_path / "run", {"seed": 0})
