@@ -110,6 +110,6 @@ class Alarms:
         return State({"given": sorted(self._given), "entropy": self._first_entropy, "rows": list(self._rows)})
 
     def restore(self, state: State) -> None:
-        self._given = set(state.data["given"])
-        self._first_entropy = state.data["entropy"]
-        self._rows = deque(state.data["rows"], WINDOW)
+        self._given = set(map(str, state.data["given"]))
+        self._first_entropy = None if state.data["entropy"] is None else state.number("entropy")
+        self._rows = deque(({k: float(v) for k, v in row.items()} for row in state.data["rows"]), WINDOW)

@@ -62,7 +62,8 @@ class State:
             ValueError: it is missing, no finite number, or too small.
         """
         value = self.data.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < least:
+        # Not isfinite(), which fails for a long integer.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not max(least, -1e300) <= value < 1e300:
             raise ValueError(f"the checkpoint's {name!r} is {value!r}, and should be a number")
         return value
 
@@ -110,7 +111,16 @@ def write_state(folder: Path, state: State) -> None:
     Raises:
         lmgym.files.WriteError: it could not be written.
     """
-    tensors = bytes_of({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()})
+    held: set[int] = set()
+
+    def alone(tensor: Tensor) -> Tensor:
+        """On the host, in memory of its own: safetensors refuses parts of one another."""
+        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.clone() if tensor.untyped_storage().data_ptr() in held else tensor
+        held.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    tensors = bytes_of({name: alone(t) for name, t in state.tensors.items()})
     body = {"format": FORMAT, "tensors": hashlib.sha256(tensors).hexdigest(), "data": finite(state.data)}
     text = json.dumps(body | {"checksum": _checksum(body)}, indent=1, allow_nan=False)
 

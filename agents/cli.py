@@ -37,6 +37,10 @@ COMMANDS = {
     "repeat": "run a run's command again and compare the results",
 }
 
+STAGES = ("sft", "preferences", "reward", "reward_model", "before")
+"""Names in a run that are not an algorithm's."""
+MOST_THREADS = 1024
+"""More than any machine has use for; with very many, torch crashes."""
 SMALL = 5_000_000
 """Models of fewer parameters are fastest on one thread."""
 
@@ -96,19 +100,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return _COMMANDS[argv[0]](argv[1:]) or 0
-    except (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError, MemoryError) as error:
+    except (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError) as error:
         print(f"lmgym: {_plain_text(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("lmgym: stopped at once", file=sys.stderr)
-        return 130
+        return error.args[0] if error.args else 130  # a run says which signal it was
     except Exception as error:
         from agents.guards import out_of_memory
         from agents.run import Stopped
 
         if not (isinstance(error, Stopped) or out_of_memory(error)):
             raise
-        print(f"lmgym: {_plain_text(str(error))}", file=sys.stderr)
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not isinstance(error, Stopped) and not said.startswith("memory ran out"):
+            said = f"memory ran out ({said}): take fewer or shorter completions, or a smaller model"
+        print(f"lmgym: {_plain_text(said)}", file=sys.stderr)
         return error.status if isinstance(error, Stopped) else 2
 
 
@@ -212,6 +219,12 @@ def _algorithm_options(module: "ModuleType", name: str) -> type:
     """A dataclass of an algorithm's own settings and of those that every algorithm runs with, with its defaults."""
     from agents.pipeline import RLOptions
 
+    stage = module.__name__.rpartition(".")[2]
+    if stage in STAGES:
+        raise ValueError(
+            f"the algorithm {name!r} is called as a stage of every run is, and would be taken for it: rename its file "
+            f"to something else than {', '.join(STAGES)}"
+        )
     own, common = ({f.name for f in fields(kind)} for kind in (module.Config, RLOptions))
     if own & common:
         raise ValueError(
@@ -443,7 +456,7 @@ def _repeat(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from agents.machine import hardware, revision, versions
+    from agents.machine import revision, versions
     from agents.repeat import compare
     from agents.run import read_config
 
@@ -458,16 +471,20 @@ def _repeat(argv: Sequence[str]) -> int:
 
     wanted = _parse("repeat", Repeat, argv)
     config = read_config(Path(wanted.run))
-    out = wanted.out or f"{wanted.run.rstrip('/')}-repeat"
-    here = {"revision": revision(), "hardware": hardware(), **versions()}
-    there = {"revision": config.get("revision"), "hardware": config.get("hardware"), **config.get("versions", {})}
+    folder = os.path.normpath(wanted.run)
+    if os.path.basename(folder) in (".", ".."):  # nothing can be put behind these
+        folder = os.path.abspath(folder)
+    out = wanted.out or f"{folder}-repeat"
+    here = {"revision": revision(), **versions()}
+    kept = config.get("versions")
+    there = {"revision": config.get("revision"), **(kept if isinstance(kept, dict) else {})}
     for name, value in here.items():
-        if there.get(name) != value and name != "hardware":
+        if there.get(name) != value:
             print(
                 f"lmgym: {name} was {there.get(name)} then and is {value} now: the results may differ", file=sys.stderr
             )
     command, *rest = _arguments_of(wanted.run, config)
-    status = _COMMANDS[command]([*rest, "--out", out, "--threads", str(config.get("threads") or 0)])
+    status = _COMMANDS[command]([*rest, f"--out={out}", f"--threads={_threads_of(config)}", "--max-time=0"])
     if status:
         return status
     found = compare(Path(wanted.run), Path(out))
@@ -527,13 +544,18 @@ def _taken_up(command: str, out: str, argv: Sequence[str]) -> list[str]:
     if resume is None and not (Path(folder) / "config.json").is_file():
         return list(argv)
     config = read_config(Path(folder))
-    threads = [] if _option(argv, "--threads") else ["--threads", str(config.get("threads") or 0)]
+    threads = [] if _option(argv, "--threads") else [f"--threads={_threads_of(config)}"]
     if resume is None:
         return [*argv, *threads]
     made_by, *arguments = _arguments_of(folder, config)
     if made_by != command:
         raise ValueError(f"{folder!r} is a run of `lmgym {made_by}`: go on with `lmgym {made_by} --resume {folder}`")
-    return [*arguments, *argv, "--out", folder, *threads]
+    return [*arguments, *argv, f"--out={folder}", *threads]
+
+
+def _threads_of(config: dict[str, Any]) -> int:
+    threads = config.get("threads")
+    return threads if isinstance(threads, int) and 0 <= threads <= MOST_THREADS else 0
 
 
 def _arguments_of(folder: str, config: dict[str, Any]) -> list[str]:
@@ -566,11 +588,15 @@ def _inputs(wanted: Any) -> dict[str, str]:
     """SHA-256 of the files and folders that a command reads, by the names that it was given."""
     from pathlib import Path
 
-    from lmgym import files
+    from lmgym import files, models, reward_model
 
     names = ("prompts", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward", "watch")
-    given = [getattr(wanted, name, None) for name in (*names, "algorithm")]
-    paths = [value.rpartition(":")[0] if ".py:" in value else value for value in given if isinstance(value, str)]
+    algorithm = getattr(wanted, "algorithm", "")
+    given = [getattr(wanted, name, None) for name in names] + [algorithm if algorithm.endswith(".py") else ""]
+    # Words that name no file, even where one is called so, such as a folder "tiny".
+    words = ("default", "learned", "task", *models.BUILT_IN, *reward_model.BUILT_IN)
+    paths = [value for value in given if isinstance(value, str) and value not in words]
+    paths = [value.rpartition(":")[0] if ".py:" in value else value for value in paths]
     if getattr(wanted, "teacher", None):
         paths += [f"{wanted.teacher}/policy", f"{wanted.teacher}/sft"]
     return {path: files.digest(path) for path in paths if path and Path(path).exists()}
@@ -693,6 +719,8 @@ def _load(name: str, wanted: Any) -> "LanguageModel":
 
     from lmgym.models import load
 
+    if not 0 <= wanted.threads <= MOST_THREADS:
+        raise ValueError(f"--threads {wanted.threads} cannot be: give 0 to {MOST_THREADS}")
     device = wanted.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

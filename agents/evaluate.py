@@ -1,5 +1,6 @@
 """How good a policy is, on prompts that it was not trained on: scores, KL to the reference, diversity, texts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,13 @@ class Report:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> "Report":
-        """What `whole` gave."""
-        return cls({name: Figure(**figure) for name, figure in data["figures"].items()}, data["samples"])
+        """What `whole` gave, also by way of JSON, where a number that is none is null."""
+
+        def number(value: float | None) -> float:
+            return math.nan if value is None else value
+
+        figures = {k: Figure(number(f["mean"]), number(f["stderr"])) for k, f in data["figures"].items()}
+        return cls(figures, [{**sample, "score": number(sample["score"])} for sample in data["samples"]])
 
 
 METRICS = {

@@ -173,7 +173,12 @@ class Learner:
         Args:
             name: tells it from other parts.
             part: has `state` and `restore`; where a run goes on, it is restored now.
+
+        Raises:
+            ValueError: the name is taken, or has a "/".
         """
+        if name == "learner" or "/" in name:
+            raise ValueError(f"a part cannot be called {name!r}: take a name without '/' that is not 'learner'")
         self._parts[name] = part
         if self._restored is not None:
             part.restore(self._restored.part(name))

@@ -7,6 +7,9 @@ import torch
 
 from agents.checkpoint import State
 
+NUMPY_WORDS = 624
+"""The size of its state."""
+
 
 class GlobalGenerators:
     """The global generators of Python, NumPy and torch, which lmgym leaves alone and somebody's score may use."""
@@ -24,6 +27,8 @@ class GlobalGenerators:
         tensors, (kind, gauss) = state.tensors, state.data["python"]
         random.setstate((kind, tuple(tensors["python"].tolist()), gauss))
         name, *rest = state.data["numpy"]
+        if not 0 <= rest[0] <= NUMPY_WORDS:  # NumPy does not look, and would read whatever is in memory there
+            raise ValueError(f"the checkpoint's place in NumPy's generator is {rest[0]!r}: 0 to {NUMPY_WORDS} can be")
         np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
         torch.set_rng_state(tensors["torch"])
         devices = [tensors[name] for name in sorted(tensors) if name.startswith("cuda/")]

@@ -112,7 +112,7 @@ class Run:
         options = redact_all(options)
         config = {
             "command": f"lmgym {command}",
-            "arguments": None if arguments is None else shlex.split(command),
+            "arguments": None if arguments is None else _split(command),
             "task": options.get("task"),
             "model": options.get("model"),
             "seed": options.get("seed"),
@@ -124,27 +124,40 @@ class Run:
             "threads": torch.get_num_threads(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        if self.folder.exists() and (not self.folder.is_dir() or _holds_something(self.folder)):
-            self._lock = _lock(self.folder)
-            try:
-                self._take_up(json.loads(_json(config)))
-            except BaseException:
-                os.close(self._lock)
-                raise
-        else:
+        taken_up = self.folder.exists() and (not self.folder.is_dir() or _holds_something(self.folder))
+        if not taken_up:
             files.make_folder(self.folder, parents=True)
-            self._lock = _lock(self.folder)
-            self.write("config.json", config)
-        stands = self._state.part("run") if self._state else State({"metrics_bytes": 0, "seconds": 0})
-        self._metrics = files.Lines(self.path("metrics.jsonl"), stands.count("metrics_bytes"))
-        self._before = float(stands.number("seconds", 0.0))
-        self._board = _tensorboard(self.folder, read_rows(self.path("metrics.jsonl")) if self._state else [])
-        self._trackers = trackers
-        for tracker in trackers:
-            tracker.init(project="lmgym", name=self.folder.name, config=json.loads(json.dumps(options, default=str)))
+        self._lock = _lock(self.folder)
+        try:
+            if taken_up:
+                self._take_up(json.loads(_json(config)))
+            else:
+                self.write("config.json", config)
+            self._open(trackers, options)
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._saved, self._cost = time.perf_counter(), 0.0
         self._asked_to_stop: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
+
+    def _open(self, trackers: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Opens what metrics are written to, behind the rows that count."""
+        stands = self._state.part("run") if self._state else State({"metrics_bytes": 0, "seconds": 0})
+        path = self.path("metrics.jsonl")
+        try:
+            self._metrics = files.Lines(path, stands.count("metrics_bytes"))
+            rows = [_checked(row) for row in read_rows(path)] if self._state else []
+        except ValueError as error:
+            raise ValueError(
+                f"{str(path)!r} is not what the run wrote there ({error}), so that it cannot go on: put it back, or "
+                "start again with another --out"
+            ) from error
+        self._before = float(stands.number("seconds", 0.0))
+        self._board = _tensorboard(self.folder, rows)
+        self._trackers = trackers
+        for tracker in trackers:
+            tracker.init(project="lmgym", name=self.folder.name, config=json.loads(json.dumps(options, default=str)))
 
     def __enter__(self) -> "Run":
         if threading.current_thread() is threading.main_thread():
@@ -191,7 +204,9 @@ class Run:
                 f"{str(self.folder)!r} holds another run ({'; '.join(found[:3])}): {remedy}; or go on with that "
                 f"one: {self._again()}"
             )
-        changed = [name for name, value in config["inputs"].items() if old.get("inputs", {}).get(name) != value]
+        known = old.get("inputs")
+        known = known if isinstance(known, dict) else {}
+        changed = [name for name, value in config["inputs"].items() if known.get(name) != value]
         data = [name for name in changed if not name.endswith(".py")]
         if data:
             raise ValueError(
@@ -199,6 +214,8 @@ class Run:
                 "what was there, or start again with another --out"
             )
         self._state = self._checkpoints.newest(self.say)
+        if self._state is None and (self.folder / "evaluation.json").exists():
+            raise ValueError(f"{str(self.folder)!r} holds results, and no checkpoint to go on from: {remedy}")
         with self._fitting():
             self._stand(old, config, changed, remedy)
 
@@ -207,9 +224,12 @@ class Run:
         stands = self._state.part("run").data if self._state else {}
         if stands.get("complete"):
             raise ValueError(f"{str(self.folder)!r} holds another run, which is finished: {remedy}")
-        self.finished = dict(stands.get("finished", {}))
+        self.finished = {
+            stage: {"result": done["result"], "products": {**done["products"]}}
+            for stage, done in stands.get("finished", {}).items()
+        }
         self.warnings = list(stands.get("warnings", []))
-        self._followed = dict(stands.get("followed", {}))
+        self._followed = {stage: {**row} for stage, row in stands.get("followed", {}).items()}
         others = [
             f"the {name}" for name in ("revision", "versions", "hardware", "threads") if old.get(name) != config[name]
         ]
@@ -319,11 +339,13 @@ class Run:
             raise Stopped(f"stopped by {why}{f' after {where}' if where else ''}; go on with: {self._again()}", status)
 
     def _again(self) -> str:
-        return f"lmgym {self._command} --resume {shlex.quote(str(self.folder))}"
+        folder = str(self.folder)
+        between = "=" if folder.startswith("-") else " "
+        return f"lmgym {self._command} --resume{between}{shlex.quote(folder)}"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked_to_stop is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(128 + number)
         self._asked_to_stop = signal.Signals(number)
         # Not through the console, which may be in the middle of a line.
         os.write(2, b"\nlmgym: finishing this step, then saving; once more stops at once\n")
@@ -530,7 +552,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a last line that was being written when the run ended is left out."""
     lines = read_lines(path)
     whole = path.read_bytes().endswith(b"\n")
-    return [json.loads(line) for _, line in (lines if whole else lines[:-1])]
+    rows = [json.loads(line) for _, line in (lines if whole else lines[:-1])]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{str(path)!r} is damaged: not every line of it is an object")
+    return rows
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics that this program may have written."""
+    place = isinstance(row.get("stage"), str) and isinstance(row.get("step"), int)
+    if not place or not all(v is None or isinstance(v, (int, float)) for k, v in row.items() if k != "stage"):
+        raise ValueError(f"{str(row)[:60]} is no row of metrics")
+    return row
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -543,6 +576,14 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 def _json(data: Any) -> str:
     return json.dumps(finite(data), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _split(command: str) -> list[str] | None:
+    """A command's arguments; None where the quotes around one went with the secret that was in it."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return None
 
 
 def _holds_something(folder: Path) -> bool:

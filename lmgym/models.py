@@ -548,8 +548,8 @@ class LanguageModel:
             raise ValueError(f"merge_adapter() wants exactly one adapter, this model has {len(self.adapters)}")
         self._switch(self.adapters[0])
         self.model = self.model.merge_and_unload()
-        self._active = None
-        self.model.requires_grad_(False)
+        self._trunk = None  # peft adds to the weights without torch counting a change in them
+        self._settle(())
 
     def copy_of_base(self) -> "LanguageModel":
         """A copy of the base model in float32, without adapters, to be trained on its own."""

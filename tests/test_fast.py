@@ -451,3 +451,18 @@ def test_adapters_where_they_are_asked_for() -> None:
     for layers in (3, -1):
         with pytest.raises(ValueError, match="the model has 2 layers"):
             lm.add_adapter("wrong", layers=layers)
+
+
+def test_a_model_decodes_with_the_weights_that_an_adapter_was_merged_into() -> None:
+    """What was fused before holds no more."""
+    lm = lmgym.load("tiny")
+    lm.add_adapter("sft", rank=2)
+    perturb(lm.adapter_parameters("sft"))
+    policy = Policy(lm, "sft", critic="none")
+    settings: dict[str, Any] = {"max_prompt_tokens": 4, "max_new_tokens": 4, "kl": "none"}
+    env = TokenVectorEnv(4, task=Tree(), model=lm, score=lambda p, c: [0.0] * len(c), **settings)
+    before = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
+    lm.merge_adapter()
+    after = collect(Policy(lm, None, critic="none"), env, RolloutBuffer.like(env), Stream(0, 0))
+    assert torch.equal(after.tokens, before.tokens)
+    torch.testing.assert_close(after.logp, before.logp, rtol=0, atol=1e-4)

@@ -100,6 +100,18 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(
     assert all(compare(whole, tmp_path / "run").values())
 
 
+def test_a_run_that_fine_tuned_an_adapter_goes_on_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after is made by the merged weights, whether they were merged or read."""
+    arguments = [*QUICK, "--sft.lora-rank=2", "--reward.lora-rank=2", "--out"]
+    assert cli.main([*arguments, str(tmp_path / "whole")]) == 0
+    at(monkeypatch, "ppo", 1, terminate)
+    assert cli.main([*arguments, str(tmp_path / "cut")]) == 143
+    assert cli.main(["train", "--resume", str(tmp_path / "cut")]) == 0
+    assert all(compare(tmp_path / "whole", tmp_path / "cut").values())
+
+
 def test_a_run_goes_on_by_its_folder_alone_wherever_that_is(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +150,13 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
         lambda data: data["run"].pop("step"),
         lambda data: data["run"].update(finished=3),
         lambda data: data["run"].update(finished={"sft": {"result": True, "products": {"../../etc": "0"}}}),
+        lambda data: data["run"].update(finished={"sft": {}}),
+        lambda data: data["run"].update(finished={"sft": {"result": True, "products": "sft"}}),
+        lambda data: data["run"].update(followed={"ppo": 3}),
+        lambda data: data["run"].update(seconds=10**400),
+        lambda data: data["alarms"].update(entropy="much"),
+        lambda data: data["alarms"].update(rows=[{"gold/mean": "much"}]),
+        lambda data: data["random"]["numpy"].__setitem__(1, 10**8),
         lambda data: data["run"].update(metrics_bytes=10**9),
         lambda data: data.update(learner={"learner": {"position": "three"}}),
         lambda data: data.update(alarms={"given": 7}),
@@ -155,6 +174,85 @@ def test_a_forged_checkpoint_is_refused_in_one_line(
     write_state(newest, state)
     assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["nonsense", "[1]", '{"a": 1}', '{"stage": "ppo", "step": 0, "x": "y"}', '{"stage": "ppo", "step": "first"}', ""],
+)
+def test_rows_of_metrics_that_the_run_did_not_write_are_refused_in_one_line(
+    line: str, cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(cut, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(f"{line:{metrics.stat().st_size - 1}}\n" if line else "")
+    for _ in range(2):  # the folder is not held on to
+        assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "metrics.jsonl' is not what the run wrote there" in error
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"inputs": []}, {"inputs": None}, {"versions": 3}, {"threads": "many"}, {"threads": 10**6}, {"options": []}],
+)
+def test_a_changed_config_ends_in_no_traceback(
+    change: dict[str, Any], cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(cut, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    assert cli.main(["train", "--resume", str(tmp_path / "run")]) in (0, 2)
+    assert capsys.readouterr().err.count("\n") <= 1
+
+
+def test_more_threads_than_there_can_be_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", "Sort", "--threads", "1000000"]) == 2
+    assert "--threads 1000000 cannot be: give 0 to 1024" in capsys.readouterr().err
+
+
+def test_results_without_checkpoints_are_not_overwritten(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert cli.main([*QUICK, "--out", str(tmp_path / "run")]) == 2
+    assert "holds results, and no checkpoint to go on from: nothing was changed" in capsys.readouterr().err
+    assert all(compare(whole, tmp_path / "run").values())
+
+
+def test_a_folder_called_like_an_algorithm_is_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the folder that the run itself is in."""
+    monkeypatch.chdir(tmp_path)
+    at(monkeypatch, "ppo", 1, terminate)
+    assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", "ppo/tiny"]) == 143
+    assert json.loads((tmp_path / "ppo" / "tiny" / "config.json").read_text())["inputs"] == {}
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "task").mkdir()
+    assert cli.main(["train", "--resume", "ppo/tiny"]) == 0
+
+
+def test_a_folder_whose_name_begins_with_a_dash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    at(monkeypatch, "ppo", 1, terminate)
+    assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out=-run"]) == 143
+    assert "lmgym train --resume=-run" in capsys.readouterr().err
+    assert cli.main(["train", "--resume=-run"]) == 0
+    assert cli.main(["repeat", "./-run"]) == 0
+    assert (tmp_path / "-run-repeat").is_dir()
+
+
+def test_a_run_is_repeated_from_inside_and_without_its_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*SORT, "--ppo.rows=4", "--ppo.updates=1", "--max-time=0.001", "--out", str(tmp_path / "run")]
+    assert [cli.main(arguments) for _ in range(4)] == [3, 3, 3, 0]
+    monkeypatch.chdir(tmp_path / "run")
+    assert cli.main(["repeat", "."]) == 0
+    assert (tmp_path / "run-repeat" / "evaluation.json").exists()
 
 
 def test_what_a_finished_stage_left_must_still_be_there(
@@ -216,6 +314,19 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]) == 130
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert not [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if "ppo" in path.name]
+
+
+def test_a_second_sigterm_has_its_own_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, "ppo", 1, lambda run: (terminate(run), terminate(run)))
+    assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]) == 143
+
+
+def test_a_command_whose_quotes_went_with_a_secret_is_not_kept(tmp_path: Path) -> None:
+    arguments = ["train", "--out=password=it's"]
+    with Run(tmp_path / "run", {"seed": 0}, arguments=arguments) as run:
+        kept = json.loads((run.folder / "config.json").read_text())
+    assert kept["arguments"] is None
+    assert "=it" not in kept["command"]
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
@@ -283,6 +394,15 @@ def test_an_algorithm_that_counts_for_itself_begins_again(tmp_path: Path, monkey
     assert [row["step"] for row in rows] == [0, 1, 2]
 
 
+def test_an_algorithm_called_like_a_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its updates would be taken for those of the stage, which are done."""
+    for name in ("reward_model", "sft"):
+        (tmp_path / f"{name}.py").write_text(ALGORITHM)
+        arguments = [*SORT, "--algorithm", str(tmp_path / f"{name}.py"), "--out", str(tmp_path / "run")]
+        assert cli.main(arguments) == 2
+        assert "rename its file" in capsys.readouterr().err
+
+
 # Learners and what they keep ---------------------------------------------------------------------------------------
 
 
@@ -312,6 +432,13 @@ def test_a_learner_goes_on_in_another_process_as_it_were(ema: float) -> None:
     assert {"scale/mean", "examples/order", "learner/generator"} <= set(end.tensors)
     assert all(torch.equal(end.tensors[name], tensor) for name, tensor in wanted.tensors.items())
     assert len(list(ppo.train(policy, env, other, settings, texts))) == 4, "it trains again when it is asked again"
+
+
+@pytest.mark.parametrize("name", ["learner", "my/scale"])
+def test_names_that_a_checkpoint_has_other_uses_for_are_refused(name: str) -> None:
+    _, _, learner = world()
+    with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
+        learner.keep(name, RunningScale())
 
 
 def test_a_state_of_another_learner_is_refused_and_changes_nothing() -> None:
@@ -485,6 +612,19 @@ def test_a_score_that_fails_ends_in_one_line_with_its_text_and_a_reproduction(
         assert "were skipped" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_run_whose_scores_are_no_numbers_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def score(prompts, completions):\n    return [float('nan')] * len(completions)\n"
+    )
+    arguments = [*SORT, "--reward", f"{tmp_path / 'mine.py'}:score", "--ppo.rows=4", "--ppo.updates=2"]
+    arguments += ["--on-bad-step=skip", "--out"]
+    assert cli.main([*arguments, str(tmp_path / "whole")]) == 0
+    at(monkeypatch, "ppo", 1, terminate)
+    assert cli.main([*arguments, str(tmp_path / "cut")]) == 143
+    assert cli.main([*arguments, str(tmp_path / "cut")]) == 0
+    assert all(compare(tmp_path / "whole", tmp_path / "cut").values())
+
+
 # Memory ------------------------------------------------------------------------------------------------------------
 
 
@@ -534,6 +674,18 @@ def test_a_row_that_memory_does_not_hold_ends_with_what_to_do() -> None:
     policy.evaluate = never  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(MemoryError, match="a pass of one row is the smallest"):
         list(ppo.train(policy, env, learner, ppo.Config(updates=1)))
+
+
+def test_memory_that_runs_out_elsewhere_is_said_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ppo, "collect", full)
+    arguments = [*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 2
+    assert "memory ran out (MemoryError): take fewer or shorter completions" in capsys.readouterr().err
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:

@@ -331,6 +331,14 @@ def test_numbers_keep_their_bits(tmp_path: Path) -> None:
     )
 
 
+def test_tensors_that_share_their_memory_are_kept(tmp_path: Path) -> None:
+    whole = torch.arange(6.0)
+    write_state(tmp_path / "one", State({}, {"whole": whole, "part": whole[:2], "again": whole}))
+    found = read_state(tmp_path / "one").tensors
+    assert torch.equal(found["part"], whole[:2])
+    assert torch.equal(found["again"], whole)
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
