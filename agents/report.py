@@ -154,7 +154,7 @@ def _read(folder: Path) -> _Run:
     for name in ("metrics.jsonl", "config.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: holds no {name}, so it is no run folder, or the run ended before it began")
-    metrics = _read_rows(folder / "metrics.jsonl", _check_metrics)
+    metrics = _read_rows(folder / "metrics.jsonl", _check_metrics, appended=True)
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no rows; the run ended before its first step")
     evaluation, samples = folder / "evaluation.json", folder / "samples.jsonl"
@@ -190,15 +190,18 @@ def _read_definitions(path: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def _read_rows(path: Path, check: Callable[[Row], str | None]) -> list[Row]:
-    """Rows of a JSON Lines file. Unlike `read_jsonl`, NaN and Infinity are let through: a diverged run holds them."""
+def _read_rows(path: Path, check: Callable[[Row], str | None], appended: bool = False) -> list[Row]:
+    """Rows of a JSON Lines file. Unlike `read_jsonl`, NaN and Infinity are let through: a diverged run holds them.
+
+    Where lines are `appended`, the last may be one that a killed run did not finish, and is left out.
+    """
     rows, lines = [], read_lines(path)
     for number, line in lines:
         try:
             row = parse_json(line)
         except ValueError as error:
-            if number == lines[-1][0] and not path.read_bytes().endswith(b"\n"):
-                break  # the run was killed while it wrote this line
+            if appended and number == lines[-1][0] and not path.read_bytes().endswith(b"\n"):
+                break
             raise ValueError(f"{path}, line {number}: not JSON ({error}); is the line cut short?") from error
         complaint = check(row) if isinstance(row, dict) else f"not an object but {type(row).__name__}"
         if complaint:

@@ -137,7 +137,7 @@ class Run:
         except BaseException:
             os.close(self._lock)
             raise
-        self._saved, self._cost = time.perf_counter(), 0.0
+        self._saved, self._cost, self._saving = time.perf_counter(), 0.0, 0.0
         self._asked_to_stop: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -282,6 +282,8 @@ class Run:
     def complete(self) -> None:
         """Marks the run as finished."""
         self.checkpoint(complete=True)
+        whole = time.perf_counter() - self.started
+        self.say(f"checkpoints took {self._saving:.2f} s, {self._saving / whole:.1%} of the time")
         for path in self._checkpoints.all()[:-1]:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -316,6 +318,7 @@ class Run:
         self._checkpoints.save("complete" if complete else f"{stage or 'between'}-{step}", state)
         self._saved = time.perf_counter()
         self._cost = self._saved - began
+        self._saving += self._cost
 
     def _boundary(self, stage: str, step: int, row: Mapping[str, float], keep: Mapping[str, Keeps] | None) -> None:
         """Between two steps: saves if it is time, and ends if that was asked for."""

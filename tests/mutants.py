@@ -147,7 +147,7 @@ MUTANTS = (
            "action mask forgotten in scoring", (AGREE, TWIN)),
     Mutant("truncation-not-scored", POLICY, "return sequences.behaviour_mask()", "return sequences.action_mask",
            "top-k and top-p sampled but not scored",
-           ("tests/test_algorithms.py::test_truncated_sampling_is_scored_as_it_was_sampled",)),
+           ("tests/test_testing.py::test_a_language_model_keeps_the_contract",)),
     Mutant("top-p-too-few", "lmgym/sampling.py", "kept &= probs.cumsum(-1) - probs < top_p",
            "kept &= (probs.cumsum(-1) < top_p) | (torch.arange(probs.shape[-1]) == 0)",
            "top-p leaves out the token that reaches it", ("tests/test_sampling.py",)),
