@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
@@ -56,10 +57,15 @@ def train(
 
         # Tokens -> steps.
         for rows in learner.minibatches(buffer.rows, config.minibatch_rows or buffer.rows):
-            sequences, mask = buffer.sequences[rows], buffer.is_action[rows]
-            with torch.no_grad():
-                target = teacher.log_probs(sequences)
-            kl = F.forward_kl(target, policy.log_probs(sequences))
-            learner.metrics.add("distill/kl_nats", kl, mask)
-            learner.step(F.masked_mean(kl, mask))
+            tokens = buffer.is_action[rows].sum()
+
+            def share(part: Tensor, tokens: Tensor = tokens) -> Tensor:
+                sequences, mask = buffer.sequences[part], buffer.is_action[part]
+                with torch.no_grad():
+                    target = teacher.log_probs(sequences)
+                kl = F.forward_kl(target, policy.log_probs(sequences))
+                learner.metrics.add("distill/kl_nats", kl, mask)
+                return torch.where(mask, kl, 0.0).sum() / tokens
+
+            learner.descend(rows, share)
         yield learner.report(buffer, env)

@@ -138,16 +138,16 @@ def _gradient(parameters: Sequence[nn.Parameter], loss: Tensor) -> str:
 
 def examine_items(
     parameters: Sequence[nn.Parameter],
-    items: Sequence[Any],
-    share: Callable[[Sequence[Any]], Tensor],
+    items: Any,
+    share: Callable[[Any], Tensor],
     describe: Callable[[Any], str],
 ) -> tuple[list[Finding], State]:
     """Looks at a minibatch of texts or comparisons, one by one."""
     findings = []
-    for row, item in enumerate(items):
-        why = _gradient(parameters, share([item]))
+    for row in range(len(items)):
+        why = _gradient(parameters, share(items[row : row + 1]))
         if why:
-            findings.append(Finding(row, why, describe(item)[:2000]))
+            findings.append(Finding(row, why, describe(items[row])[:2000]))
     return findings, State({"rows": [f.row for f in findings], "items": [f.text for f in findings]})
 
 

@@ -281,14 +281,14 @@ class Learner:
 
     def descend(
         self,
-        items: Sequence[Any],
-        share: Callable[[Sequence[Any]], Tensor],
+        items: Any,
+        share: Callable[[Any], Tensor],
         describe: Callable[[Any], str] = repr,
     ) -> None:
         """One optimizer step down the gradient of a loss that is a sum over a minibatch.
 
         Args:
-            items: the minibatch.
+            items: the minibatch, a sequence of anything, or a tensor of row numbers.
             share: the part of the loss that some of them contribute. It is given all, as long as memory allows.
             describe: says what an item is, where its gradient is not finite.
         """

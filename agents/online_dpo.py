@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
@@ -60,12 +61,19 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
 
         # Pairs -> steps.
         for pairs in learner.minibatches(len(chosen), config.minibatch_pairs or len(chosen)):
-            rows = torch.stack([2 * pairs, 2 * pairs + 1], 1).flatten()
-            log_ratio = policy.evaluate(buffer.sequences[rows]).logp - buffer.reference_logp[rows]
-            log_ratio = torch.where(buffer.is_action[rows], log_ratio, 0.0).sum(1)
-            sign = chosen[pairs]
-            loss = F.dpo(sign * log_ratio[::2], sign * log_ratio[1::2], beta, config.label_smoothing)
-            learner.metrics.add("loss/train", loss, sign != 0)
-            learner.metrics.add("margin/train", beta * sign * (log_ratio[::2] - log_ratio[1::2]), sign != 0)
-            learner.step(F.masked_mean(loss, sign != 0))
+            different = (chosen[pairs] != 0).sum().clamp(min=1)
+
+            def share(
+                part: Tensor, chosen: Tensor = chosen, different: Tensor = different, beta: float = beta
+            ) -> Tensor:
+                rows = torch.stack([2 * part, 2 * part + 1], 1).flatten()
+                log_ratio = policy.evaluate(buffer.sequences[rows]).logp - buffer.reference_logp[rows]
+                log_ratio = torch.where(buffer.is_action[rows], log_ratio, 0.0).sum(1)
+                sign = chosen[part]
+                loss = F.dpo(sign * log_ratio[::2], sign * log_ratio[1::2], beta, config.label_smoothing)
+                learner.metrics.add("loss/train", loss, sign != 0)
+                learner.metrics.add("margin/train", beta * sign * (log_ratio[::2] - log_ratio[1::2]), sign != 0)
+                return torch.where(sign != 0, loss, 0.0).sum() / different
+
+            learner.descend(pairs, share)
         yield learner.report(buffer, env)

@@ -26,9 +26,12 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Turn the checks of annotations on, but for `pytest -m stress`, which is to meet what users meet."""
+    """Turn the checks of annotations on, but for `pytest -m stress`, which is to meet what users meet, and `-m slow`.
+
+    They take as long as training itself.
+    """
     # Before lmgym and agents are imported: the hook rewrites a module while it loads. See test_typing_hook.py.
-    if config.getoption("markexpr") != "stress":
+    if config.getoption("markexpr") not in ("slow", "stress"):
         jaxtyping.install_import_hook(["lmgym", "agents"], "beartype.beartype")
 
 
