@@ -351,7 +351,8 @@ class Run:
             raise KeyboardInterrupt(128 + number)
         self._asked_to_stop = signal.Signals(number)
         # Not through the console, which may be in the middle of a line.
-        os.write(2, b"\nlmgym: finishing this step, then saving; once more stops at once\n")
+        with suppress(OSError):
+            os.write(2, b"\nlmgym: finishing this step, then saving; once more stops at once\n")
 
     def _go_on(self, stage: str, keep: Mapping[str, Keeps] | None) -> tuple[int, Mapping[str, float]]:
         """Gives parts of a stage back what the checkpoint holds of them; returns its next step and its last metrics."""
