@@ -18,10 +18,11 @@ from agents.checkpoint import read_state, write_state
 from agents.guards import BadStep
 from agents.learner import Learner, LearnerConfig
 from agents.parts import RunningScale
+from agents.pipeline import _Controller
 from agents.repeat import compare
 from agents.run import Run
 from lmgym import LanguageModel
-from lmgym.reward import Score
+from lmgym.reward import AdaptiveKL, Score
 from lmgym.tasks import Sort
 from lmgym.texts import Example
 
@@ -458,6 +459,13 @@ def test_a_state_of_another_learner_is_refused_and_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters, strict=True))
     with pytest.raises(ValueError, match="whole number"):
         learner.restore(type(state)({"learner": state.data["learner"] | {"position": 1.5}}, state.tensors))
+
+
+def test_a_controller_of_kl_goes_on_where_it_was() -> None:
+    one, other = AdaptiveKL(0.2, 6.0, 100.0), AdaptiveKL(0.2, 6.0, 100.0)
+    one.update(12.0, 64)
+    _Controller(other).restore(_Controller(one).state())
+    assert other == one != AdaptiveKL(0.2, 6.0, 100.0)
 
 
 def test_the_running_scale_takes_only_numbers_that_are_some() -> None:
