@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Options for installing torch alone, such as the --index-url of a CPU-only build.
 TORCH_FLAGS ?=
 # Two processes; the tests keep torch to one thread in each.
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist worksteal
 
 BIN := .venv/bin
 STAMP := .venv/.installed
