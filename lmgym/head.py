@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from lmgym.packed import Packed
 from lmgym.sampling import search, unpack_bits
 
 CHUNK_LOGITS = 1 << 21
@@ -29,11 +30,13 @@ class Head(NamedTuple):
         weight: [V, D].
         bias: [V] or None.
         temperature: of sampling and scoring.
+        packed: the same weight for a CPU's products, where that pays.
     """
 
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None
     temperature: float
+    packed: Packed | None = None
 
     def logits(
         self,
@@ -54,6 +57,8 @@ class Head(NamedTuple):
             bias = None if bias is None else bias / self.temperature
         if added is not None:
             bias = added if bias is None else bias + added
+        if self.packed is not None:
+            return self.packed._replace(bias=bias)(hidden).float()
         if room is None:
             return nnf.linear(hidden, self.weight, bias).float()
         shape = (len(hidden), len(self.weight))
@@ -213,12 +218,12 @@ def chosen_log_probs_of(
 def draw_from(
     logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-    """Tokens by inverse CDF as `lmgym.sampling.draw` gives them, and their log-probabilities; overwrites the logits.
+    """Tokens by inverse CDF as `lmgym.sampling.draw` gives them, and their log-probabilities.
 
     Over a large vocabulary it looks for the block of tokens first and then inside it, which spares summing up all of it
     token by token.
     """
-    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+    weights = logits.softmax(-1)
     vocabulary = weights.shape[1]
     if vocabulary < LARGE:
         token, total = search(weights.cumsum(-1), uniform[:, None])

@@ -41,6 +41,7 @@ from transformers.utils import logging as transformers_logging
 from lmgym.decoding import Bottom, Decoding, FusedDecoding
 from lmgym.devices import free_to_look
 from lmgym.head import Head, TokenMask, chosen_log_probs_of
+from lmgym.packed import Packed, pack
 from lmgym.sampling import unpack_bits
 from lmgym.trunk import Trunk, body_of
 from lmgym.weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
@@ -320,6 +321,7 @@ class LanguageModel:
         self._paths: dict[Any, tuple[str | None, list[Any]]] = {}
         self._encoded: dict[str, tuple[int, ...]] = {}
         self._masks: dict[Any, tuple[Tensor, TokenMask]] = {}
+        self._packed_head: tuple[Any, Packed | None] | None = None
         self._active: str | None = None
         without_dropout(model)
 
@@ -661,9 +663,9 @@ class LanguageModel:
         if trunk is None:
             return self._start_cached(input_ids, attention_mask.long(), adapter)
         ids, length, longest, equal = _aligned(input_ids, attention_mask)
-        layers = trunk.layers(adapter, merge=adapter is not None)
+        layers = trunk.layers(adapter, decode=True)
         keep = trunk.lowest(adapter) if keep_bottom else 0
-        cache = trunk.cache(len(ids), longest + room, layers[0].qkv.weight, length, equal, keep_bottom)
+        cache = trunk.cache(len(ids), longest + room, layers[0].first_norm[0], length, equal, keep_bottom)
         last = slice(longest - 1, longest) if equal else (length - 1)[:, None]
         hidden = trunk.read(layers, ids[:, :longest], last, cache=cache, keep=keep)[:, 0]
         cache.longest = longest
@@ -699,7 +701,14 @@ class LanguageModel:
     def output_head(self, temperature: float) -> Head:
         """The last projection, with a temperature."""
         head = self.model.get_output_embeddings()
-        return Head(head.weight, head.bias, temperature)
+        return Head(head.weight, head.bias, temperature, self._packed(head.weight))
+
+    def _packed(self, weight: Tensor) -> Packed | None:
+        """The head packed, once, and again when torch counts a change in it."""
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
+        if self._packed_head is None or self._packed_head[0] != state:
+            self._packed_head = (state, pack(weight, None))
+        return self._packed_head[1]
 
     @property
     def head_is_trained(self) -> bool:
@@ -787,7 +796,9 @@ class LanguageModel:
             hooks: list[Any] = [kind for m in inner.modules() for kind in (m._forward_hooks, m._forward_pre_hooks)]
             known = self._paths[id(self.model), self.adapters, adapter] = (refusal, hooks)
         refusal, hooks = known
-        if refusal is None and any(hooks):
+        # transformers leaves hooks of its own behind where it once gave hidden states; they do nothing unless asked.
+        own = "transformers.utils.output_capturing"
+        if refusal is None and any(getattr(h, "__module__", "") != own for kind in hooks for h in kind.values()):
             return "the model has forward hooks, which a pass beside its own would not run"
         return refusal
 

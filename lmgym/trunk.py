@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from lmgym.devices import free_to_look
+from lmgym.packed import Packed, pack, packs
 
 GATED = ("llama", "mistral", "qwen2", "qwen3")
 """Families with rotary positions, RMSNorm and a gated MLP; SmolLM and SmolLM2 are Llamas."""
@@ -70,11 +71,11 @@ class Layer(NamedTuple):
     """
 
     first_norm: tuple[Tensor, ...]
-    qkv: Projection
-    out: Projection
+    qkv: Projection | Packed
+    out: Projection | Packed
     second_norm: tuple[Tensor, ...]
-    up: Projection
-    down: Projection
+    up: Projection | Packed
+    down: Projection | Packed
     head_norms: tuple[Tensor, Tensor] | None
 
 
@@ -229,29 +230,31 @@ class Trunk:
 
     # Weights -------------------------------------------------------------------------------------------------------
 
-    def layers(self, adapter: str | None = None, merge: bool = False) -> list[Layer]:
+    def layers(self, adapter: str | None = None, decode: bool = False) -> list[Layer]:
         """The weights of every layer with one adapter on, or with none.
 
         Args:
             adapter: a LoRA adapter.
-            merge: whether to add it into a copy of the weights, as decoding wants it, instead of keeping it apart.
+            decode: whether they are for decoding, which keeps no gradients: the adapter is added into a copy of the
+                weights instead of being kept apart, and on a CPU the copy is packed where that pays.
 
         Frozen weights are fused once, and again when torch counts a change in them; those that are trained, each time.
         """
-        if adapter is not None and not merge:
+        decode = decode and (adapter is not None or packs(self.body.device, self.body.dtype))
+        if adapter is not None and not decode:
             return [self._with_adapter(*pair, adapter) for pair in zip(self.layers(), _blocks(self.body), strict=True)]
         tensors = [t for block in _blocks(self.body) for m in _modules(block) for t in _tensors(m, adapter)]
         trained = any(t.requires_grad for t in tensors)
         state = [(t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors]
-        kept = self._kept.get((adapter, merge))
+        kept = self._kept.get((adapter, decode))
         if kept is not None and kept[0] == state and not trained:
             return kept[1]
         # A rollout runs in inference mode, and what it leaves behind must be of use to training.
-        differentiable = trained and not merge and torch.is_grad_enabled()
+        differentiable = trained and not decode and torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
-            layers = [self._fused(block, adapter if merge else None) for block in _blocks(self.body)]
+            layers = [self._fused(block, adapter, decode) for block in _blocks(self.body)]
         # What is trained is not kept: it would only be memory held for the next rollout's copy.
-        self._kept[adapter, merge] = (None, []) if trained else (state, layers)
+        self._kept[adapter, decode] = (None, []) if trained else (state, layers)
         return layers
 
     def lowest(self, adapter: str | None) -> int:
@@ -273,21 +276,23 @@ class Trunk:
                     return f"the adapter {adapter!r} is no plain LoRA"
         return None
 
-    def _fused(self, block: _Block, adapter: str | None) -> Layer:
+    def _fused(self, block: _Block, adapter: str | None, decode: bool) -> Layer:
         norms = None
         if block.head_norms is not None:
             norms = (self._pairs(block.head_norms[0].weight), self._pairs(block.head_norms[1].weight))
         return Layer(
             _norm_weights(block.first_norm),
-            self._project(block.qkv, adapter, rotary=True),
-            self._project((block.out,), adapter),
+            self._project(block.qkv, adapter, decode, rotary=True),
+            self._project((block.out,), adapter, decode),
             _norm_weights(block.second_norm),
-            self._project(block.up, adapter),
-            self._project((block.down,), adapter),
+            self._project(block.up, adapter, decode),
+            self._project((block.down,), adapter, decode),
             norms,
         )
 
-    def _project(self, modules: Sequence[Any], adapter: str | None, rotary: bool = False) -> Projection:
+    def _project(
+        self, modules: Sequence[Any], adapter: str | None, decode: bool, rotary: bool = False
+    ) -> Projection | Packed:
         weights, biases = [], []
         for i, module in enumerate(modules):
             base = getattr(module, "base_layer", module)
@@ -299,10 +304,12 @@ class Trunk:
             weights.append(self._pairs(weight) if turned else weight)
             if base.bias is not None:
                 biases.append(self._pairs(base.bias) if turned else base.bias)
-        return Projection(_joined(weights), _joined(biases) if biases else None)
+        weight, bias = _joined(weights), _joined(biases) if biases else None
+        return (pack(weight, bias) if decode else None) or Projection(weight, bias)
 
     def _with_adapter(self, layer: Layer, block: _Block, adapter: str) -> Layer:
-        def add(projection: Projection, modules: Sequence[Any], rotary: bool = False) -> Projection:
+        def add(projection: Projection | Packed, modules: Sequence[Any], rotary: bool = False) -> Projection:
+            assert isinstance(projection, Projection)
             parts = [(i, m) for i, m in enumerate(modules) if adapter in getattr(m, "lora_A", ())]
             if not parts:
                 return projection
@@ -466,17 +473,19 @@ class Trunk:
         """[B, heads · head] attention of one token a row; queries that share a key head go together."""
         q = q.unflatten(1, (self.kv_heads, -1))
         keys, values = keys_and_values.unbind(0)
-        if q.dtype != torch.float32 or q.device.type != "cpu":
+        if q.device.type != "cpu":
             return nnf.scaled_dot_product_attention(q, keys, values, attn_mask=mask).flatten(1)
-        # Two batched products are a quarter faster here than the attention kernel, which is made for many queries.
-        keys, values, few = keys.flatten(0, 1), values.flatten(0, 1), q.flatten(0, 1)
+        # Two batched products are a quarter faster here than the attention kernel, which is made for many queries, and
+        # products in float32 are three times as fast as those of bfloat16, with the copy that they take.
+        dtype, (few, keys, values) = q.dtype, (x.float().flatten(0, 1) for x in (q, keys, values))
+        mask = None if mask is None else mask.float()
         scale, shape = self.head**-0.5, (*few.shape[:2], keys.shape[1])
         if mask is None:
-            weights = torch.baddbmm(q.new_empty(shape), few, keys.transpose(1, 2), beta=0, alpha=scale)
+            weights = torch.baddbmm(few.new_empty(shape), few, keys.transpose(1, 2), beta=0, alpha=scale)
         else:
             masked = mask.expand(-1, self.kv_heads, few.shape[1], -1).reshape(shape)
             weights = torch.baddbmm(masked, few, keys.transpose(1, 2), alpha=scale)
-        return torch.bmm(weights.softmax(-1), values).view(len(q), -1)
+        return torch.bmm(weights.softmax(-1), values).view(len(q), -1).to(dtype)
 
     def cache(self, rows: int, columns: int, like: Tensor, length: Tensor, equal: bool, bottom: bool = False) -> Cache:
         """An empty cache."""

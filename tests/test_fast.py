@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lmgym
 from agents import grpo, ppo
 from agents.learner import Learner, LearnerConfig
-from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
+from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect, packed
 from lmgym.env import Finish
 from lmgym.head import LARGE, draw_from
 from lmgym.models import buckets
@@ -128,7 +128,9 @@ def test_all_weights_can_be_trained_through_it(config: str) -> None:
         torch.testing.assert_close(gradients[0][name], theirs, atol=1e-4, rtol=1e-4, msg=f"{name} differs")
 
 
-def test_weights_that_change_are_read_anew() -> None:
+@pytest.mark.parametrize("small", [packed.SMALL, 0])
+def test_weights_that_change_are_read_anew(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "SMALL", small)
     lm = random_model("LlamaConfig")
     policy, env = made(lm)
     sequences = rollout(policy, env).sequences
@@ -137,11 +139,13 @@ def test_weights_that_change_are_read_anew() -> None:
         lambda: lm.adapter_parameters("policy")[0].data.mul_(1.5),
         lambda: perturb(lm.adapter_parameters("policy"), seed=5),
         lambda: next(p for n, p in lm.model.named_parameters() if "up_proj.base_layer" in n).mul_(1.1),
+        lambda: lm.model.get_output_embeddings().weight.mul_(1.2),
         lambda: lm.to(dtype=torch.float64).to(dtype=torch.float32),
     ):
         with torch.no_grad():
             change()
         lm.fast = True
+        assert lm.path("policy") == "fused", "also after a pass through transformers"
         decoded, fused = rollout(policy, env), policy.evaluate(sequences).logp.detach()
         lm.fast = False
         torch.testing.assert_close(fused, policy.evaluate(sequences).logp.detach(), atol=1e-5, rtol=1e-5)
@@ -247,7 +251,7 @@ def test_drawing_by_blocks_is_drawing(vocabulary: int) -> None:
     uniform = torch.rand(2000, generator=generator)
     uniform[0], uniform[1] = 0.0, float(torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
     logp = logits.double().log_softmax(-1)
-    token, drawn = draw_from(logits.clone(), uniform)
+    token, drawn = draw_from(logits, uniform)
     assert bool((logits.gather(1, token[:, None]) > -1e29).all()), "nothing that is banned"
     torch.testing.assert_close(drawn.double(), logp.gather(1, token[:, None])[:, 0], atol=2e-5, rtol=1e-5)
     # Rounding moves a border by a few parts in a million, so that some draw next to it is another.
