@@ -97,8 +97,17 @@ def read(path: Path) -> list[Line]:
 
 
 def newest(lines: Sequence[Line], device: str) -> dict[tuple[str, str], Line]:
-    """The newest line of each suite and shape."""
-    return {(line["suite"], line["shape"]): line for line in lines if line["device"] == device}
+    """The newest line of each suite and shape, from the machine that measured last."""
+    return next(iter(by_machine(lines, device)), {})
+
+
+def by_machine(lines: Sequence[Line], device: str) -> list[dict[tuple[str, str], Line]]:
+    """The newest line of each suite and shape on each machine, that which measured last first."""
+    machines: dict[str, dict[tuple[str, str], Line]] = {}
+    for line in lines:
+        if line["device"] == device:
+            machines.setdefault(line["hardware"], {})[line["suite"], line["shape"]] = line
+    return sorted(machines.values(), key=lambda found: max(line["when"] for line in found.values()), reverse=True)
 
 
 def show(name: str, contenders: Mapping[str, Any]) -> None:
@@ -118,7 +127,8 @@ def write(lines: Sequence[Line]) -> None:
     """Puts tables and plots into docs/performance.md."""
     found = newest(lines, "cpu")
     if found:
-        write_between(PAGE, "ratios", "\n".join([*ratios(RATIOS, found, "TSM"), "", about(found)]))
+        tables = [[*ratios(RATIOS, of, "TSM"), "", about(of)] for of in by_machine(lines, "cpu")]
+        write_between(PAGE, "ratios", "\n\n".join("\n".join(table) for table in tables))
         write_between(PAGE, "lengths", "\n".join(ratios(LENGTHS, found, ("T-eos", "S-eos"))))
         write_between(PAGE, "environment", environment(found))
         write_between(PAGE, "times", "\n".join(times(found)))

@@ -57,18 +57,18 @@ class Head(NamedTuple):
             bias = None if bias is None else bias / self.temperature
         if added is not None:
             bias = added if bias is None else bias + added
-        if self.packed is not None:
-            return self.packed._replace(bias=bias)(hidden).float()
-        if room is None:
-            return nnf.linear(hidden, self.weight, bias).float()
         shape = (len(hidden), len(self.weight))
-        out = room.take("logits", shape, hidden.dtype, hidden.device)
-        if bias is None:
-            torch.mm(hidden, self.weight.T, out=out)
+        if self.packed is not None:
+            out = self.packed._replace(bias=bias)(hidden)
+        elif room is None:
+            out = nnf.linear(hidden, self.weight, bias)
+        elif bias is None:
+            out = torch.mm(hidden, self.weight.T, out=room.take("logits", shape, hidden.dtype, hidden.device))
         else:
+            out = room.take("logits", shape, hidden.dtype, hidden.device)
             torch.addmm(bias, hidden, self.weight.T, out=out)
-        if out.dtype == torch.float32:
-            return out
+        if out.dtype == torch.float32 or room is None:
+            return out.float()
         return room.take("float logits", shape, torch.float32, hidden.device).copy_(out)
 
 
@@ -218,12 +218,12 @@ def chosen_log_probs_of(
 def draw_from(
     logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-    """Tokens by inverse CDF as `lmgym.sampling.draw` gives them, and their log-probabilities.
+    """Tokens by inverse CDF as `lmgym.sampling.draw` gives them, and their log-probabilities; overwrites the logits.
 
     Over a large vocabulary it looks for the block of tokens first and then inside it, which spares summing up all of it
     token by token.
     """
-    weights = logits.softmax(-1)
+    weights = torch.softmax(logits, -1, out=logits)
     vocabulary = weights.shape[1]
     if vocabulary < LARGE:
         token, total = search(weights.cumsum(-1), uniform[:, None])
