@@ -213,6 +213,12 @@ def draw(lines: Lines) -> None:
             if line is not None:
                 _sweep(axes, line, over, f"C{number}")
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="tokens a second")
+        swept = [
+            line["contenders"]["lmgym fp32"]["phases"] for (suite, _), line in lines.items() if suite.endswith(over)
+        ]
+        if swept:
+            axes.set_xticks([int(value) for value in swept[0]], list(swept[0]))
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         _finish(figure, axes, f"{over}.svg")
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     measured = [(shape, lines[("rollout", shape)]) for shape in "TSM" if ("rollout", shape) in lines]
