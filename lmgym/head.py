@@ -62,11 +62,12 @@ class Head(NamedTuple):
             out = self.packed._replace(bias=bias)(hidden)
         elif room is None:
             out = nnf.linear(hidden, self.weight, bias)
-        elif bias is None:
-            out = torch.mm(hidden, self.weight.T, out=room.take("logits", shape, hidden.dtype, hidden.device))
         else:
             out = room.take("logits", shape, hidden.dtype, hidden.device)
-            torch.addmm(bias, hidden, self.weight.T, out=out)
+            if bias is None:
+                torch.mm(hidden, self.weight.T, out=out)
+            else:
+                torch.addmm(bias, hidden, self.weight.T, out=out)
         if out.dtype == torch.float32 or room is None:
             return out.float()
         return room.take("float logits", shape, torch.float32, hidden.device).copy_(out)
