@@ -208,16 +208,11 @@ def draw(lines: Lines) -> None:
     PLOTS.mkdir(parents=True, exist_ok=True)
     for over, label in (("rows", "completions at a time"), ("tokens", "tokens of a completion")):
         figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="tokens a second")
         for number, shape in enumerate("TS"):
             line = lines.get((f"sweep {over}", shape))
             if line is not None:
                 _sweep(axes, line, over, f"C{number}")
-        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="tokens a second")
-        swept = [
-            line["contenders"]["lmgym fp32"]["phases"] for (suite, _), line in lines.items() if suite.endswith(over)
-        ]
-        if swept:
-            axes.set_xticks([int(value) for value in swept[0]], list(swept[0]))
         axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         _finish(figure, axes, f"{over}.svg")
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
@@ -239,6 +234,7 @@ def _sweep(axes: Any, line: Line, over: str, colour: str) -> None:
         if name == "machine":
             continue
         values = [int(value) for value in row["phases"]]
+        axes.set_xticks(values, list(row["phases"]))
         work = [(value, NEW_TOKENS) if over == "rows" else (ROWS, value) for value in values]
         speed = [rows * new / row["phases"][str(v)] for v, (rows, new) in zip(values, work, strict=True)]
         bound = [_bound(line, line["shape"], row["dtype"], *sizes) for sizes in work]

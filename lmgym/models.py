@@ -43,7 +43,7 @@ from lmgym.devices import free_to_look
 from lmgym.head import Head, TokenMask, chosen_log_probs_of
 from lmgym.packed import Packed, pack
 from lmgym.sampling import unpack_bits
-from lmgym.trunk import Trunk, body_of
+from lmgym.trunk import Trunk, body_of, state_of
 from lmgym.weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 
 BUILT_IN = ("tiny", "probe")
@@ -704,8 +704,11 @@ class LanguageModel:
         return Head(head.weight, head.bias, temperature, self._packed(head.weight))
 
     def _packed(self, weight: Tensor) -> Packed | None:
-        """The head packed, once, and again when torch counts a change in it."""
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype)
+        """A frozen head packed, once, and again when torch counts a change in it."""
+        if self.head_is_trained:  # torch counts none of the fused optimizer's
+            self._packed_head = None
+            return None
+        state = state_of(weight)
         if self._packed_head is None or self._packed_head[0] != state:
             self._packed_head = (state, pack(weight, None))
         return self._packed_head[1]

@@ -204,7 +204,7 @@ class Trunk:
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
         self.head: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps: float = config.rms_norm_eps if self.gated else config.layer_norm_epsilon
-        self._kept: dict[tuple[str | None, bool], tuple[Any, list[Layer]]] = {}
+        self._kept: dict[tuple[str | None, bool], tuple[list[Any], list[Layer]]] = {}
         self._turns = torch.empty(0, self.head // 2, dtype=torch.complex64)
         self._compiled: Callable[..., Tensor] | None = None
         self._outgrown: list[Tensor] = []  # a captured step goes on reading the table that it was captured with
@@ -245,7 +245,7 @@ class Trunk:
             return [self._with_adapter(*pair, adapter) for pair in zip(self.layers(), _blocks(self.body), strict=True)]
         tensors = [t for block in _blocks(self.body) for m in _modules(block) for t in _tensors(m, adapter)]
         trained = any(t.requires_grad for t in tensors)
-        state = [(t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors]
+        state = [state_of(t) for t in tensors]
         kept = self._kept.get((adapter, decode))
         if kept is not None and kept[0] == state and not trained:
             return kept[1]
@@ -254,7 +254,12 @@ class Trunk:
         with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
             layers = [self._fused(block, adapter, decode) for block in _blocks(self.body)]
         # What is trained is not kept: it would only be memory held for the next rollout's copy.
-        self._kept[adapter, decode] = (None, []) if trained else (state, layers)
+        if not trained:
+            self._kept[adapter, decode] = (state, layers)
+        elif adapter is None:  # all that was made of the base is old, though torch may not have counted the change
+            self._kept.clear()
+        else:
+            self._kept.pop((adapter, decode), None)
         return layers
 
     def lowest(self, adapter: str | None) -> int:
@@ -442,7 +447,7 @@ class Trunk:
         mask, rows = None, torch.arange(0 if cache.equal else len(token), device=token.device)
         if not cache.equal:
             beyond = torch.arange(columns, device=token.device) > cache.length[:, None]
-            mask = torch.zeros(beyond.shape, dtype=x.dtype, device=x.device).masked_fill_(beyond, -torch.inf)
+            mask = cache.layers[0].new_zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
             mask = mask[:, None, None]
         for i, layer in enumerate(layers):
             store = cache.layers[i]
@@ -481,7 +486,7 @@ class Trunk:
         if mask is None:
             weights = torch.baddbmm(few.new_empty(shape), few, keys.transpose(1, 2), beta=0, alpha=scale)
         else:
-            masked = mask.to(few.dtype).expand(-1, self.kv_heads, few.shape[1], -1).reshape(shape)
+            masked = mask.expand(-1, self.kv_heads, few.shape[1], -1).reshape(shape)
             weights = torch.baddbmm(masked, few, keys.transpose(1, 2), alpha=scale)
         return torch.bmm(weights.softmax(-1), values).view(len(q), -1).to(q.dtype)
 
@@ -706,6 +711,11 @@ def tensors_of(parts: Any) -> Iterator[Tensor]:
             yield part
         elif part is not None:
             yield from tensors_of(part)
+
+
+def state_of(weight: Tensor) -> tuple[int, int, torch.dtype]:
+    """Changes when the weight does, as far as torch counts: not where `.data` or a fused optimizer writes."""
+    return weight.data_ptr(), -1 if weight.is_inference() else weight._version, weight.dtype
 
 
 def _linears(block: _Block) -> tuple[Any, ...]:

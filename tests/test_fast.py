@@ -153,6 +153,28 @@ def test_weights_that_change_are_read_anew(small: int, monkeypatch: pytest.Monke
     assert not torch.allclose(before, fused)
 
 
+@pytest.mark.parametrize("frozen_again", [False, True])
+@pytest.mark.parametrize(("part", "adapter"), [("lm_head", "policy"), ("lm_head", None), ("up_proj", None)])
+def test_a_base_that_was_trained_is_read_anew(
+    part: str, adapter: str | None, frozen_again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused optimizer changes a weight without torch counting it."""
+    monkeypatch.setattr(packed, "SMALL", 0)
+    lm = random_model("LlamaConfig")
+    _, env = made(lm, kl="none")
+    policy = Policy(lm, adapter, critic="none")
+    sequences = rollout(policy, env).sequences
+    weight = next(p for name, p in lm.model.named_parameters() if part in name and "lora" not in name)
+    learner = Learner([weight.requires_grad_(True)], LearnerConfig(lr=0.3, schedule="constant", warmup=0.0))
+    before = weight.detach().clone()
+    learner.step(-policy.evaluate(sequences).logp.sum())
+    assert not torch.allclose(before, weight)
+    weight.requires_grad_(not frozen_again)
+    decoded = rollout(policy, env)
+    lm.fast = False
+    torch.testing.assert_close(decoded.logp, rollout(policy, env).logp, atol=1e-5, rtol=1e-5)
+
+
 def test_what_it_does_not_know_goes_through_transformers_and_says_so() -> None:
     assert "gpt_neox is not of the GPT-2 or Llama families" in random_model("GPTNeoXConfig").path()
     assert "sliding window" in random_model("MistralConfig", sliding_window=4).path()
