@@ -165,7 +165,8 @@ def test_a_base_that_was_trained_is_read_anew(
     policy = Policy(lm, adapter, critic="none")
     sequences = rollout(policy, env).sequences
     weight = next(p for name, p in lm.model.named_parameters() if part in name and "lora" not in name)
-    learner = Learner([weight.requires_grad_(True)], LearnerConfig(lr=0.3, schedule="constant", warmup=0.0))
+    weight.requires_grad_(True)
+    learner = Learner([weight], LearnerConfig(lr=0.3, schedule="constant", warmup=0.0))
     before = weight.detach().clone()
     learner.step(-policy.evaluate(sequences).logp.sum())
     assert not torch.allclose(before, weight)
