@@ -60,7 +60,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed $(FLAGS)
 
 assets: $(STAMP)
-	$(BIN)/python -m agents.make_assets lmgym/assets
+	$(BIN)/python -m agents.tools.make_assets lmgym/assets
 
 # Leaves runs/ alone: results are yours.
 clean:

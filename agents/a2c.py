@@ -11,8 +11,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Batch, Learner
+from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -45,8 +45,8 @@ METRICS = common.METRICS | {
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.critic(policy, "a2c")
-    needs.kl(policy, env, "a2c")
+    require.critic(policy, "a2c")
+    require.kl(policy, env, "a2c")
     buffer, metrics = RolloutBuffer.like(env), learner.metrics
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
@@ -67,4 +67,4 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
             return config.value_coef * value_loss - old.advantages * new.logp - config.entropy_coef * new.entropy
 
         learner.fit(policy, Batch.of(buffer, advantages, returns), loss, weigh=F.sequence_sum)
-        yield learner.report(buffer, env)
+        yield learner.summarise(buffer, env)

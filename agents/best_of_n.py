@@ -12,8 +12,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Learner
+from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -38,7 +38,7 @@ METRICS = common.ROLLOUT_METRICS | {
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains nothing; yields the `METRICS` of each rollout, for n = 1, 2, 4, … `group`."""
-    needs.groups(env.num_envs, config.group, "best_of_n")
+    require.groups(env.num_envs, config.group, "best_of_n")
     buffer = RolloutBuffer.like(env)
     sizes = [2**k for k in range(config.group.bit_length()) if 2**k <= config.group]
     for update in learner.updates(config.updates):
@@ -51,7 +51,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
             learner.metrics.add(f"best_of/{n}/score", F.expected_best(groups, n))
             learner.metrics.add(f"best_of/{n}/kl_nats", _kl(groups, n))
             learner.metrics.add(f"best_of/{n}/kl_bound_nats", torch.tensor(F.best_of_n_kl(n)))
-        yield learner.report(buffer, env)
+        yield learner.summarise(buffer, env)
 
 
 def _kl(groups: Tensor, n: int) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Learner
+from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -47,7 +47,7 @@ def train(
     policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config, teacher: TokenPolicy
 ) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update. Scores, KL and tokens there are the teacher's."""
-    needs.given(teacher, "a teacher", "distill", "pass a policy of the same vocabulary (--teacher RUN)")
+    require.given(teacher, "a teacher", "distill", "pass a policy of the same vocabulary (--teacher RUN)")
     buffer = RolloutBuffer.like(env)
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
@@ -67,5 +67,5 @@ def train(
                 learner.metrics.add("distill/kl_nats", kl, mask)
                 return torch.where(mask, kl, 0.0).sum() / tokens
 
-            learner.descend(rows, share)
-        yield learner.report(buffer, env)
+            learner.minimise(rows, share)
+        yield learner.summarise(buffer, env)

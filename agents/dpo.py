@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from agents import functional as F
-from agents import needs
 from agents.learner import STEP_METRICS, Learner
+from agents.training import require
 from lmgym.env import TokenVectorEnv
+from lmgym.models import EncodedExample, Example, ExampleBatch, collate, encode
 from lmgym.policy import Policy, TokenPolicy
 from lmgym.preferences import Comparison
-from lmgym.texts import Example, Row, Texts, encode, pack
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ def train(
     policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config, comparisons: Sequence[Comparison]
 ) -> Iterator[dict[str, float]]:
     """Trains on comparisons, with the environment's reference and β; yields the `METRICS` of each step."""
-    needs.given(comparisons, "comparisons", "dpo", "pass comparisons (--preferences FILE.jsonl), or take online_dpo")
-    whole, _ = needs.adapter(policy, "dpo")
-    needs.reference(policy, env)
+    require.given(comparisons, "comparisons", "dpo", "pass comparisons (--preferences FILE.jsonl), or take online_dpo")
+    whole, _ = require.adapter(policy, "dpo")
+    require.reference(policy, env)
     pairs = encode_pairs(whole, comparisons, config)
     steps, beta = config.epochs * -(-len(pairs) // config.minibatch_pairs), env.kl_controller.beta
-    for step, batch in learner.passes(len(pairs), config.minibatch_pairs, config.epochs):
+    for step, batch in learner.shuffled_minibatches(len(pairs), config.minibatch_pairs, config.epochs):
         lr = learner.schedule(step / steps)
         minibatch = [pairs[i] for i in batch.tolist()]
 
-        def share(part: Sequence[tuple[Row, Row]], total: int = len(minibatch)) -> Tensor:
+        def share(part: Sequence[tuple[EncodedExample, EncodedExample]], total: int = len(minibatch)) -> Tensor:
             chosen, rejected = log_ratios(whole, env, part)
             loss = F.dpo(chosen, rejected, beta, config.label_smoothing)
             margin = beta * (chosen - rejected)
@@ -66,23 +66,27 @@ def train(
             learner.metrics.add("accuracy/train", (margin > 0).float())
             return loss.sum() / total
 
-        learner.descend(minibatch, share, describe=lambda pair: repr([whole.lm.decode(ids) for ids, _ in pair]))
+        learner.minimise(minibatch, share, describe=lambda pair: repr([whole.lm.decode(ids) for ids, _ in pair]))
         yield learner.drain() | {"optimizer/lr": lr}
 
 
-def encode_pairs(policy: Policy, comparisons: Sequence[Comparison], config: Config) -> list[tuple[Row, Row]]:
+def encode_pairs(
+    policy: Policy, comparisons: Sequence[Comparison], config: Config
+) -> list[tuple[EncodedExample, EncodedExample]]:
     """Every pair of every ranking, the better first."""
 
-    def row(prompt: str, text: str) -> Row:
+    def row(prompt: str, text: str) -> EncodedExample:
         return encode(policy.lm, Example(prompt, text, config.finished), config.max_tokens)
 
     ranked = [[row(c.prompt, text) for text in c.ranked] for c in comparisons]
     return [(rows[i], rows[j]) for rows in ranked for i in range(len(rows)) for j in range(i + 1, len(rows))]
 
 
-def log_ratios(policy: Policy, env: TokenVectorEnv, pairs: Sequence[tuple[Row, Row]]) -> tuple[Tensor, Tensor]:
+def log_ratios(
+    policy: Policy, env: TokenVectorEnv, pairs: Sequence[tuple[EncodedExample, EncodedExample]]
+) -> tuple[Tensor, Tensor]:
     """log π(y)/π_ref(y) in nats of the chosen and of the rejected completions, [pairs] each."""
-    texts: Texts = pack(policy.lm, [row for pair in pairs for row in pair])
+    texts: ExampleBatch = collate(policy.lm, [row for pair in pairs for row in pair])
     logp = policy.truncated().evaluate(texts.sequences).logp
     reference = env.reference.evaluate(texts.sequences)
     ratios = torch.where(texts.is_learned, logp - reference, 0.0).sum(1)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from agents import functional as F
 from lmgym.env import Finish, TokenVectorEnv
-from lmgym.models import Sequences, log_probs
+from lmgym.models import Sequences
 from lmgym.policy import Policy
 from lmgym.reward import exact_kl
 from lmgym.rollout import RolloutBuffer, Stream, collect
+from lmgym.sampling import log_probs
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """What `evaluate` found.
 
     Attributes:
@@ -44,7 +45,7 @@ class Report:
         return {"figures": self.as_data(), "samples": list(self.samples)}
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> "Report":
+    def from_data(cls, data: Mapping[str, Any]) -> "EvaluationReport":
         """What `whole` gave, also by way of JSON, where a number that is none is null."""
 
         def number(value: float | None) -> float:
@@ -69,7 +70,7 @@ METRICS = {
 @torch.no_grad()
 def evaluate(
     policy: Policy, env: TokenVectorEnv, seed: int = 0, samples: int = 12, gamma: float = 1.0, lam: float = 0.95
-) -> Report:
+) -> EvaluationReport:
     """Runs one episode in each row and measures it.
 
     The same seed gives the same prompts and the same random numbers, so that two policies are compared on both. There
@@ -110,7 +111,7 @@ def evaluate(
         _sample(env, buffer, advantages, row, None if gold is None else float(gold[row]))
         for row in range(min(samples, rows))
     ]
-    return Report(figures, shown)
+    return EvaluationReport(figures, shown)
 
 
 def distinct(texts: Sequence[str], n: int = 2) -> float:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Batch, Learner
+from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -44,8 +44,8 @@ METRICS = common.METRICS | {
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(policy, env, "expert_iteration")
-    needs.groups(env.num_envs, config.group, "expert_iteration")
+    require.kl(policy, env, "expert_iteration")
+    require.groups(env.num_envs, config.group, "expert_iteration")
     buffer = RolloutBuffer.like(env)
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
@@ -67,4 +67,4 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
         if bool(kept.any()):  # waits for the device, once an update
             batch = Batch.of(buffer, buffer.logp)[kept.nonzero()[:, 0]]
             learner.fit(policy, batch, loss, epochs=config.epochs, minibatch_rows=config.minibatch_rows)
-        yield learner.report(buffer, env)
+        yield learner.summarise(buffer, env)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Batch, Learner
+from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -52,8 +52,8 @@ class Config:
     """KL in the loss, by "k3", "ratio_k3" or "k2"; "none" where the environment pays it in the reward."""
 
     def __post_init__(self) -> None:
-        needs.one_of("aggregate", self.aggregate, AGGREGATES)
-        needs.one_of("ratio", self.ratio, ("token", "sequence"))
+        require.one_of("aggregate", self.aggregate, AGGREGATES)
+        require.one_of("ratio", self.ratio, ("token", "sequence"))
 
     @property
     def env_kl(self) -> str:
@@ -62,7 +62,7 @@ class Config:
 
 
 METRICS = common.METRICS | {
-    "policy/clip_share": "share of tokens whose ratio lies outside 1 ± `clip`",
+    "policy/clip_fraction": "share of tokens whose ratio lies outside 1 ± `clip`",
     "group/deviation": "standard deviation of the return within a group, mean over groups",
     "group/equal_share": "share of groups whose returns are all equal, which teach nothing",
 }
@@ -70,8 +70,8 @@ METRICS = common.METRICS | {
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(policy, env, "grpo", config.kl_loss, biased=("k3",))
-    needs.groups(env.num_envs, config.group, "grpo")
+    require.kl(policy, env, "grpo", config.kl_loss, biased=("k3",))
+    require.groups(env.num_envs, config.group, "grpo")
     buffer, metrics = RolloutBuffer.like(env), learner.metrics
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
@@ -91,7 +91,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
             logp, old_logp = new.logp, old.logp
             if config.ratio == "sequence":
                 logp, old_logp = F.sequence_logp_ratio(logp, old_logp, old.mask), torch.zeros_like(old_logp)
-            metrics.add("policy/clip_share", F.outside(logp, old_logp, config.clip), old.mask)
+            metrics.add("policy/clip_fraction", F.outside(logp, old_logp, config.clip), old.mask)
             loss = F.clipped_surrogate(logp, old_logp, old.advantages, config.clip, config.clip_high)
             if config.kl_loss != "none":
                 kl = F.kl_loss(config.kl_loss, new.logp, old.logp, old.reference_logp)
@@ -106,4 +106,4 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
             minibatch_rows=config.minibatch_rows,
             weigh=AGGREGATES[config.aggregate],
         )
-        yield learner.report(buffer, env)
+        yield learner.summarise(buffer, env)

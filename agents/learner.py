@@ -14,21 +14,16 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from agents import functional as F
-from agents import guards
-from agents.batch import Batch, Loss
-from agents.checkpoint import Keeps, State
-from agents.metrics import Metrics
-from agents.parts import Shuffle
+from agents.training import Batch, Loss, Metrics, ShuffledMinibatches, State, Stateful, nonfinite
 from lmgym.devices import free_to_look
 from lmgym.env import Finish, TokenVectorEnv
-from lmgym.models import LanguageModel, buckets, default_pass_tokens
+from lmgym.models import Example, ExampleBatch, LanguageModel, buckets, collate, default_pass_tokens, encode
 from lmgym.policy import Evaluation, Policy, TokenPolicy
 from lmgym.reward import kl_estimates
 from lmgym.rollout import RolloutBuffer
-from lmgym.texts import Example, Texts, encode, pack
 
 Schedule = Literal["linear", "cosine", "constant"]
-Part = TypeVar("Part", bound=Keeps)
+Part = TypeVar("Part", bound=Stateful)
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ ROLLOUT_METRICS = {
     "optimizer/lr": "learning rate",
     "optimizer/steps": "optimizer steps of the update",
 }
-"""What `Learner.report` measures, whatever the algorithm; and "score/NAME" for each component of a composed score."""
+"""What `Learner.summarise` measures for every algorithm, and "score/NAME" for each component of a composed score."""
 
 STEP_METRICS = {
     "optimizer/grad_norm": "norm of the gradient before clipping, mean over optimizer steps",
@@ -92,11 +87,11 @@ METRICS = (
     | {
         "policy/loss": "the loss, each action weighted as the algorithm weighs it, mean over optimizer steps",
         "policy/entropy_nats": "entropy of the next-token distribution, mean over tokens of the whole update, in nats",
-        "policy/old_kl_nats": "KL(old ‖ new) by k3, mean over tokens of the whole update, in nats",
+        "policy/approx_kl_nats": "KL(old ‖ new) by k3, mean over tokens of the whole update, in nats",
         "policy/ratio_deviation": "|ratio − 1|, mean over tokens of the first minibatch; 0 but for rounding",
     }
 )
-"""What `Learner.fit` and `Learner.report` measure."""
+"""What `Learner.fit` and `Learner.summarise` measure."""
 
 
 _COUNTS = ("position", "steps", "_pass_tokens", "_pass_items")
@@ -109,8 +104,8 @@ class Learner:
         parameters: what is trained.
         config: how.
         seed: of the shuffles, and of the prompts and samples that an algorithm draws.
-        on_bad_step: what a gradient that is not finite does: "stop" raises `guards.BadStep`, on a CPU before the step
-            and elsewhere at the end of the update; "skip" counts it in "optimizer/bad_steps". It is taken in no case.
+        on_bad_step: what a gradient that is not finite does: "stop" raises `BadStep`, on a CPU before the step and
+            elsewhere at the end of the update; "skip" counts it in "optimizer/bad_steps". It is taken in no case.
         say: is told what the user should know, such as that memory ran out and smaller passes were taken.
 
     Attributes:
@@ -126,7 +121,7 @@ class Learner:
         config: LearnerConfig,
         seed: int = 0,
         *,
-        on_bad_step: guards.OnBadStep = "stop",
+        on_bad_step: nonfinite.OnBadStep = "stop",
         say: Callable[[str], object] | None = None,
     ):
         self.parameters = [p for p in parameters if p.requires_grad]
@@ -150,8 +145,8 @@ class Learner:
         self._pass_tokens = config.micro_tokens or default_pass_tokens(self.device)
         self._pass_items = 0
         # Where nobody looks at once, the steps since metrics were drained; no more than anybody takes in an update.
-        self._unseen: deque[tuple[Tensor, guards.Examine | None]] = deque(maxlen=4096)
-        self._parts: dict[str, Keeps] = {}
+        self._unseen: deque[tuple[Tensor, nonfinite.Examine | None]] = deque(maxlen=4096)
+        self._parts: dict[str, Stateful] = {}
         self._restored: State | None = None
 
     # Where it stands -----------------------------------------------------------------------------------------------
@@ -167,7 +162,7 @@ class Learner:
             yield update
         self._restored = None  # whoever trains with this learner again starts again
 
-    def keep(self, name: str, part: Part) -> Part:
+    def register(self, name: str, part: Part) -> Part:
         """Makes something that an algorithm remembers from update to update a part of the checkpoints.
 
         Args:
@@ -269,17 +264,17 @@ class Learner:
         for _ in range(epochs):
             for rows in self.minibatches(len(batch.mask), minibatch_rows or len(batch.mask)):
                 weights = weigh(batch.mask[rows])
-                passes = partial(self._passes, rows, lengths, width)
+                passes = partial(self._micro_batches, rows, lengths, width)
                 attempt = partial(self._run_passes, policy, batch, rows, loss, weights, passes)
                 self._within_memory(attempt, partial(self._shorter_passes, passes, width))
                 self.metrics.end_sum("policy/loss")
                 if extra is not None:
                     self.backward(extra())
-                self.move(partial(self._examine, policy, batch, rows, loss, weights))
-            if target_kl and self.metrics.mean("policy/old_kl_nats") > target_kl:
+                self.optimizer_step(partial(self._examine, policy, batch, rows, loss, weights))
+            if target_kl and self.metrics.mean("policy/approx_kl_nats") > target_kl:
                 break
 
-    def descend(
+    def minimise(
         self,
         items: Any,
         share: Callable[[Any], Tensor],
@@ -299,7 +294,7 @@ class Learner:
                 self.backward(share(items[start : start + size]))
 
         self._within_memory(attempt, lambda: self._fewer_items(len(items)))
-        self.move(lambda: guards.examine_items(self.parameters, items, share, describe))
+        self.optimizer_step(lambda: nonfinite.examine_items(self.parameters, items, share, describe))
 
     def _run_passes(
         self,
@@ -319,7 +314,7 @@ class Learner:
 
     @staticmethod
     def _examine(policy: TokenPolicy, batch: Batch, rows: Tensor, loss: Loss, weights: Tensor) -> Any:
-        return guards.examine_batch(policy, batch[rows], loss, weights)
+        return nonfinite.examine_batch(policy, batch[rows], loss, weights)
 
     def _within_memory(self, attempt: Callable[[], None], smaller: Callable[[], str]) -> None:
         """Makes an attempt at a step's gradient; where memory runs out, again in smaller passes.
@@ -336,7 +331,7 @@ class Learner:
             try:
                 return attempt()
             except (MemoryError, RuntimeError) as error:
-                if not guards.out_of_memory(error):
+                if not nonfinite.out_of_memory(error):
                     raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
             # Out of the handler, which holds on to the tensors of the failed pass.
@@ -365,7 +360,7 @@ class Learner:
         self._pass_items = (size + 1) // 2
         return f"at most {self._pass_items} rows" if size > 1 else ""
 
-    def _passes(self, rows: Tensor, lengths: Sequence[int], width: int) -> list[tuple[Tensor, int]]:
+    def _micro_batches(self, rows: Tensor, lengths: Sequence[int], width: int) -> list[tuple[Tensor, int]]:
         """Which of a minibatch's rows go through the model together, and for how many steps."""
         most = self._pass_tokens
         if self.config.bucket:
@@ -385,10 +380,10 @@ class Learner:
         if not self.steps:
             self.metrics.add("policy/ratio_deviation", log_ratio.exp().sub(1).abs(), old.mask)
         self.metrics.add("policy/entropy_nats", new.entropy, old.mask)
-        self.metrics.add("policy/old_kl_nats", torch.expm1(log_ratio) - log_ratio, old.mask)
+        self.metrics.add("policy/approx_kl_nats", torch.expm1(log_ratio) - log_ratio, old.mask)
         return weighted
 
-    def report(self, buffer: RolloutBuffer, env: TokenVectorEnv) -> dict[str, float]:
+    def summarise(self, buffer: RolloutBuffer, env: TokenVectorEnv) -> dict[str, float]:
         """Ends an update: `ROLLOUT_METRICS` and whatever else was added to `metrics`, in one transfer; and steers β."""
         estimates = kl_estimates(buffer.logp, buffer.reference_logp)
         self.metrics.add("score/mean", buffer.score, buffer.score.isfinite())
@@ -410,7 +405,7 @@ class Learner:
         """The metrics since the last call, in one transfer.
 
         Raises:
-            guards.BadStep: a gradient was not finite, and that is to stop the run.
+            nonfinite.BadStep: a gradient was not finite, and that is to stop the run.
         """
         row, unseen = self.metrics.drain(), list(self._unseen)
         self._unseen.clear()
@@ -418,9 +413,9 @@ class Learner:
             raise self._bad_step(next((examine for bad, examine in unseen if bool(bad)), None))
         return row
 
-    def _bad_step(self, examine: guards.Examine | None) -> guards.BadStep:
+    def _bad_step(self, examine: nonfinite.Examine | None) -> nonfinite.BadStep:
         when = f"update {self.position - 1}" if self.position else "an update"
-        return guards.bad_step(f"{when}, step {self.steps}", examine, self.parameters)
+        return nonfinite.bad_step(f"{when}, step {self.steps}", examine, self.parameters)
 
     def minibatches(self, rows: int, size: int) -> Iterator[Tensor]:
         """Indices of all rows in random order, `size` at a time, on the device."""
@@ -429,7 +424,7 @@ class Learner:
     def step(self, loss: Tensor) -> None:
         """One optimizer step down the gradient of `loss`."""
         self.backward(loss)
-        self.move()
+        self.optimizer_step()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to that of the step to come."""
@@ -439,14 +434,14 @@ class Learner:
         with record_function("lmgym/backward"):
             loss.backward()
 
-    def move(self, examine: guards.Examine | None = None) -> None:
+    def optimizer_step(self, examine: nonfinite.Examine | None = None) -> None:
         """One optimizer step down the gradient that has been added up, if it is finite.
 
         Args:
             examine: finds out which rows are to blame if it is not.
 
         Raises:
-            guards.BadStep: it is not, that is to stop the run, and looking is free; elsewhere `drain` raises it.
+            nonfinite.BadStep: it is not, that is to stop the run, and looking is free; elsewhere `drain` raises it.
         """
         self._begins = True
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
@@ -472,13 +467,13 @@ class Learner:
     def averaged(self) -> Iterator[None]:
         """Runs the body with the moving average of the parameters, where `ema_decay` keeps one."""
         kept = [p.detach().clone() for p in self.parameters] if self._average else []
-        self.keep_average()
+        self.use_average()
         try:
             yield
         finally:
             self._copy(kept)
 
-    def keep_average(self) -> None:
+    def use_average(self) -> None:
         """Ends with the moving average of the parameters, where `ema_decay` keeps one."""
         self._copy(self._average)
 
@@ -487,17 +482,17 @@ class Learner:
         for parameter, value in zip(self.parameters, values, strict=False):
             parameter.copy_(value)
 
-    def passes(self, rows: int, size: int, epochs: int) -> Iterator[tuple[int, Tensor]]:
+    def shuffled_minibatches(self, rows: int, size: int, epochs: int) -> Iterator[tuple[int, Tensor]]:
         """The steps that are left of so many passes over all rows, each with the numbers of its minibatch's rows."""
-        shuffle = self.keep("shuffle", Shuffle(rows, size, self.generator))
+        shuffle = self.register("shuffle", ShuffledMinibatches(rows, size, self.generator))
         for step in self.updates(epochs * -(-rows // size)):
             yield step, next(shuffle)
 
-    def example_batches(self, lm: LanguageModel, examples: Sequence[Example], rows: int) -> Iterator[Texts]:
+    def example_batches(self, lm: LanguageModel, examples: Sequence[Example], rows: int) -> Iterator[ExampleBatch]:
         """Minibatches of texts in random order, without end."""
         encoded = [encode(lm, example) for example in examples]
-        for batch in self.keep("examples", Shuffle(len(encoded), rows, self.generator)):
-            yield pack(lm, [encoded[i] for i in batch.tolist()])
+        for batch in self.register("examples", ShuffledMinibatches(len(encoded), rows, self.generator)):
+            yield collate(lm, [encoded[i] for i in batch.tolist()])
 
 
 def _compile(policy: TokenPolicy) -> None:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Batch, Learner
-from agents.parts import AdapterCopy
+from agents.training import AdapterCopy, require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -49,17 +48,17 @@ class Config:
 
 
 METRICS = common.METRICS | {
-    "policy/clip_share": "share of tokens whose ratio was clipped",
+    "policy/clip_fraction": "share of tokens whose ratio was clipped",
     "value/loss": "clipped value loss, mean over tokens",
 }
 
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.critic(policy, "nlpo")
-    needs.kl(policy, env, "nlpo")
-    whole, adapter = needs.adapter(policy, "nlpo's masking policy")
-    buffer, mask = RolloutBuffer.like(env), learner.keep("mask", AdapterCopy(whole.lm, adapter, MASK))
+    require.critic(policy, "nlpo")
+    require.kl(policy, env, "nlpo")
+    whole, adapter = require.adapter(policy, "nlpo's masking policy")
+    buffer, mask = RolloutBuffer.like(env), learner.register("mask", AdapterCopy(whole.lm, adapter, MASK))
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
         if update % config.mask_refresh == 0:
@@ -77,9 +76,9 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
         def loss(new: Evaluation, old: Batch) -> Tensor:
             value_loss = F.clipped_value_loss(new.value, old.values, old.returns)
             learner.metrics.add("value/loss", value_loss, old.mask)
-            learner.metrics.add("policy/clip_share", F.outside(new.logp, old.logp, config.clip), old.mask)
+            learner.metrics.add("policy/clip_fraction", F.outside(new.logp, old.logp, config.clip), old.mask)
             return F.clipped_surrogate(new.logp, old.logp, old.advantages, config.clip) + config.value_coef * value_loss
 
         batch = Batch.of(buffer, advantages, returns)
         learner.fit(masked, batch, loss, epochs=config.epochs, minibatch_rows=config.minibatch_rows)
-        yield learner.report(buffer, env)
+        yield learner.summarise(buffer, env)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Learner
+from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -44,9 +44,9 @@ METRICS = (
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(policy, env, "online_dpo")
-    needs.reference(policy, env)
-    needs.pairs(env.num_envs, "online_dpo")
+    require.kl(policy, env, "online_dpo")
+    require.reference(policy, env)
+    require.pairs(env.num_envs, "online_dpo")
     buffer = RolloutBuffer.like(env)
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
@@ -75,5 +75,5 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
                 learner.metrics.add("margin/train", beta * sign * (log_ratio[::2] - log_ratio[1::2]), sign != 0)
                 return torch.where(sign != 0, loss, 0.0).sum() / different
 
-            learner.descend(pairs, share)
-        yield learner.report(buffer, env)
+            learner.minimise(pairs, share)
+        yield learner.summarise(buffer, env)

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Batch, Learner
-from agents.parts import AdapterCopy, RunningScale
+from agents.training import AdapterCopy, RunningScale, require
 from lmgym.env import TokenVectorEnv
+from lmgym.models import Example
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
-from lmgym.texts import Example
 
 DEFAULTS = {"critic": "head"}
 """What `lmgym train` sets for this algorithm, where the user says nothing."""
@@ -74,7 +73,7 @@ class Config:
 
 
 METRICS = common.METRICS | {
-    "policy/clip_share": "share of tokens whose ratio was clipped",
+    "policy/clip_fraction": "share of tokens whose ratio was clipped",
     "value/loss": "clipped value loss, mean over tokens",
     "value/explained_variance": "1 − Var(return − value) / Var(return)",
     "ptx/loss": "negative log-likelihood of given texts, mean over tokens, in nats; where `ptx_coef` is not 0",
@@ -90,10 +89,10 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update, and leaves logging, saving and stopping to the caller."""
     if config.value_coef:
-        needs.critic(policy, "ppo with value_coef")
-    needs.kl(policy, env, "ppo", config.kl_loss)
+        require.critic(policy, "ppo with value_coef")
+    require.kl(policy, env, "ppo", config.kl_loss)
     buffer, metrics = RolloutBuffer.like(env), learner.metrics
-    scale = learner.keep("scale", RunningScale())
+    scale = learner.register("scale", RunningScale())
     ptx = _ptx(policy, learner, config, examples) if config.ptx_coef else None
     reference = _reference(policy, env, learner) if config.reference_refresh else None
     for update in learner.updates(config.updates):
@@ -120,7 +119,7 @@ def train(
                 new.logp, old.logp, old.advantages, config.clip, dual_clip=config.dual_clip
             )
             value_loss = F.clipped_value_loss(new.value, old.values, old.returns, config.value_clip)
-            metrics.add("policy/clip_share", F.outside(new.logp, old.logp, config.clip), old.mask)
+            metrics.add("policy/clip_fraction", F.outside(new.logp, old.logp, config.clip), old.mask)
             metrics.add("value/loss", value_loss, old.mask)
             loss = policy_loss + config.value_coef * value_loss
             if config.entropy_coef:
@@ -139,20 +138,20 @@ def train(
             target_kl=config.target_kl,
             extra=ptx,
         )
-        yield learner.report(buffer, env)
+        yield learner.summarise(buffer, env)
 
 
 def _reference(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner) -> AdapterCopy:
-    lm_policy, adapter = needs.adapter(policy, "reference_refresh")
-    return learner.keep("reference", AdapterCopy(lm_policy.lm, adapter, "reference", env.set_reference))
+    lm_policy, adapter = require.adapter(policy, "reference_refresh")
+    return learner.register("reference", AdapterCopy(lm_policy.lm, adapter, "reference", env.set_reference))
 
 
 def _ptx(
     policy: TokenPolicy, learner: Learner, config: Config, examples: Sequence[Example] | None
 ) -> Callable[[], Tensor]:
-    needs.given(examples, "texts", "ptx_coef", "give train() examples, or set ptx_coef to 0")
+    require.given(examples, "texts", "ptx_coef", "give train() examples, or set ptx_coef to 0")
     assert examples is not None
-    imitator, _ = needs.adapter(policy, "ptx_coef")
+    imitator, _ = require.adapter(policy, "ptx_coef")
     imitator = imitator.truncated()  # texts that others wrote hold tokens that truncated sampling leaves out
     batches = learner.example_batches(imitator.lm, examples, config.ptx_rows)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Batch, Learner
+from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -34,7 +34,7 @@ class Config:
     """Weight of the entropy bonus, per token in nats."""
 
     def __post_init__(self) -> None:
-        needs.one_of("baseline", self.baseline, ("none", "mean"))
+        require.one_of("baseline", self.baseline, ("none", "mean"))
 
 
 METRICS = common.METRICS | {
@@ -44,7 +44,7 @@ METRICS = common.METRICS | {
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(policy, env, "reinforce")
+    require.kl(policy, env, "reinforce")
     buffer = RolloutBuffer.like(env)
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
@@ -63,4 +63,4 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
             return -old.advantages * new.logp - config.entropy_coef * new.entropy
 
         learner.fit(policy, Batch.of(buffer, advantages), loss, weigh=F.sequence_sum)
-        yield learner.report(buffer, env)
+        yield learner.summarise(buffer, env)

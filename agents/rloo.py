@@ -11,8 +11,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents import learner as common
-from agents import needs
 from agents.learner import Batch, Learner
+from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -39,8 +39,8 @@ METRICS = common.METRICS | {"policy/advantage_std": "standard deviation of retur
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
     """Trains the policy; yields the `METRICS` of each update."""
-    needs.kl(policy, env, "rloo")
-    needs.groups(env.num_envs, config.group, "rloo")
+    require.kl(policy, env, "rloo")
+    require.groups(env.num_envs, config.group, "rloo")
     buffer = RolloutBuffer.like(env)
     for update in learner.updates(config.updates):
         learner.schedule(update / config.updates)
@@ -64,4 +64,4 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
             minibatch_rows=config.minibatch_rows,
             weigh=F.sequence_sum,
         )
-        yield learner.report(buffer, env)
+        yield learner.summarise(buffer, env)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from agents.learner import STEP_METRICS, Learner
-from lmgym.models import LanguageModel
-from lmgym.texts import Example, Row, encode, pack
+from lmgym.models import EncodedExample, Example, LanguageModel, collate, encode
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ METRICS = {
 } | STEP_METRICS
 
 
-def nll(lm: LanguageModel, rows: Sequence[Row], adapter: str | None = None) -> tuple[Tensor, Tensor]:
+def nll(lm: LanguageModel, rows: Sequence[EncodedExample], adapter: str | None = None) -> tuple[Tensor, Tensor]:
     """[B, T] negative log-likelihood of each token that follows the first, in nats, and the mask of learned ones."""
-    texts = pack(lm, rows)
+    texts = collate(lm, rows)
     logits, _ = lm.evaluate(texts.sequences, adapter)
     tokens = texts.sequences.tokens
     loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
@@ -61,18 +60,18 @@ def train(
         raise ValueError("there are no examples to fine-tune on")
     rows = [encode(lm, example, config.max_tokens) for example in examples]
     steps = config.epochs * -(-len(rows) // config.minibatch_rows)
-    for step, batch in learner.passes(len(rows), config.minibatch_rows, config.epochs):
+    for step, batch in learner.shuffled_minibatches(len(rows), config.minibatch_rows, config.epochs):
         measured = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out and not step else {}
         learner.schedule(step / steps)
         minibatch = [rows[i] for i in batch.tolist()]
         learned = max(1, sum(len(ids) - given for ids, given in minibatch))
 
-        def share(part: Sequence[Row], learned: int = learned) -> Tensor:
+        def share(part: Sequence[EncodedExample], learned: int = learned) -> Tensor:
             loss, mask = nll(lm, part, adapter)
             learner.metrics.add("loss/train", loss, mask)
             return torch.where(mask, loss, 0.0).sum() / learned
 
-        learner.descend(minibatch, share, describe=lambda row: repr(lm.decode(row[0])))
+        learner.minimise(minibatch, share, describe=lambda row: repr(lm.decode(row[0])))
         if held_out and step + 1 == steps:
             measured = {"loss/test": evaluate(lm, held_out, config, adapter)}
         yield learner.drain() | measured

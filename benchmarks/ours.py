@@ -13,7 +13,7 @@ from agents import grpo, ppo
 from agents.learner import Learner, LearnerConfig
 from benchmarks.worker import BETA, LR, Job, Turn
 from lmgym.models import Sequences
-from lmgym.reward_model import RewardModel
+from lmgym.reward import RewardModel
 from lmgym.rollout import decode
 from lmgym.tasks.base import Completion, Prompt, Split, Task
 

@@ -19,8 +19,8 @@ from rich.table import Table
 import lmgym
 from agents import ppo
 from agents.learner import Learner, LearnerConfig
-from agents.machine import hardware, revision
-from lmgym.reward_model import RewardModel
+from agents.runs.machine import hardware, revision
+from lmgym.reward import RewardModel
 from lmgym.rollout import collect
 from lmgym.tasks import Sentiment
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from agents.machine import hardware, revision
+from agents.runs.machine import hardware, revision
 from benchmarks import environments, oracle, tables
 from benchmarks.shapes import make
 from benchmarks.suites import PLANS, Contender, Measurement

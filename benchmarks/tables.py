@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine
-from benchmarks.algorithms import write_between
+from benchmarks import hardware
+from benchmarks.learning import write_between
 from benchmarks.shapes import PROMPT_TOKENS, SHAPES, bound_seconds
 from benchmarks.worker import Job
 
@@ -194,7 +194,7 @@ def environment(lines: Lines) -> str:
 def rates(line: Line) -> dict[str, float]:
     """Multiplications a second in each dtype, and bytes read a second, as measured in between."""
     phases = line["contenders"]["machine"]["phases"]
-    return {name: machine.FLOPS / phases[name] for name in machine.DTYPES} | {"read": machine.BYTES / phases["read"]}
+    return {name: hardware.FLOPS / phases[name] for name in hardware.DTYPES} | {"read": hardware.BYTES / phases["read"]}
 
 
 def draw(lines: Lines) -> None:

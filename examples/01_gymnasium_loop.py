@@ -34,7 +34,7 @@ def main() -> None:
         if not rows.any_running():
             break
         state = policy.advance(state, action.token)
-    outcome = rows.settle()
+    outcome = rows.pay_rewards()
     for prompt, completion, score in zip(rows.prompts, rows.completions(), outcome.score.tolist(), strict=True):
         print(f"{score:+.2f}  {prompt.text}|{completion.text}")
 

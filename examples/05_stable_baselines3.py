@@ -9,7 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
 import lmgym
-from agents.sb3 import LMPolicy, SampledKL, SB3VecEnv, policy_kwargs
+from agents.integrations.sb3 import LMPolicy, SampledKL, SB3VecEnv, policy_kwargs
 from lmgym.exact import enumerate_tree, policy_logp
 from lmgym.tasks.probe import Bandit
 

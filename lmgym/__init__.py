@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from lmgym.env import TokenAction, TokenEnv, TokenVectorEnv
     from lmgym.models import LanguageModel, load
     from lmgym.policy import Policy
-    from lmgym.reward import AdaptiveKL, FixedKL, Score
-    from lmgym.reward_model import RewardModel
+    from lmgym.reward import AdaptiveKL, FixedKL, RewardModel, Score
     from lmgym.rollout import RolloutBuffer, Stream, collect
     from lmgym.tasks.base import Completion, Prompt, Task
 
@@ -31,7 +30,7 @@ _LAZY = {
     "AdaptiveKL": "lmgym.reward",
     "FixedKL": "lmgym.reward",
     "Score": "lmgym.reward",
-    "RewardModel": "lmgym.reward_model",
+    "RewardModel": "lmgym.reward",
     "RolloutBuffer": "lmgym.rollout",
     "Stream": "lmgym.rollout",
     "collect": "lmgym.rollout",

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmgym.env import TokenVectorEnv
-from lmgym.models import Sequences, log_probs
+from lmgym.models import Sequences
+from lmgym.sampling import log_probs
 from lmgym.tasks.base import Completion, Prompt
 
 Path = tuple[int, ...]

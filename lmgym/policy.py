@@ -9,13 +9,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lmgym.decoding import Decoding
 from lmgym.devices import rounds
-from lmgym.head import chosen_log_probs_of, draw_from
-from lmgym.models import LanguageModel, Mask, Sequences, chosen_log_probs, log_probs
+from lmgym.fused import chosen_log_probs_of, draw_from
+from lmgym.models import Decoding, LanguageModel, Mask, Sequences, check_shapes, read_weights
 from lmgym.models import load as load_model
-from lmgym.sampling import draw, most_probable, pack_bits
-from lmgym.weights import check_shapes, read_weights
+from lmgym.sampling import chosen_log_probs, draw, log_probs, most_probable, pack_bits
 
 Critic = Literal["head", "adapter", "network", "none"]
 
@@ -27,13 +25,14 @@ class Action(NamedTuple):
         token: [B].
         logp: [B] log π(token | state) in nats, float32.
         value: [B] the critic's estimate of the return from this state; 0 without a critic.
-        kept: [B, W] the tokens that truncated sampling kept, as bits (`lmgym.sampling.pack_bits`); None where all were.
+        sampling_mask: [B, W] the tokens that truncated sampling allowed, as bits (`lmgym.sampling.pack_bits`); None
+            without truncation.
     """
 
     token: Int[Tensor, " B"]
     logp: Float[Tensor, " B"]
     value: Float[Tensor, " B"]
-    kept: UInt8[Tensor, "B W"] | None = None
+    sampling_mask: UInt8[Tensor, "B W"] | None = None
 
 
 class Evaluation(NamedTuple):
@@ -61,7 +60,7 @@ class TokenPolicy(Protocol):
         device: where its tensors live.
         temperature: divides the logits wherever it samples or scores.
         critic: "none" where `Action.value` and `Evaluation.value` are zeros.
-        keeps: whether it samples from the most probable tokens alone, and says which in `Action.kept`.
+        truncates: whether it samples from the most probable tokens alone, and says which in `Action.sampling_mask`.
     """
 
     temperature: float
@@ -70,7 +69,7 @@ class TokenPolicy(Protocol):
     @property
     def device(self) -> torch.device: ...
     @property
-    def keeps(self) -> bool: ...
+    def truncates(self) -> bool: ...
     def parameters(self) -> list[nn.Parameter]: ...
     def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask) -> Any: ...
     def act(self, decoding: Any, uniform: Float[Tensor, " B"], action_mask: Bool[Tensor, "*rows V"]) -> Action: ...
@@ -174,7 +173,7 @@ class Policy:
         return self.lm.device
 
     @property
-    def keeps(self) -> bool:
+    def truncates(self) -> bool:
         """Whether it samples from the most probable tokens alone."""
         return self.top_k > 0 or self.top_p < 1
 
@@ -206,7 +205,7 @@ class Policy:
         decoding = self.lm.start(input_ids, attention_mask, self.adapter, self.room, some_layers)
         if self.critic == "adapter":
             decoding.critic = self.lm.start(input_ids, attention_mask, "value", self.room)
-        if self.keeps and self.truncated_by != self.adapter:
+        if self.truncates and self.truncated_by != self.adapter:
             decoding.nucleus = self.lm.start(input_ids, attention_mask, self.truncated_by, self.room)
         return decoding
 
@@ -220,7 +219,7 @@ class Policy:
                 but its own numbers.
             action_mask: [V] or [B, V], True where a token is allowed.
         """
-        if not self.keeps:
+        if not self.truncates:
             token, logp = draw_from(decoding.masked_logits(self.temperature, action_mask), uniform)
             return Action(token, logp, self.value(decoding))
         allowed = self._allowed(decoding, action_mask)
@@ -271,7 +270,7 @@ class Policy:
         return chosen_log_probs(decoding.logits, token, self.temperature, self._allowed(decoding, action_mask))
 
     def _allowed(self, decoding: Decoding, action_mask: Tensor) -> Tensor:
-        if not self.keeps:
+        if not self.truncates:
             return action_mask
         judge = decoding if decoding.nucleus is None else decoding.nucleus
         return self._most_probable(judge.logits, action_mask)
@@ -286,7 +285,7 @@ class Policy:
 
     def _behaviour_mask(self, sequences: Sequences, logits: Tensor) -> Tensor:
         """What could have been chosen: as it was kept, or, for sequences that this policy did not draw, as it would."""
-        if not self.keeps or sequences.kept is not None:
+        if not self.truncates or sequences.sampling_mask is not None:
             return sequences.behaviour_mask()
         with torch.no_grad():
             if self.truncated_by != self.adapter:
@@ -300,12 +299,12 @@ class Policy:
             sequences: prompts and tokens.
             entropies: whether they are wanted; the fused pass gives zeros otherwise.
         """
-        kept_if_needed = sequences.kept is not None or not self.keeps
-        if kept_if_needed and self.lm.trunk(self.adapter) is not None and not self.lm.head_is_trained:
+        replayable = sequences.sampling_mask is not None or not self.truncates
+        if replayable and self.lm.trunk(self.adapter) is not None and not self.lm.head_is_trained:
             hidden = self.lm.hidden(sequences, self.adapter)
             head, mask = self.lm.output_head(self.temperature), self.lm.mask(sequences.action_mask)
-            kept = sequences.kept if self.keeps else None
-            chosen, entropy = chosen_log_probs_of(hidden, sequences.tokens, head, mask, kept, entropies)
+            sampling_mask = sequences.sampling_mask if self.truncates else None
+            chosen, entropy = chosen_log_probs_of(hidden, sequences.tokens, head, mask, sampling_mask, entropies)
         else:
             logits, hidden = self.lm.evaluate(sequences, self.adapter)
             mask = self._behaviour_mask(sequences, logits)

@@ -147,8 +147,7 @@ def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
     arguments["model"] = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
     score = arguments.pop("score", None) or entry.reward_model
     if isinstance(score, str):
-        from lmgym.reward import Score
-        from lmgym.reward_model import RewardModel
+        from lmgym.reward import RewardModel, Score
 
         score = Score({"reward_model": RewardModel.load(score, device=device)})
     arguments["score"] = score

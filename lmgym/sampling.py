@@ -64,3 +64,31 @@ def unpack_bits(packed: UInt8[Tensor, "*shape W"], vocabulary: int) -> Bool[Tens
 def _bits(device: torch.device) -> UInt8[Tensor, " 8"]:
     # Made on the device: a copy from the host in each decoding step would have to wait for it.
     return torch.ones(8, dtype=torch.uint8, device=device) << torch.arange(8, dtype=torch.uint8, device=device)
+
+
+def log_probs(
+    logits: Float[Tensor, "*shape V"], temperature: float, action_mask: Bool[Tensor, "*mask V"]
+) -> Float[Tensor, "*shape V"]:
+    """Log-probabilities in float32 at a temperature, −∞ for banned tokens.
+
+    Everyone who samples or scores calls this one function: what was sampled is what is scored.
+    """
+    return (logits.float() / temperature).masked_fill(~action_mask, -torch.inf).log_softmax(-1)
+
+
+def chosen_log_probs(
+    logits: Float[Tensor, "*shape V"],
+    chosen: Int[Tensor, "*shape"],
+    temperature: float,
+    action_mask: Bool[Tensor, "*mask V"],
+) -> Float[Tensor, "*shape"]:
+    """The log-probability of chosen tokens, finite for banned ones too.
+
+    Agents that ignore action masks do choose banned tokens; these get their log-probability without the mask, which
+    is finite, and as low as the model finds them.
+    """
+    scaled = logits.float() / temperature
+    index = chosen[..., None]
+    allowed = action_mask.expand(scaled.shape).gather(-1, index)
+    masked = scaled.masked_fill(~action_mask, -torch.inf).logsumexp(-1, keepdim=True)
+    return (scaled.gather(-1, index) - torch.where(allowed, masked, scaled.logsumexp(-1, keepdim=True)))[..., 0]

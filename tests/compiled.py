@@ -38,7 +38,7 @@ def gradients(name: str) -> dict[str, Any]:
     env = TokenVectorEnv(24, task=lmgym.tasks.Tree(), model=policy.lm, max_prompt_tokens=4, max_new_tokens=12)
     sequences = collect(policy, env, RolloutBuffer.like(env), Stream(3, 0)).sequences
     shapes = ((24, 12), (5, 9), (13, 4), (2, 12))
-    parts = [replace(sequences[torch.arange(rows)].first_steps(steps), bottom=None) for rows, steps in shapes]
+    parts = [replace(sequences[torch.arange(rows)].first_steps(steps), frozen_prefix=None) for rows, steps in shapes]
 
     def of(part: Any) -> Tensor:
         weights = torch.randn(3, *part.tokens.shape, generator=torch.Generator().manual_seed(0)) * part.is_action

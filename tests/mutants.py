@@ -51,8 +51,8 @@ class Mutant:
 
     Attributes:
         name: what `--only` calls it.
-        file: where, from the root of the repository.
-        old: a part of one line, which occurs once in the file.
+        file: where, from the root of the repository: a file, or a folder in which one file holds the line.
+        old: a part of one line, which occurs once there.
         new: what stands there instead.
         bug: what that does, in a few words.
         tests: arguments of pytest, tried in order until a test fails: "file::test file::test", or "file -k expression".
@@ -66,13 +66,13 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-FUNCTIONAL, POLICY, MODELS = "agents/functional.py", "lmgym/policy.py", "lmgym/models.py"
-ENV, ROLLOUT, LEARNER = "lmgym/env.py", "lmgym/rollout.py", "agents/learner.py"
+FUNCTIONAL, POLICY, MODELS = "agents/functional.py", "lmgym/policy.py", "lmgym/models"
+ENV, ROLLOUT, LEARNER = "lmgym/env", "lmgym/rollout", "agents/learner.py"
 SETTLE_SCORE = "rewards.scatter_add_(1, self.length[:, None] - 1, (self._score * terminated)[:, None])"
 SETTLE_KL = "logp, reference_logp).masked_fill(~is_action, 0.0)"
 STEPPING = "tests/test_env.py::test_stepping_equals_bulk_equals_plain_python"
 BUFFER = "tests/test_rollout.py::test_what_a_buffer_holds"
-TRUNK, HEAD = "lmgym/trunk.py", "lmgym/head.py"
+TRUNK, HEAD = "lmgym/fused", "lmgym/fused"
 TWIN = "tests/test_fast.py::test_values_and_gradients_are_those_of_transformers"
 AGREE = "tests/test_models.py::test_sampling_and_scoring_agree"
 GOES_ON = "tests/test_survival.py::test_a_learner_goes_on_in_another_process_as_it_were"
@@ -91,7 +91,7 @@ MUTANTS = (
            ("tests/test_algorithms.py::test_what_shapes_the_reward",)),
     Mutant("kl-on-pad", ENV, SETTLE_KL, "logp, reference_logp)",
            "KL paid on the padding behind the end", (STEPPING,)),
-    Mutant("k3-in-reward", "lmgym/reward.py", "return -beta * (logp - reference_logp)",
+    Mutant("k3-in-reward", "lmgym/reward", "return -beta * (logp - reference_logp)",
            "return -beta * (torch.expm1(reference_logp - logp) + logp - reference_logp)",
            "k3 in the reward instead of k1", ("tests/test_reward.py::test_kl_reward_forms", STEPPING)),
     Mutant("score-paid-when-cut-off", ENV, "return self.finish == Finish.STOP, full",
@@ -104,7 +104,7 @@ MUTANTS = (
     Mutant("eos-out-of-mask", ENV, "is_action = steps < self.length[:, None]",
            "is_action = steps < (self.length - (self.finish == Finish.STOP).long()).clamp(min=1)[:, None]",
            "end of sequence masked out of the loss", (BUFFER,)),
-    Mutant("eos-not-imitated", "lmgym/texts.py", "(position >= first) & (position < last)",
+    Mutant("eos-not-imitated", "lmgym/models", "(position >= first) & (position < last)",
            "(position >= first) & (position < last - 1)",
            "end of a demonstration masked out of the loss",
            ("tests/test_sft.py::test_the_loss_by_hand_over_padded_rows",)),
@@ -134,12 +134,12 @@ MUTANTS = (
            "if False:",
            "a head that is trained stays packed as it was",
            ("tests/test_fast.py::test_a_base_that_was_trained_is_read_anew",)),
-    Mutant("trained-base-kept", "lmgym/trunk.py", "self._kept.clear()", "pass",
+    Mutant("trained-base-kept", "lmgym/fused", "self._kept.clear()", "pass",
            "what decoding made of the base before it was trained stays",
            ("tests/test_fast.py::test_a_base_that_was_trained_is_read_anew",)),
-    Mutant("packed-without-residual", "lmgym/packed.py", "rest = residual.flatten(0, -2)",
+    Mutant("packed-without-residual", "lmgym/fused", "rest = residual.flatten(0, -2)",
            "rest = torch.zeros_like(residual.flatten(0, -2))",
-           "packed product forgets the residual", ("tests/test_packed.py::test_a_packed_product_is_a_product",)),
+           "packed product forgets the residual", ("tests/test_onednn.py::test_a_packed_product_is_a_product",)),
     Mutant("dropout-on", MODELS, "    model.eval()", "    return model.train() and None",
            "dropout left on", ("tests/test_models.py::test_dropout_is_off_for_good",)),
     Mutant("no-position-ids", MODELS, 'more["position_ids"] = position_ids', "pass",
@@ -208,12 +208,12 @@ MUTANTS = (
            ("tests/test_fast.py::test_a_temperature_is_in_the_gradient",)),
     Mutant("fused-entropy-gradient", HEAD, "mul_(-of_entropy[part, None])", "mul_(of_entropy[part, None])",
            "fused entropy's gradient has the wrong sign", (TWIN,)),
-    Mutant("captured-numbers", "lmgym/static.py", "at.add_(1)", "pass",
+    Mutant("captured-numbers", "lmgym/rollout", "at.add_(1)", "pass",
            "a captured step draws with the random numbers of the first one, again and again",
-           ("tests/test_static.py::test_what_was_captured_serves_later_rollouts_with_other_weights_and_prompts",)),
-    Mutant("captured-weights", "lmgym/decoding.py", "own.copy_(new)", "pass",
+           ("tests/test_cuda_graph.py::test_what_was_captured_serves_later_rollouts_with_other_weights_and_prompts",)),
+    Mutant("captured-weights", "lmgym/models", "own.copy_(new)", "pass",
            "a captured step keeps the weights of the first rollout",
-           ("tests/test_static.py::test_what_was_captured_serves_later_rollouts_with_other_weights_and_prompts",)),
+           ("tests/test_cuda_graph.py::test_what_was_captured_serves_later_rollouts_with_other_weights_and_prompts",)),
     Mutant("rows-mixed-up", ROLLOUT, "return token[index]", "return token[: len(index)]",
            "rows that stay read the tokens of others", ("tests/test_fast.py::test_rows_that_leave_change_nothing",)),
     Mutant("not-scored-again", ROLLOUT, "if policy.rescores:", "if False:",
@@ -315,14 +315,14 @@ MUTANTS = (
            "return bradley_terry(scores[worse], scores[better])",
            "ranking read from the worst to the best",
            ("tests/test_functional.py::test_the_gradient_of_a_ranking_is_the_mean_over_its_pairs",)),
-    Mutant("reward-model-reads-pad", "lmgym/reward_model.py", "row + [pad] * (width - len(row))",
+    Mutant("reward-model-reads-pad", "lmgym/reward", "row + [pad] * (width - len(row))",
            "row + [self.tokenizer.eos_token_id] * (width - len(row))",
            "reward model read at the padding, which looks like an end of sequence",
            ("tests/test_reward_model.py::test_padding_and_batching_change_nothing",)),
-    Mutant("reward-model-attends-pad", "lmgym/reward_model.py", "[0] * (width - len(row))", "[1] * (width - len(row))",
+    Mutant("reward-model-attends-pad", "lmgym/reward", "[0] * (width - len(row))", "[1] * (width - len(row))",
            "reward model's mask counts padding",
            ("tests/test_reward_model.py::test_the_score_is_read_at_the_last_token",)),
-    Mutant("reward-model-order", "lmgym/reward_model.py",
+    Mutant("reward-model-order", "lmgym/reward",
            "return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]", "return torch.cat(parts)",
            "scores given back in order of length",
            ("tests/test_reward_model.py::test_padding_and_batching_change_nothing",)),
@@ -339,7 +339,7 @@ MUTANTS = (
            "expert iteration imitates the worst",
            ("tests/test_functional.py::test_best_of_group_marks_the_best_rows",)),
     # Around the algorithms --------------------------------------------------------------------------------------------
-    Mutant("last-minibatch-metrics", "agents/metrics.py", "value = value.detach().float()",
+    Mutant("last-minibatch-metrics", "agents/training", "value = value.detach().float()",
            "value = value.detach().float(); self._sums.pop(name, 0); self._counts.pop(name, 0)",
            "metrics of the last minibatch alone",
            ("tests/test_ppo.py::test_metrics_are_masked_means_over_everything_added",)),
@@ -367,14 +367,14 @@ MUTANTS = (
            "what stands behind the end reaches the gradient",
            ("tests/test_learner.py::test_what_stands_behind_the_end_is_not_read",)),
     # Stable-Baselines3 ------------------------------------------------------------------------------------------------
-    Mutant("sb3-kl-left-from-last-row", "agents/sb3.py", "self._running[dones] = 0.0", "pass",
+    Mutant("sb3-kl-left-from-last-row", "agents/integrations/sb3", "self._running[dones] = 0.0", "pass",
            "SB3's KL of a completion includes the one before",
            ("tests/test_sb3.py::test_what_is_recorded_is_true_and_beta_is_steered",)),
-    Mutant("sb3-never-cut-off", "agents/sb3.py", 'info["TimeLimit.truncated"] = cut',
+    Mutant("sb3-never-cut-off", "agents/integrations/sb3", 'info["TimeLimit.truncated"] = cut',
            'info["TimeLimit.truncated"] = False',
            "SB3 is not told that a row was cut off",
            ("tests/test_sb3.py::test_it_equals_sb3s_own_vec_env_of_scalar_environments",)),
-    Mutant("sb3-next-observation", "agents/sb3.py",
+    Mutant("sb3-next-observation", "agents/integrations/sb3",
            "last = {key: x[row] for key, x in final.items()} if isinstance(final, dict) else final[row]",
            "last = {key: x[row] for key, x in _arrays(observation).items()}",
            "SB3's last observation is that of the next prompt",
@@ -386,21 +386,21 @@ MUTANTS = (
            "Adam's moments left out of checkpoints", (GOES_ON,)),
     Mutant("checkpoint-without-generator", LEARNER, "self.generator.set_state(generator)", "pass",
            "the generator of shuffles not put back", (GOES_ON,)),
-    Mutant("checkpoint-without-beta", "agents/pipeline.py", "setattr(self.controller, name, state.number(name))",
+    Mutant("checkpoint-without-beta", "agents/pipeline", "setattr(self.controller, name, state.number(name))",
            "state.number(name)",
            "the KL controller's β not put back",
            ("tests/test_survival.py::test_a_controller_of_kl_goes_on_where_it_was",)),
-    Mutant("rows-twice", "lmgym/files.py", "if length is not None and length != self.length:",
+    Mutant("rows-twice", "lmgym/io", "if length is not None and length != self.length:",
            "if length is not None and length > self.length:",
            "metrics that no checkpoint knows of are kept, and written again",
-           ("tests/test_writing.py::test_lines_go_on_where_they_counted",)),
-    Mutant("checksum-unread", "agents/checkpoint.py",
+           ("tests/test_atomic_files.py::test_lines_go_on_where_they_counted",)),
+    Mutant("checksum-unread", "agents/runs",
            'if hashlib.sha256(raw).hexdigest() != body.get("tensors"):', "if False:",
            "a checkpoint's checksum is not looked at",
-           ("tests/test_writing.py::test_a_changed_checkpoint_is_refused_in_one_line",)),
-    Mutant("half-a-line", "lmgym/files.py", "os.ftruncate(self._file, self.length)", "pass",
+           ("tests/test_atomic_files.py::test_a_changed_checkpoint_is_refused_in_one_line",)),
+    Mutant("half-a-line", "lmgym/io", "os.ftruncate(self._file, self.length)", "pass",
            "half a line stays where a write failed",
-           ("tests/test_writing.py::test_a_line_that_failed_is_not_there",)),
+           ("tests/test_atomic_files.py::test_a_line_that_failed_is_not_there",)),
     Mutant("bad-step-taken", LEARNER, "self.optimizer.found_inf = bad.float()",
            "self.optimizer.found_inf = 0 * bad.float()",
            "a step is taken though its gradient is no number",
@@ -408,7 +408,7 @@ MUTANTS = (
     Mutant("memory-twice", LEARNER, "parameter.grad = None  # what the failed attempt has added up", "pass",
            "after memory ran out, part of the gradient counts twice",
            ("tests/test_survival.py::test_a_step_that_memory_does_not_hold_is_taken_in_smaller_passes",)),
-    Mutant("alarm-the-wrong-way", "agents/alarms.py", "if up_to - up_from <= rise or down_from - down_to <= fall:",
+    Mutant("alarm-the-wrong-way", "agents/pipeline", "if up_to - up_from <= rise or down_from - down_to <= fall:",
            "if up_to - up_from <= rise or down_to - down_from <= fall:",
            "over-optimisation is seen where score and gold rise together",
            ("tests/test_alarms.py",)),
@@ -431,30 +431,43 @@ def copy_of(source: Path) -> Iterator[Path]:
         yield copy
 
 
-def planted(mutant: Mutant, root: Path) -> tuple[str, int]:
-    """The file's source with the bug in it, and the number of the line, from 1.
+def file_of(mutant: Mutant, root: Path) -> Path:
+    """The file that holds the line of a planted bug.
 
     Raises:
-        ValueError: the line is not there, or not once, or the bug takes more than a line.
+        ValueError: no file holds it, or it occurs more than once.
     """
-    source = (root / mutant.file).read_text(encoding="utf-8")
-    count = source.count(mutant.old)
-    if count != 1:
+    place = root / mutant.file
+    files = [place] if place.is_file() else sorted(place.glob("*.py"))
+    counts = {path: path.read_text(encoding="utf-8").count(mutant.old) for path in files}
+    found = [path for path, count in counts.items() if count]
+    if sum(counts.values()) != 1:
         raise ValueError(
-            f"{mutant.name}: {mutant.old!r} occurs {count} times in {mutant.file}, and must once: the line was "
-            "changed, so say in tests/mutants.py where the bug is to be planted now"
+            f"{mutant.name}: {mutant.old!r} occurs {sum(counts.values())} times in {mutant.file}, and must occur once: "
+            "the line was changed, so say in tests/mutants.py where the bug is to be planted now"
         )
+    return found[0]
+
+
+def planted(mutant: Mutant, root: Path) -> tuple[Path, str, int]:
+    """The file, its source with the bug in it, and the number of the line, from 1.
+
+    Raises:
+        ValueError: the line is missing or ambiguous, or the bug takes more than a line.
+    """
+    path = file_of(mutant, root)
     if "\n" in mutant.old + mutant.new or mutant.old == mutant.new:
         raise ValueError(f"{mutant.name}: old and new must be two different parts of one line")
+    source = path.read_text(encoding="utf-8")
     changed = source.replace(mutant.old, mutant.new)
-    compile(changed, mutant.file, "exec")
-    return changed, source[: source.index(mutant.old)].count("\n") + 1
+    compile(changed, str(path), "exec")
+    return path, changed, source[: source.index(mutant.old)].count("\n") + 1
 
 
 def plant(mutant: Mutant, copy: Path) -> None:
     """Plants the bug in a copy."""
-    path = copy / mutant.file
-    path.write_text(planted(mutant, copy)[0], encoding="utf-8")
+    path, changed, _ = planted(mutant, copy)
+    path.write_text(changed, encoding="utf-8")
     # A compiled file is known by its second and its size, and both may be the old ones.
     for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
         compiled.unlink()
@@ -462,7 +475,7 @@ def plant(mutant: Mutant, copy: Path) -> None:
 
 def where(mutant: Mutant) -> str:
     """File and function of a planted bug."""
-    _, line = planted(mutant, ROOT)
+    path, _, line = planted(mutant, ROOT)
 
     def names(node: ast.AST) -> list[str]:
         for child in ast.iter_child_nodes(node):
@@ -470,7 +483,8 @@ def where(mutant: Mutant) -> str:
                 return [child.name, *names(child)]
         return []
 
-    return f"{mutant.file}: {'.'.join(names(ast.parse((ROOT / mutant.file).read_text(encoding='utf-8'))))}"
+    name = ".".join(names(ast.parse(path.read_text(encoding="utf-8"))))
+    return f"{path.relative_to(ROOT).as_posix()}: {name}"
 
 
 # Runs --------------------------------------------------------------------------------------------------------------

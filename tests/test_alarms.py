@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from agents.alarms import WINDOW, Alarms
-from agents.checkpoint import State
+from agents.pipeline.alarms import WINDOW, Alarms
+from agents.training import State
 
 SOUND = {
     "policy/ratio_deviation": 1e-6,

@@ -20,15 +20,16 @@ MAY_IMPORT = {
 
 # name of the contract -> a file of the repository and the line that breaks it
 VIOLATIONS = {
-    "lmgym never imports agents": ("lmgym/env.py", "import agents.functional"),
-    "Algorithms are independent": ("agents/sft.py", "import agents.ppo"),
-    "env and policy don't know each other": ("lmgym/policy.py", "import lmgym.env"),
-    "Tasks are plain Python": ("lmgym/tasks/base.py", "import lmgym.models"),
+    "lmgym never imports agents": ("lmgym/env/vector.py", "import agents.functional"),
+    "Layers of lmgym": ("lmgym/policy.py", "import lmgym.env"),
+    "The fused pass knows no model library": ("lmgym/fused/head.py", "import transformers"),
+    "Tasks, files and preferences are plain Python": ("lmgym/tasks/base.py", "import lmgym.models"),
+    "Layers of agents": ("agents/sft.py", "import agents.ppo"),
     "Only cli imports tyro": ("agents/ppo.py", "import tyro"),
-    "Only sb3 imports stable_baselines3": ("agents/ppo.py", "import stable_baselines3"),
+    "Only integrations import other RL libraries": ("agents/ppo.py", "import stable_baselines3"),
     "Only report imports matplotlib": ("agents/ppo.py", "import matplotlib.pyplot"),
-    "Only models and reward_model import peft": ("lmgym/env.py", "import peft"),
-    "Only models and reward_model import transformers": ("lmgym/env.py", "import transformers"),
+    "Only models, reward and tools import transformers": ("lmgym/env/vector.py", "import peft"),
+    "No import circle": ("lmgym/rollout/buffer.py", "import lmgym.rollout.cuda_graph"),
 }
 
 

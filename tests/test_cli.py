@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agents import cli
-from agents.profile import PHASES
+from agents.runs.profiling import PHASES
 
 # Whole pipelines, on machines that may be busy.
 pytestmark = pytest.mark.timeout(400)

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 import lmgym.preferences
-from agents import algorithms, cli, pipeline
+from agents import cli, pipeline
+from agents.pipeline import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "algorithms"
-NAMES = (*algorithms.BUILT_IN, "sft", "reward_model")
+NAMES = (*catalog.BUILT_IN, "sft", "reward_model")
 PAGES = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in NAMES}
 INDEX = (FOLDER / "README.md").read_text(encoding="utf-8")
 OPTIONS = {"sft": pipeline.SFTOptions, "reward_model": pipeline.RewardOptions}

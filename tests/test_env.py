@@ -101,7 +101,7 @@ def test_stepping_equals_bulk_equals_plain_python(
     env.reset(seed=0, options={"prompt": PROMPTS})
     for t in range(6):
         env.append(tokens[:, t])
-    bulk = env.settle(logp if kl == "sampled" else None)
+    bulk = env.pay_rewards(logp if kl == "sampled" else None)
     bulk_texts = [c.text for c in env.completions()]
 
     env.reset(seed=0, options={"prompt": PROMPTS})
@@ -160,7 +160,7 @@ def test_settle_finds_a_stop_string_that_a_later_end_hides(probe: LanguageModel)
     env.reset(seed=0)
     for column in ([A, B, A], [B, C, B], [C, A, C], [A, EOS, D], [A, A, A], [A, A, B]):
         env.append(torch.tensor(column))
-    outcome = env.settle()
+    outcome = env.pay_rewards()
     assert [(c.text, c.finish_reason, c.tokens) for c in env.completions()] == [
         ("a", "stop", 3), ("", "stop", 2), ("a", "stop", 3),
     ]  # fmt: skip
@@ -267,7 +267,7 @@ def test_the_reference_is_the_adapter_that_it_is_told_to_be(gpt2: LanguageModel)
         env.reset(options={"prompt": PROMPTS})
         for t in range(6):
             env.append(tokens[:, t])
-        return env.settle().reference_logp
+        return env.pay_rewards().reference_logp
 
     for found in (in_steps(), in_bulk()):
         torch.testing.assert_close(found, expected("old"), atol=1e-5, rtol=1e-5)
@@ -405,7 +405,7 @@ def test_steps_out_of_order_raise(probe: LanguageModel) -> None:
         env.step(torch.tensor([A, A]))
     env.reset(seed=0)
     with pytest.raises(ResetNeeded, match="until every row has ended"):
-        env.settle()
+        env.pay_rewards()
     env.step(torch.tensor([EOS, A]))
     with pytest.raises(ResetNeeded, match=r"rows \[0\] have ended"):
         env.step(torch.tensor([A, A]))
@@ -437,7 +437,7 @@ def test_sampled_kl_needs_a_log_probability(probe: LanguageModel) -> None:
     assert env.length.tolist() == [0]
     env.append(torch.tensor([EOS]))
     with pytest.raises(ValueError, match="needs the policy's log-probability"):
-        env.settle()
+        env.pay_rewards()
 
 
 @pytest.mark.parametrize(("estimator", "distance"), [("k2", "0.247"), ("k3", "0.755")])
@@ -509,7 +509,7 @@ def test_scores_must_be_one_for_each(probe: LanguageModel, wrong: Any, message: 
     env.reset(seed=0)
     env.append(torch.tensor([EOS, EOS]))
     with pytest.raises(ValueError, match=f"the score 'mine'.*{message}"):
-        env.settle()
+        env.pay_rewards()
 
 
 # Bound policies ----------------------------------------------------------------------------------------------------
@@ -589,7 +589,7 @@ def test_composed_scores_and_their_breakdown(probe: LanguageModel) -> None:
     env.reset(seed=0)
     for column in ([A, B], [B, EOS], [EOS, A]):
         env.append(torch.tensor(column))
-    outcome = env.settle()
+    outcome = env.pay_rewards()
     assert outcome.breakdown["length"].tolist() == [2, 1]
     assert outcome.breakdown["tokens"].tolist() == [3, 2]
     assert outcome.score.tolist() == [0.5, 0.0]
@@ -601,7 +601,7 @@ def test_every_path_of_a_small_tree_ends(probe: LanguageModel) -> None:
     for t, column in enumerate(torch.tensor(list(itertools.product(range(6), repeat=3))).T):
         env.append(column)
         assert env.any_running() == (t < 2)
-    assert env.settle().is_action.sum(1).tolist() == [
+    assert env.pay_rewards().is_action.sum(1).tolist() == [
         next((i + 1 for i, token in enumerate(path) if token == EOS), 3)
         for path in itertools.product(range(6), repeat=3)
     ]

@@ -5,18 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import as_on_an_accelerator, random_model
 from test_rollout import Waits
 from torch import Tensor, nn
 
 import lmgym
 from agents import grpo, ppo
 from agents.learner import Learner, LearnerConfig
-from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect, packed
+from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
-from lmgym.head import LARGE, draw_from
+from lmgym.fused import draw_from, onednn
+from lmgym.fused.head import LARGE
 from lmgym.models import buckets
-from lmgym.reward_model import RewardModel
+from lmgym.reward import RewardModel
 from lmgym.rollout import decode
 from lmgym.sampling import draw
 from lmgym.tasks.probe import Tree
@@ -69,7 +70,7 @@ def test_values_and_gradients_are_those_of_transformers(config: str, adapter: di
     lm = random_model(config, **FUSED[config])
     policy, env = made(lm, min_new_tokens=2, **adapter)
     assert lm.path("policy") == "fused"
-    sequences = replace(rollout(policy, env).sequences, bottom=None)
+    sequences = replace(rollout(policy, env).sequences, frozen_prefix=None)
     weights = torch.randn(3, *sequences.tokens.shape, generator=torch.Generator().manual_seed(0)) * sequences.is_action
 
     def found() -> tuple[Any, list[Tensor]]:
@@ -128,9 +129,9 @@ def test_all_weights_can_be_trained_through_it(config: str) -> None:
         torch.testing.assert_close(gradients[0][name], theirs, atol=1e-4, rtol=1e-4, msg=f"{name} differs")
 
 
-@pytest.mark.parametrize("small", [packed.SMALL, 0])
+@pytest.mark.parametrize("small", [onednn.SMALL, 0])
 def test_weights_that_change_are_read_anew(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "SMALL", small)
+    monkeypatch.setattr(onednn, "SMALL", small)
     lm = random_model("LlamaConfig")
     policy, env = made(lm)
     sequences = rollout(policy, env).sequences
@@ -159,7 +160,7 @@ def test_a_base_that_was_trained_is_read_anew(
     part: str, adapter: str | None, frozen_again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fused optimizer changes a weight without torch counting it."""
-    monkeypatch.setattr(packed, "SMALL", 0)
+    monkeypatch.setattr(onednn, "SMALL", 0)
     lm = random_model("LlamaConfig")
     _, env = made(lm, kl="none")
     policy = Policy(lm, adapter, critic="none")
@@ -224,7 +225,7 @@ def test_rows_that_leave_change_nothing(arguments: dict[str, Any], fast: bool, m
 def test_slots_that_are_filled_again_change_nothing(
     arguments: dict[str, Any], slots: int, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmgym.rollout.LOOK_EVERY", 3)
+    monkeypatch.setattr("lmgym.rollout.token_loop.LOOK_EVERY", 3)
     # As many positions as prompt and budget take: a row that went on too long would leave them.
     lm = random_model("GPT2Config", n_inner=64, max_position_embeddings=16)
     lm.fast = fast
@@ -329,7 +330,7 @@ def test_buckets_hold_every_row_once() -> None:
 def test_cached_layers_change_nothing(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA on the top layer: what the layer below made in the rollout serves the reference and all epochs."""
     kept = trained(config, layers=1)
-    monkeypatch.setattr("lmgym.trunk.Trunk.lowest", lambda *_: 0)
+    monkeypatch.setattr("lmgym.fused.forward.Trunk.lowest", lambda *_: 0)
     assert float((kept - trained(config, layers=1)).abs().max()) < 1e-6
 
 
@@ -339,15 +340,15 @@ def test_what_lies_below_the_adapter_is_kept_for_every_row(
 ) -> None:
     policy, env = made(random_model("LlamaConfig"), rows=32, layers=1)
     buffer = rollout(policy, env, **more)
-    assert buffer.bottom is not None
-    assert buffer.bottom.layer == 1
+    assert buffer.frozen_prefix is not None
+    assert buffer.frozen_prefix.layer == 1
     with torch.no_grad():
         found = policy.evaluate(buffer.sequences)
-        expected = policy.evaluate(replace(buffer.sequences, bottom=None))
+        expected = policy.evaluate(replace(buffer.sequences, frozen_prefix=None))
     torch.testing.assert_close(found.logp[buffer.is_action], expected.logp[buffer.is_action], atol=1e-5, rtol=0)
     other = Policy(random_model("LlamaConfig", initializer_range=0.1), None, critic="none")
     torch.testing.assert_close(
-        other.evaluate(buffer.sequences).logp, other.evaluate(replace(buffer.sequences, bottom=None)).logp
+        other.evaluate(buffer.sequences).logp, other.evaluate(replace(buffer.sequences, frozen_prefix=None)).logp
     )
 
 
@@ -357,8 +358,7 @@ def test_what_lies_below_the_adapter_is_kept_for_every_row(
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths are not looked at, as on a device that the host would have to wait for."""
-    for module in ("lmgym.models", "lmgym.trunk", "lmgym.rollout", "agents.learner"):
-        monkeypatch.setattr(f"{module}.free_to_look", lambda device: False)
+    as_on_an_accelerator(monkeypatch)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"layers": 1}, {"critic": "adapter", "on_limit": "truncate"}])
@@ -369,7 +369,7 @@ def test_lengths_need_not_be_looked_at(
     policy, env = made(random_model(config, **FUSED[config]), rows=32, **arguments)
     seen, found = rollout(policy, env), []
     for _ in range(2):
-        evaluation = policy.evaluate(replace(seen.sequences, bottom=None))
+        evaluation = policy.evaluate(replace(seen.sequences, frozen_prefix=None))
         found.append(torch.stack([torch.where(seen.is_action, x, 0.0) for x in evaluation]))
         request.getfixturevalue("unseen")
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
@@ -427,7 +427,7 @@ def test_a_value_network_is_read_after_the_rollout(on_limit: Any, tmp_path: Any)
     buffer = rollout(policy, env)
     with torch.no_grad():
         assert policy.network is not None
-        expected = policy.value_head(policy.network.hidden(replace(buffer.sequences, bottom=None)))[..., 0]
+        expected = policy.value_head(policy.network.hidden(replace(buffer.sequences, frozen_prefix=None)))[..., 0]
     torch.testing.assert_close(buffer.values, expected * buffer.is_action, atol=1e-5, rtol=0)
     assert bool(buffer.bootstrap.any()) == (on_limit == "truncate")
     if on_limit == "truncate":
@@ -443,7 +443,7 @@ def test_a_value_network_is_read_after_the_rollout(on_limit: Any, tmp_path: Any)
     policy.save(tmp_path / "policy")
     again = Policy.load(random_model("LlamaConfig"), tmp_path / "policy")
     assert again.critic == "network"
-    sequences = replace(buffer.sequences, bottom=None)
+    sequences = replace(buffer.sequences, frozen_prefix=None)
     ours, theirs = (p.evaluate(sequences).value[buffer.is_action] for p in (policy, again))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 

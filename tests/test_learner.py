@@ -10,8 +10,8 @@ from test_ppo import Run, make, perturb
 from torch import Tensor
 
 from agents import a2c, distill, dpo, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo
-from agents.checkpoint import State
 from agents.learner import Learner, LearnerConfig
+from agents.training import State
 from lmgym import Policy, Prompt, RolloutBuffer, Stream, collect
 from lmgym.exact import enumerate_tree
 from lmgym.models import Sequences
@@ -43,7 +43,7 @@ def first_gradient(module: ModuleType, run: Run, **config: Any) -> list[Tensor]:
         found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in run.learner.parameters])
         run.learner.optimizer.zero_grad()
 
-    run.learner.move = move
+    run.learner.optimizer_step = move
     train(module, run, updates=1, **config)
     return found[0]
 

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmgym
 from lmgym import LanguageModel, Policy
-from lmgym.decoding import Decoding, FusedDecoding
-from lmgym.models import CachedDecoding, Sequences, log_probs
+from lmgym.models import Decoding, FusedDecoding, Sequences
+from lmgym.models.transformers_decoding import CachedDecoding
+from lmgym.sampling import log_probs
 
 PAD, EOS, A, B, C, D = range(6)
 

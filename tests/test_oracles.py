@@ -20,8 +20,9 @@ from torch import Tensor
 from agents import dpo, grpo
 from agents import functional as F
 from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
-from lmgym.models import Sequences, log_probs
+from lmgym.models import Sequences
 from lmgym.preferences import Comparison
+from lmgym.sampling import log_probs
 from lmgym.tasks.probe import Tree
 
 

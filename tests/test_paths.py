@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.paths import confined
+from agents.runs.paths import confined
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import gymnasium as gym
 import pytest
 from gymnasium.envs import registration
 
-from agents import algorithms, cli
-from agents.run import Run
+from agents import cli
+from agents.pipeline import catalog
+from agents.runs import Run
 from lmgym import registry
 
 pytestmark = pytest.mark.timeout(300)
@@ -93,14 +94,14 @@ def test_train_takes_an_algorithm_of_your_own(package: Path, tmp_path: Path, how
 
 
 def test_entry_points_name_algorithms(package: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    points = [EntryPoint("theirs", "others.mine", algorithms.GROUP)]
-    monkeypatch.setattr(algorithms, "entry_points", lambda group: [p for p in points if p.group == group])
+    points = [EntryPoint("theirs", "others.mine", catalog.GROUP)]
+    monkeypatch.setattr(catalog, "entry_points", lambda group: [p for p in points if p.group == group])
     assert cli.main(["algorithms"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "My own: REINFORCE without a baseline." in lines["theirs"]
-    assert set(lines) == {*algorithms.BUILT_IN, "theirs"}
+    assert set(lines) == {*catalog.BUILT_IN, "theirs"}
     assert "2017" in lines["ppo"]
-    assert algorithms.find("theirs").DEFAULTS == {"rows": 4}
+    assert catalog.find("theirs").DEFAULTS == {"rows": 4}
 
 
 def test_entry_points_name_tasks(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

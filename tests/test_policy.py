@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from lmgym import LanguageModel, Policy
-from lmgym.decoding import Decoding
-from lmgym.models import CachedDecoding, Sequences, chosen_log_probs, log_probs
+from lmgym.models import Decoding, Sequences
+from lmgym.models.transformers_decoding import CachedDecoding
+from lmgym.sampling import chosen_log_probs, log_probs
 
 LARGEST = float(torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
 
@@ -20,7 +21,7 @@ def policy(probe: LanguageModel) -> Policy:
 def standing_at(logits: Tensor, policy: Policy) -> Decoding:
     hidden = torch.zeros(logits.shape[0], policy.lm.hidden_size)
     nothing = torch.zeros(logits.shape[0], 0, dtype=torch.long)
-    return CachedDecoding(hidden, policy.lm, None, logits, nothing, nothing.sum(1), None)
+    return CachedDecoding(hidden, lambda *_: None, logits, nothing, nothing.sum(1), None)
 
 
 def frequencies(policy: Policy, logits: Tensor, mask: Tensor, count: int = 200_000) -> Tensor:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import lmgym
 from agents import functional as F
-from agents import learner, ppo, reward_model, sft
+from agents import learner, ppo, reward_modelling, sft
 from agents.learner import Learner, LearnerConfig, Schedule
-from agents.metrics import Metrics
+from agents.training import Metrics
 from lmgym import LanguageModel, Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
 from lmgym.exact import enumerate_tree, policy_logp
@@ -139,7 +139,9 @@ def test_one_step_is_reinforce(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Tensor] = []
     adapted = run.policy.lm.adapter_parameters("policy")
     monkeypatch.setattr(
-        run.learner, "move", lambda *_: taken.append(torch.cat([torch.as_tensor(p.grad).flatten() for p in adapted]))
+        run.learner,
+        "optimizer_step",
+        lambda *_: taken.append(torch.cat([torch.as_tensor(p.grad).flatten() for p in adapted])),
     )
     train(run, updates=1, epochs=1, minibatch_rows=64, lam=1.0, value_coef=0.0, whiten_advantages=False)
 
@@ -210,7 +212,7 @@ def test_a_learning_rate_of_zero_changes_nothing() -> None:
     rows = train(run, updates=2, entropy_coef=0.1)
     assert all(row["optimizer/grad_norm"] > 0 for row in rows)
     assert all(torch.equal(p, before[name]) for name, p in run.policy.lm.model.named_parameters())
-    assert all(row["policy/old_kl_nats"] < 1e-6 and row["policy/clip_share"] == 0 for row in rows)
+    assert all(row["policy/approx_kl_nats"] < 1e-6 and row["policy/clip_fraction"] == 0 for row in rows)
 
 
 def test_training_moves_the_adapter_and_nothing_else() -> None:
@@ -306,7 +308,7 @@ def read_attributes(*modules: ModuleType) -> set[str]:
 
 @pytest.mark.parametrize(
     ("module", "config"),
-    [(ppo, ppo.Config), (sft, sft.Config), (reward_model, reward_model.Config), (learner, LearnerConfig)],
+    [(ppo, ppo.Config), (sft, sft.Config), (reward_modelling, reward_modelling.Config), (learner, LearnerConfig)],
 )
 def test_every_setting_is_read(module: ModuleType, config: Any) -> None:
     fields = {field.name for field in dataclasses.fields(config)}

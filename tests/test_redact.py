@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agents.redact import HIDDEN, redact, redact_all
+from lmgym.io.redact import HIDDEN, redact, redact_all
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEF"
 HEX = "0123456789abcdef0123456789abcdef01234567"

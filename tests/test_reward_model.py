@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import lmgym
-from agents import reward_model as training
+from agents import reward_modelling as training
 from agents.learner import Learner, LearnerConfig
 from lmgym import Completion, LanguageModel, Prompt, RewardModel, TokenVectorEnv
 from lmgym.preferences import Comparison
@@ -191,7 +191,7 @@ def test_a_foreign_tokenizer_scores_the_text_in_an_environment(probe: LanguageMo
     env.reset(options={"prompt": ["a", "cd", "b"]})
     for column in ([2, 3, 4], [1, 3, 4], [2, 1, 5]):
         env.append(torch.tensor(column))
-    scores = env.settle().score
+    scores = env.pay_rewards().score
     for row, text in enumerate(("aa", "cdbb", "bccd")):
         own = [{"d": 3, "c": 4, "b": 5, "a": 6}[letter] for letter in text]
         with torch.no_grad():

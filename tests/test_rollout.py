@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_gpt2, random_model
+from conftest import as_on_an_accelerator, random_gpt2, random_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
-from lmgym.rollout import CHECK_EVERY
+from lmgym.rollout.token_loop import CHECK_EVERY
 from lmgym.tasks.probe import Tree
 
 PAD, EOS = 0, 1
@@ -75,12 +75,11 @@ def test_the_loop_asks_the_device_once_in_eight_steps(
     arguments: dict[str, Any], architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = random_model("LlamaConfig") if architecture == "llama" else random_gpt2(positions=40)
-    for module in ("models", "trunk", "rollout"):  # as on an accelerator
-        monkeypatch.setattr(f"lmgym.{module}.free_to_look", lambda device: False)
+    as_on_an_accelerator(monkeypatch)
     # No row ends early: the loop runs through, and every question is asked.
     policy, env, buffer = make(lm, **({"max_new_tokens": 20, "min_new_tokens": 20} | arguments))
     waits = Waits()
-    start, settle = policy.start, env.settle
+    start, settle = policy.start, env.pay_rewards
 
     def begin(*given: Any) -> Any:
         decoding = start(*given)
@@ -92,7 +91,7 @@ def test_the_loop_asks_the_device_once_in_eight_steps(
         return settle(*given)
 
     monkeypatch.setattr(policy, "start", begin)
-    monkeypatch.setattr(env, "settle", end)
+    monkeypatch.setattr(env, "pay_rewards", end)
     with waits:
         collect(policy, env, buffer, Stream(0, 0))
     assert waits.found.total() <= 20 // CHECK_EVERY, waits.found

@@ -11,10 +11,9 @@ from torch import Tensor
 
 import lmgym
 from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
-from lmgym.models import log_probs
-from lmgym.sampling import draw, most_probable, pack_bits, packed_width, unpack_bits
+from lmgym.models import Example, collate, encode
+from lmgym.sampling import draw, log_probs, most_probable, pack_bits, packed_width, unpack_bits
 from lmgym.tasks.probe import Tree
-from lmgym.texts import Example, encode, pack
 
 # Which tokens are kept ---------------------------------------------------------------------------------------------
 
@@ -111,7 +110,7 @@ def test_a_rollout_is_replayed_exactly_even_after_the_policy_has_moved(settings:
     policy = truncated(env, **settings)
     buffer = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
     sequences, mask = buffer.sequences, buffer.is_action
-    assert sequences.kept is not None
+    assert sequences.sampling_mask is not None
 
     def ratio(of: Any) -> Tensor:
         return (policy.evaluate(of).logp.detach() - buffer.logp).exp()[mask]
@@ -121,14 +120,14 @@ def test_a_rollout_is_replayed_exactly_even_after_the_policy_has_moved(settings:
     again = policy.evaluate(sequences[half]).logp.detach()[mask[half]]
     torch.testing.assert_close(again, buffer.logp[half][mask[half]], atol=1e-5, rtol=0)
     # Scored over all of the vocabulary, it is the old bug: ratios that are not 1 (trl #6789).
-    whole = policy.truncated().evaluate(replace(sequences, kept=None)).logp.detach()
+    whole = policy.truncated().evaluate(replace(sequences, sampling_mask=None)).logp.detach()
     assert float(((whole - buffer.logp).exp()[mask] - 1).abs().mean()) > 0.05
     # And masked anew by a policy that has moved, other tokens are kept, and some that were taken are not.
     for parameter in policy.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     assert bool(torch.isfinite(ratio(sequences)).all())
     assert bool((ratio(sequences) > 0).all())
-    anew = policy.evaluate(replace(sequences, kept=None)).logp.detach()[mask]
+    anew = policy.evaluate(replace(sequences, sampling_mask=None)).logp.detach()[mask]
     assert bool((anew == -torch.inf).any())
 
 
@@ -137,9 +136,9 @@ def test_what_was_kept_is_what_the_probabilities_say(settings: dict[str, Any]) -
     env = world(min_new_tokens=1)
     policy = truncated(env, **settings)
     buffer = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
-    assert buffer.kept is not None
-    kept = unpack_bits(buffer.kept, env.model.vocabulary)[buffer.is_action]
-    whole = policy.truncated().log_probs(replace(buffer.sequences, kept=None)).detach()[buffer.is_action]
+    assert buffer.sampling_mask is not None
+    kept = unpack_bits(buffer.sampling_mask, env.model.vocabulary)[buffer.is_action]
+    whole = policy.truncated().log_probs(replace(buffer.sequences, sampling_mask=None)).detach()[buffer.is_action]
     for row, logp in zip(kept, whole, strict=True):
         assert (
             row.tolist()
@@ -168,7 +167,7 @@ def test_a_buffer_forgets_what_was_kept() -> None:
     collect(policy, env, buffer, Stream(0, 0))
     assert not buffer.logp.any(), "one token is left: log 1"
     collect(policy.truncated(), env, buffer, Stream(0, 1))
-    assert buffer.sequences.kept is None
+    assert buffer.sequences.sampling_mask is None
     assert bool((buffer.logp[buffer.is_action] < 0).all())
 
 
@@ -202,10 +201,10 @@ def test_the_judge_may_be_another_adapter() -> None:
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     judged = policy.truncated(top_p=0.7, by="judge")
     buffer = collect(judged, env, RolloutBuffer.like(env), Stream(0, 0))
-    assert buffer.kept is not None
-    kept = unpack_bits(buffer.kept, env.model.vocabulary)[buffer.is_action]
+    assert buffer.sampling_mask is not None
+    kept = unpack_bits(buffer.sampling_mask, env.model.vocabulary)[buffer.is_action]
     judge, own = Policy(env.model, "judge", critic="none"), policy.truncated()
-    plain, taken = replace(buffer.sequences, kept=None), buffer.is_action
+    plain, taken = replace(buffer.sequences, sampling_mask=None), buffer.is_action
     assert torch.equal(kept, most_probable(judge.log_probs(plain).detach()[taken], 0, 0.7))
     assert not torch.equal(kept, most_probable(own.log_probs(plain).detach()[taken], 0, 0.7))
     torch.testing.assert_close(judged.evaluate(buffer.sequences).logp.detach(), buffer.logp, atol=1e-5, rtol=0)
@@ -222,6 +221,6 @@ def test_truncations_that_make_no_sense_are_refused(probe: LanguageModel) -> Non
 def test_texts_that_others_wrote_are_scored_by_the_whole_policy(probe: LanguageModel) -> None:
     probe.add_adapter("policy")
     policy = Policy(probe, critic="none", top_k=1)
-    texts = pack(probe, [encode(probe, Example("a", "bcd")), encode(probe, Example("b", "d"))])
+    texts = collate(probe, [encode(probe, Example("a", "bcd")), encode(probe, Example("b", "d"))])
     assert bool((policy.evaluate(texts.sequences).logp == -torch.inf).any())
     assert bool(torch.isfinite(policy.truncated().evaluate(texts.sequences).logp).all())

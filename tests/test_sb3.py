@@ -2,7 +2,7 @@
 
 The oracle of `SB3VecEnv` is SB3's DummyVecEnv over scalar environments; that of PPO with `SampledKL` is `lmgym.exact`.
 
-Bugs that are easily made, and the test that was seen to fail when each was planted in a copy of agents/sb3.py:
+Bugs that are easily made, and the test that was seen to fail when each was planted in agents/integrations/sb3:
 
     planted                                       fails
     infos of the next text where a row ended      test_it_equals_sb3s_own_vec_env_of_scalar_environments
@@ -44,9 +44,18 @@ from test_ppo import remember_texts
 from torch import nn
 
 import lmgym
-from agents import ppo, sb3
+from agents import ppo
+from agents.integrations.sb3 import (
+    LMPolicy,
+    LMQPolicy,
+    MaskableLMPolicy,
+    SampledKL,
+    SB3VecEnv,
+    policies,
+    policy_kwargs,
+    token_env,
+)
 from agents.learner import Learner, LearnerConfig
-from agents.sb3 import LMPolicy, LMQPolicy, MaskableLMPolicy, SampledKL, SB3VecEnv, policy_kwargs, token_env
 from lmgym import LanguageModel, Policy, Prompt, RolloutBuffer, Stream, TokenEnv, TokenVectorEnv, collect
 from lmgym.exact import enumerate_tree, policy_logp
 from lmgym.tasks.probe import Bandit, Tree
@@ -450,7 +459,7 @@ def test_policies_that_do_not_fit_are_refused() -> None:
 def test_without_sb3_contrib_all_else_works(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "sb3_contrib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    spec = importlib.util.spec_from_file_location("sb3_without_contrib", sb3.__file__)
+    spec = importlib.util.spec_from_file_location("sb3_without_contrib", policies.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -458,7 +467,7 @@ def test_without_sb3_contrib_all_else_works(monkeypatch: pytest.MonkeyPatch) -> 
     spec.loader.exec_module(module)
     made = make(2)
     kwargs = module.policy_kwargs(made.policy, made.env.env)
-    PPO(module.LMPolicy, module.SB3VecEnv(made.env.env), n_steps=2, batch_size=4, policy_kwargs=kwargs, device="cpu")
+    PPO(module.LMPolicy, SB3VecEnv(made.env.env), n_steps=2, batch_size=4, policy_kwargs=kwargs, device="cpu")
     with pytest.raises(ImportError, match=r"lmgym\[sb3-contrib\]"):
         module.MaskableLMPolicy(made.env.observation_space, made.env.action_space, lambda _: 0.0, **kwargs)
 

@@ -8,7 +8,7 @@ import torch
 from agents import sft
 from agents.learner import Learner, LearnerConfig
 from lmgym import LanguageModel
-from lmgym.texts import Example, encode
+from lmgym.models import Example, encode
 
 PAD, EOS, A, B, C, D = range(6)
 

@@ -13,9 +13,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 
 import lmgym
 from lmgym import LanguageModel, RewardModel, TokenVectorEnv
-from lmgym.models import token_ids
+from lmgym.models import Example, encode, token_ids
 from lmgym.tasks import PromptList
-from lmgym.texts import Example, encode
 
 NAMES = (
     "<eos>", "<pad>", "<s>", "</s>", "<unk>", "<|endoftext|>", "<|pad|>", "<|im_end|>", "<|eot_id|>", "[PAD]", "[SEP]",

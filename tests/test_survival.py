@@ -10,21 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import as_on_an_accelerator
 from test_rollout import Waits
 
 import lmgym
-from agents import cli, grpo, ppo, randomness, sft
-from agents.checkpoint import read_state, write_state
-from agents.guards import BadStep
+from agents import cli, grpo, ppo, sft
 from agents.learner import Learner, LearnerConfig
-from agents.parts import RunningScale
-from agents.pipeline import _Controller
-from agents.repeat import compare
-from agents.run import Run
+from agents.pipeline.best import ControllerState
+from agents.runs import Run, randomness, read_state, write_state
+from agents.runs.compare import compare
+from agents.training import BadStep, RunningScale
 from lmgym import LanguageModel
+from lmgym.models import Example
 from lmgym.reward import AdaptiveKL, Score
 from lmgym.tasks import Sort
-from lmgym.texts import Example
 
 pytestmark = pytest.mark.timeout(400)  # whole pipelines, on machines that may be busy
 
@@ -340,7 +339,7 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
 def test_a_folder_that_vanishes_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("agents.run._tensorboard", lambda *_: None)
+    monkeypatch.setattr("agents.runs.folder._tensorboard", lambda *_: None)
     at(monkeypatch, "ppo", 1, lambda run: shutil.rmtree(run.folder))
     assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
@@ -439,7 +438,7 @@ def test_a_learner_goes_on_in_another_process_as_it_were(ema: float) -> None:
 def test_names_that_a_checkpoint_has_other_uses_for_are_refused(name: str) -> None:
     _, _, learner = world()
     with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
-        learner.keep(name, RunningScale())
+        learner.register(name, RunningScale())
 
 
 def test_a_state_of_another_learner_is_refused_and_changes_nothing() -> None:
@@ -464,7 +463,7 @@ def test_a_state_of_another_learner_is_refused_and_changes_nothing() -> None:
 def test_a_controller_of_kl_goes_on_where_it_was() -> None:
     one, other = AdaptiveKL(0.2, 6.0, 100.0), AdaptiveKL(0.2, 6.0, 100.0)
     one.update(12.0, 64)
-    _Controller(other).restore(_Controller(one).state())
+    ControllerState(other).restore(ControllerState(one).state())
     assert other == one != AdaptiveKL(0.2, 6.0, 100.0)
 
 
@@ -527,9 +526,9 @@ def test_bad_steps_are_skipped_and_counted() -> None:
 
 def test_on_a_gpu_nobody_waits_and_the_update_ends_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator: the step itself looks at nothing, and what it refused is found at the end of the update."""
-    monkeypatch.setattr("agents.learner.free_to_look", lambda device: False)
+    as_on_an_accelerator(monkeypatch)
     policy, env, learner = world()
-    move, waits = learner.move, Waits()
+    move, waits = learner.optimizer_step, Waits()
 
     def watched(examine: Any = None) -> None:
         waits.on = True
@@ -537,7 +536,7 @@ def test_on_a_gpu_nobody_waits_and_the_update_ends_with_the_error(monkeypatch: p
             move(examine)
         waits.on = False
 
-    monkeypatch.setattr(learner, "move", watched)
+    monkeypatch.setattr(learner, "optimizer_step", watched)
     updates = ppo.train(policy, env, learner, ppo.Config(updates=3))
     next(updates)
     assert not waits.found
@@ -757,7 +756,7 @@ def test_global_generators_go_on_too(tmp_path: Path) -> None:
 
 
 def test_the_best_update_is_kept(tmp_path: Path) -> None:
-    from agents.pipeline import Best
+    from agents.pipeline.best import Best
 
     parameter = torch.zeros(3)
     best = Best("score/mean", [parameter])
@@ -787,7 +786,7 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(30, "Read-only file system")
         return open_file(path, flags, *more)
 
-    monkeypatch.setattr("lmgym.files.os.open", refuse)
+    monkeypatch.setattr("lmgym.io.atomic.os.open", refuse)
 
 
 def test_a_read_only_disk_is_named_before_anything_is_trained(

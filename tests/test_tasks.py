@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from lmgym.jsonl import read_jsonl
+from lmgym.io import read_jsonl
 from lmgym.tasks import (
     Arithmetic,
     Bandit,
@@ -52,7 +52,7 @@ def length_score(prompts: Sequence[Prompt], completions: Sequence[Completion]) -
 
 
 def test_tasks_import_no_torch():
-    code = "import sys, lmgym.tasks, lmgym.jsonl; assert 'torch' not in sys.modules"
+    code = "import sys, lmgym.tasks, lmgym.io; assert 'torch' not in sys.modules"
     package_only = (
         "import sys, types; p = types.ModuleType('lmgym'); p.__path__ = ['lmgym']; sys.modules['lmgym'] = p; "
     )

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import lmgym
 from lmgym import Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
-from lmgym.models import Sequences, log_probs
+from lmgym.models import Sequences
 from lmgym.policy import Action, Evaluation, TokenPolicy
-from lmgym.sampling import draw
+from lmgym.sampling import draw, log_probs
 from lmgym.tasks.probe import Tree as TreeTask
 from lmgym.testing import TablePolicy, check_algorithm, check_policy
 
@@ -31,7 +31,7 @@ def world(rows: int = 64, **arguments: Any) -> TokenVectorEnv:
 class Recurrent(nn.Module):
     """A policy that is no transformer and knows nothing of lmgym's models: a GRU over the tokens."""
 
-    keeps = False
+    truncates = False
     critic = "head"
 
     def __init__(self, vocabulary: int, temperature: float = 1.0, size: int = 8):

@@ -1,7 +1,7 @@
 """Stable-Baselines3's PPO on the token environment as `gymnasium.make` gives it: scalar environments, one by one.
 
 SB3 knows steps and no sequences: its policy reads the whole text again for every token, in the rollout and in every
-epoch. The policy is `agents.sb3.LMPolicy`, the same adapter and value head on the same model, which goes through
+epoch. The policy is `LMPolicy` of agents.integrations.sb3, the same adapter and value head on the same model, through
 transformers' own forward pass here, as that of a user of SB3 would; the environment is as fast as it is.
 
 An iteration takes a minute and more, and its time is that of its texts; so a share of the texts is written, each to the
@@ -14,10 +14,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import lmgym
-from agents.sb3 import LMPolicy, policy_kwargs
+from agents.integrations.sb3 import LMPolicy, policy_kwargs
 from benchmarks.ours import FOREVER, Prompts, build
 from benchmarks.worker import BETA, LR, Turn
-from lmgym.reward_model import RewardModel
+from lmgym.reward import RewardModel
 
 SHARE = 4
 """One completion of so many is written and learned from."""

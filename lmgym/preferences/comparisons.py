@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lmgym import files
-from lmgym.jsonl import read_numbered
+from lmgym.io import atomic, read_numbered
 
 
 @dataclass(frozen=True)
@@ -59,4 +58,4 @@ def write_comparisons(path: str | os.PathLike[str], comparisons: Iterable[Compar
         else:
             row["ranking"] = list(comparison.ranked)
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-    files.write(path, "".join(rows))
+    atomic.write(path, "".join(rows))

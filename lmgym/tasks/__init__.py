@@ -2,8 +2,8 @@
 
 from lmgym.tasks.arithmetic import Arithmetic
 from lmgym.tasks.base import Completion, FinishReason, Prompt, ScoreFunction, Split, Task, sample_in_split, split_of
-from lmgym.tasks.files import PromptList
 from lmgym.tasks.probe import Bandit, Tree
+from lmgym.tasks.prompt_list import PromptList
 from lmgym.tasks.reverse import Reverse
 from lmgym.tasks.rule import RuleTask
 from lmgym.tasks.sentiment import Sentiment

@@ -6,17 +6,17 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lmgym.testing.tasks import check_task
+from lmgym.testing.task_checks import check_task
 
 if TYPE_CHECKING:
-    from lmgym.testing.algorithms import Check, check_algorithm
-    from lmgym.testing.policies import TablePolicy, check_policy
+    from lmgym.testing.algorithm_checks import Check, check_algorithm
+    from lmgym.testing.policy_checks import TablePolicy, check_policy
 
 _LAZY = {
-    "Check": "lmgym.testing.algorithms",
-    "check_algorithm": "lmgym.testing.algorithms",
-    "TablePolicy": "lmgym.testing.policies",
-    "check_policy": "lmgym.testing.policies",
+    "Check": "lmgym.testing.algorithm_checks",
+    "check_algorithm": "lmgym.testing.algorithm_checks",
+    "TablePolicy": "lmgym.testing.policy_checks",
+    "check_policy": "lmgym.testing.policy_checks",
 }
 
 __all__ = ["Check", "TablePolicy", "check_algorithm", "check_policy", "check_task"]

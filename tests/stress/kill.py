@@ -22,9 +22,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 import torch
 
 from agents import cli
-from agents.checkpoint import read_state
-from agents.repeat import results
-from agents.run import Run
+from agents.runs import Run, read_state
+from agents.runs.compare import results
 
 PIPELINE = [
     "train", "Sentiment", "--max-new-tokens=32", "--test-prompts=4", "--samples=1", "--checkpoint-seconds=0",

@@ -180,7 +180,7 @@ def one_call(rng: np.random.Generator, env: TokenVectorEnv, model: Model) -> str
         assert [c.tokens for c in env.completions()] == [len(row.tokens) for row in model.rows]
         assert [c.text for c in env.completions()] == [row.text for row in model.rows]
         if env.running():
-            refused(env, env.settle, "settle() too early")
+            refused(env, env.pay_rewards, "pay_rewards() too early")
         return "look"
     tokens = [int(token) for token in rng.integers(1, 6, size=2)]
     actions: Any = [tokens, np.array(tokens), torch.tensor(tokens), np.array(tokens, np.uint8)][rng.integers(4)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import agents.run
+import agents.runs
 from agents import cli
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(300)]
@@ -58,7 +58,7 @@ def test_command_lines_of_anything(
     monkeypatch.chdir(tmp_path)
     for name in ("_setting", "_load", "_policy", "_teacher"):
         monkeypatch.setattr(cli, name, stop)
-    monkeypatch.setattr(agents.run, "Run", stop)
+    monkeypatch.setattr(agents.runs, "Run", stop)
     before = list(sys.path)
     ends: dict[str, int] = {}
     for number in range(COUNTS[command]):

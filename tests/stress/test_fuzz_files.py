@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import agents.report
-from lmgym.jsonl import read_jsonl
+from agents.report import read
+from lmgym.io import read_jsonl
+from lmgym.models import read_settings, read_weights
 from lmgym.preferences import read_comparisons
 from lmgym.tasks import PromptList
-from lmgym.weights import read_settings, read_weights
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(300)]
 
@@ -110,11 +110,11 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[Any, bytes], bool]]] =
     ),
     "settings": (read_settings, lambda value, data: value == json.loads(data)),
     "metrics": (
-        lambda path: agents.report._read_rows(path, agents.report._check_metrics),
+        lambda path: read.read_rows(path, read.check_metrics),
         lambda rows, data: len(rows) == len(lines_of(data)),
     ),
     "samples": (
-        lambda path: agents.report._read_rows(path, agents.report._check_sample),
+        lambda path: read.read_rows(path, read.check_sample),
         lambda rows, data: len(rows) == len(lines_of(data)),
     ),
 }

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import lmgym
 from lmgym import LanguageModel, RewardModel
-from lmgym.plain import printable, quoted
-from lmgym.texts import Example, encode
+from lmgym.io import printable, quoted
+from lmgym.models import Example, encode
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(300)]
 

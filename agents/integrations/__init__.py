@@ -1,0 +1,1 @@
+"""Other RL libraries on the token environments."""

@@ -1,0 +1,71 @@
+"""A language model behind a handle, so that Stable-Baselines3 does not take it for one of its modules."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lmgym.models import Sequences
+from lmgym.policy import Policy
+
+if TYPE_CHECKING:
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+else:
+    try:
+        from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+    except ImportError:  # an extra: all but MaskableLMPolicy works without it
+        MaskableActorCriticPolicy = None
+
+Observation = Any
+"""A dict of `input_ids` and `attention_mask`, [B, L], left-padded. Any, because SB3 declares a single tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class LMHandle:
+    """How a policy reaches SB3: by reference. It is never copied, pickled, or registered as a module.
+
+    Attributes:
+        policy: language model, adapter, temperature and critic.
+        action_mask: [T, V] True where the environment allows a token at that step.
+    """
+
+    policy: Policy
+    action_mask: Bool[Tensor, "T V"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LMHandle":
+        return self
+
+    def __reduce__(self) -> Any:
+        # SB3 pickles policy_kwargs into its file. What is in the file is the parameters; the handle is made anew.
+        return _no_handle, ()
+
+    def read(self, observation: Observation, adapter: str | None) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B D"]]:
+        """Logits of the next token and the last hidden state, differentiable, of texts that end at the right edge."""
+        ids, mask = observation["input_ids"].long(), observation["attention_mask"].bool()
+        width = max(1, int(mask.sum(1).max()))  # the columns left of it are padding in every row
+        ids, mask = ids[:, -width:], mask[:, -width:]
+        after = ids.new_zeros(len(ids), 1)  # the token to choose, which nobody reads
+        logits, hidden = self.policy.lm.evaluate(Sequences(ids, mask, after, after == 0, self.action_mask[:1]), adapter)
+        return logits[:, 0], hidden[:, 0]
+
+    def constant_mask(self) -> Bool[Tensor, " V"]:
+        """What is allowed at every step.
+
+        Raises:
+            ValueError: it differs between steps.
+        """
+        if bool((self.action_mask != self.action_mask[0]).any()):
+            raise ValueError(
+                "the environment allows different tokens at different steps (min_new_tokens), and an observation does "
+                "not say which step it is: use MaskablePPO with MaskableLMPolicy, which is given the masks (and give "
+                "them to predict(observation, action_masks=...)), or make the environment with min_new_tokens=0"
+            )
+        return self.action_mask[0]
+
+
+def _no_handle() -> NoReturn:
+    raise ValueError(
+        "this file holds an adapter and a critic, not the language model that they belong to: make the algorithm as "
+        "before, with policy_kwargs(policy, env), and read the file with model.set_parameters(path)"
+    )

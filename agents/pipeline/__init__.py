@@ -1,0 +1,31 @@
+"""The whole job: fine-tuning, preferences, reward model, RL, evaluation on held-out prompts."""
+
+from agents.pipeline.build import rehearse
+from agents.pipeline.options import Algorithm, Options, PreferenceOptions, RewardOptions, RLOptions, Setting, SFTOptions
+from agents.pipeline.stages import (
+    fine_tune,
+    gather_preferences,
+    learn_reward,
+    run_all,
+    split_comparisons,
+    train_policy,
+    train_reward_model,
+)
+
+__all__ = [
+    "Algorithm",
+    "Options",
+    "PreferenceOptions",
+    "RLOptions",
+    "RewardOptions",
+    "SFTOptions",
+    "Setting",
+    "fine_tune",
+    "gather_preferences",
+    "learn_reward",
+    "rehearse",
+    "run_all",
+    "split_comparisons",
+    "train_policy",
+    "train_reward_model",
+]

@@ -1,0 +1,101 @@
+"""Reward modelling: Bradley-Terry maximum likelihood of comparisons (Stiennon et al. 2020; Ouyang et al. 2022).
+
+All completions of one prompt stand in one minibatch, and each is read once for all the pairs that it is in.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents import functional as F
+from agents.learner import STEP_METRICS, Learner
+from lmgym.preferences import Comparison
+from lmgym.reward import RewardModel
+
+
+@dataclass(frozen=True)
+class Config:
+    """Reward modelling's own settings."""
+
+    epochs: int = 1
+    """Passes over the comparisons."""
+    minibatch_prompts: int = 16
+    """Comparisons (prompts) per optimizer step."""
+
+
+METRICS = {
+    "loss/train": "−log σ(score of the better − score of the worse), mean over prompts of the minibatch",
+    "accuracy/train": "share of pairs that are ordered as labelled, before the step",
+    "accuracy/test": "the same on held-out comparisons",
+    "calibration/ece": "expected calibration error of σ(score difference) on held-out comparisons, 10 bins",
+} | STEP_METRICS
+
+
+def scores_of(model: RewardModel, comparisons: Sequence[Comparison]) -> list[Tensor]:
+    """The scores of each comparison's completions, [K] each, from one differentiable pass."""
+    texts = [c.prompt + text for c in comparisons for text in c.ranked]
+    scores = model.read(texts, [True] * len(texts), rows=16)
+    return list(scores.split([len(c.ranked) for c in comparisons]))
+
+
+def margins_of(scores: Sequence[Tensor]) -> Tensor:
+    """Score differences, better minus worse as labelled, of all pairs of all rankings."""
+    return torch.cat([(s[:, None] - s[None])[tuple(torch.triu_indices(len(s), len(s), 1))] for s in scores])
+
+
+@torch.no_grad()
+def evaluate(model: RewardModel, comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """Accuracy and calibration on comparisons that were not trained on."""
+    parts = [scores_of(model, comparisons[start : start + 32]) for start in range(0, len(comparisons), 32)]
+    margins = margins_of([scores for part in parts for scores in part])
+    # Each pair is read in both directions: a pair has no natural order, and "the better first" always happened.
+    both = torch.cat([margins, -margins])
+    outcome = torch.cat([torch.ones_like(margins), torch.zeros_like(margins)]).bool()
+    return {
+        "accuracy/test": float((margins > 0).float().mean()),
+        "calibration/ece": float(F.expected_calibration_error(both.sigmoid(), outcome)),
+    }
+
+
+def train(
+    model: RewardModel,
+    comparisons: Sequence[Comparison],
+    held_out: Sequence[Comparison],
+    learner: Learner,
+    config: Config,
+) -> Iterator[dict[str, float]]:
+    """Trains on the comparisons; yields `METRICS` after each step, those of held-out comparisons in the last."""
+    if not comparisons:
+        raise ValueError("there are no comparisons to train a reward model on")
+    steps = config.epochs * -(-len(comparisons) // config.minibatch_prompts)
+    for step, batch in learner.shuffled_minibatches(len(comparisons), config.minibatch_prompts, config.epochs):
+        learner.schedule(step / steps)
+        minibatch = [comparisons[i] for i in batch.tolist()]
+
+        def share(part: Sequence[Comparison], prompts: int = len(minibatch)) -> Tensor:
+            scores = scores_of(model, part)
+            loss = torch.stack([F.ranking_loss(s) for s in scores])
+            learner.metrics.add("loss/train", loss)
+            learner.metrics.add("accuracy/train", (margins_of(scores) > 0).float())
+            return loss.sum() / prompts
+
+        learner.minimise(minibatch, share)
+        yield learner.drain() | (evaluate(model, held_out) if held_out and step + 1 == steps else {})
+
+
+@torch.no_grad()
+def normalise(model: RewardModel, texts: Sequence[str], finished: Sequence[bool] | None = None) -> None:
+    """Gain and shift, so that these texts (samples of the starting policy) have mean 0 and standard deviation 1.
+
+    Ziegler et al. 2019, section 2.1. The gain goes into the head's weights; the shift is kept beside the model.
+
+    Raises:
+        ValueError: all scores are equal.
+    """
+    spread = float(model.score_texts(texts, finished).std())
+    if not spread > 0:
+        raise ValueError(f"the reward model gives all {len(texts)} texts the same score: it has learned nothing")
+    model.scale(1 / spread)
+    model.shift = float(model.score_texts(texts, finished).mean())

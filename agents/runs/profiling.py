@@ -1,0 +1,57 @@
+"""Where the time of one update goes: a table of its phases and operations, and a trace to look at."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from agents.runs.folder import Run
+from lmgym.io import atomic
+
+PHASES = ("decode", "reference", "score", "forward", "backward", "step")
+"""What `lmgym` and `agents` mark with `torch.profiler.record_function("lmgym/…")`."""
+
+
+def profiled(rows: Iterator[Mapping[str, float]], run: Run, update: int = 1) -> Iterator[Mapping[str, float]]:
+    """Passes an algorithm's updates on, and profiles one of them; by default the second, since the first warms up.
+
+    Writes `profile.txt` (phases, then operations) and `profile.json`, a trace for chrome://tracing or Perfetto, into
+    the run's folder, and shows the phases.
+    """
+    for number in range(update):
+        row = next(rows, None)
+        if row is None:
+            run.say(f"nothing was profiled: there were only {number} updates, and number {update + 1} was to be")
+            return
+        yield row
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities) as found:
+        row = next(rows, None)
+    if row is None:
+        run.say(f"nothing was profiled: there were only {update} updates, and number {update + 1} was to be")
+        return
+    with atomic.written_aside(run.path("profile.json")) as aside:
+        found.export_chrome_trace(str(aside))
+    events = found.key_averages()
+    seconds = {name: sum(e.cpu_time_total for e in events if e.key == f"lmgym/{name}") / 1e6 for name in PHASES}
+    total = _seconds(found)
+    lines = [f"{name:12} {spent:9.4f} s {spent / total:6.1%}" for name, spent in seconds.items()]
+    lines.append(f"{'other':12} {total - sum(seconds.values()):9.4f} s {1 - sum(seconds.values()) / total:6.1%}")
+    operations = events.table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60)
+    atomic.write(run.path("profile.txt"), "\n".join([*lines, "", operations]))
+    table = Table(f"update {update + 1}", "seconds", "share")
+    for line in lines:
+        name, spent, _, share = line.split()
+        table.add_row(name, spent, share)
+    run.console.print(table)
+    run.say(f"profile: {run.path('profile.txt')} and {run.path('profile.json')} (the profiler itself takes time too)")
+    yield row
+    yield from rows
+
+
+def _seconds(found: Any) -> float:
+    """From the first event to the last."""
+    events = found.events()
+    return (max(e.time_range.end for e in events) - min(e.time_range.start for e in events)) / 1e6

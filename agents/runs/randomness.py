@@ -1,0 +1,43 @@
+"""The generators that belong to nobody: seeded when a run begins, and kept in its checkpoints."""
+
+import random
+
+import numpy as np
+import torch
+
+from agents.training import State
+
+NUMPY_WORDS = 624
+"""The size of its state."""
+
+
+class GlobalGenerators:
+    """The global generators of Python, NumPy and torch, which lmgym leaves alone and somebody's score may use."""
+
+    def state(self) -> State:
+        kind, words, gauss = random.getstate()
+        name, keys, at, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+        tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
+        tensors["python"] = torch.tensor(words, dtype=torch.int64)
+        devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        tensors |= {f"cuda/{i}": state for i, state in enumerate(devices)}
+        return State({"python": [kind, gauss], "numpy": [str(name), at, has_gauss, cached]}, tensors)
+
+    def restore(self, state: State) -> None:
+        tensors, (kind, gauss) = state.tensors, state.data["python"]
+        random.setstate((kind, tuple(tensors["python"].tolist()), gauss))
+        name, *rest = state.data["numpy"]
+        if not 0 <= rest[0] <= NUMPY_WORDS:  # NumPy does not look, and would read whatever is in memory there
+            raise ValueError(f"the checkpoint's place in NumPy's generator is {rest[0]!r}: 0 to {NUMPY_WORDS} can be")
+        np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        torch.set_rng_state(tensors["torch"])
+        devices = [tensors[name] for name in sorted(tensors) if name.startswith("cuda/")]
+        if devices and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(devices)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the global generators, for scores and tasks of one's own that use them; lmgym itself does not."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)

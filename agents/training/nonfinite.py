@@ -1,0 +1,168 @@
+"""Numbers that are no numbers: what is said when a step would have ruined the parameters, and when memory runs out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.training.batch import Batch, Loss
+from agents.training.stateful import State
+from lmgym.policy import Evaluation, Policy, TokenPolicy
+
+OnBadStep = Literal["stop", "skip"]
+SHOWN = 3
+"""Rows that a message shows; the others are counted."""
+SMALL = 16_000_000
+"""Parameters up to which a reproduction holds them."""
+
+
+class BadStep(ArithmeticError):
+    """An optimizer step that was not taken, because its gradient is not finite.
+
+    Attributes:
+        reproduction: the rows and, where they are few, the parameters, with which it happens again.
+    """
+
+    def __init__(self, message: str, reproduction: State):
+        super().__init__(message)
+        self.reproduction = reproduction
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a number is none.
+
+    Attributes:
+        row: in the minibatch.
+        what: the quantity.
+        text: what the row says.
+    """
+
+    row: int
+    what: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.what}. Its text: {self.text}"
+
+
+Examine = Callable[[], tuple[list[Finding], State]]
+"""Finds out what is wrong with a minibatch whose gradient is not finite."""
+
+
+def bad_step(when: str, examine: Examine | None, parameters: Sequence[nn.Parameter]) -> BadStep:
+    """The error for a step that was refused.
+
+    Args:
+        when: in words.
+        examine: looks at its minibatch, row by row; None where its rows are not known.
+        parameters: what would have been moved.
+    """
+    ruined = [i for i, p in enumerate(parameters) if not bool(p.isfinite().all())]
+    findings: list[Finding] = []
+    state, otherwise = State(), "Which row is to blame is not known here."
+    if examine is not None:
+        with torch.enable_grad():
+            findings, state = examine()
+        otherwise = "Each row alone gives a finite one: the sum of them does not."
+    rows = "; ".join(str(finding) for finding in findings[:SHOWN])
+    more = f" (and {len(findings) - SHOWN} rows more)" if len(findings) > SHOWN else ""
+    why = f"{len(ruined)} of the parameters themselves are not finite. " if ruined else ""
+    tensors = dict(state.tensors)
+    if sum(p.numel() for p in parameters) <= SMALL:
+        tensors |= {f"parameter/{i:04}": p.detach().clone() for i, p in enumerate(parameters)}
+    return BadStep(
+        f"{when}: the gradient is not finite, and the step was not taken. {why}{rows + more if rows else otherwise}",
+        State(state.data | {"when": when, "findings": [str(f) for f in findings]}, tensors),
+    )
+
+
+def examine_batch(policy: TokenPolicy, batch: Batch, loss: Loss, weights: Tensor) -> tuple[list[Finding], State]:
+    """Looks at a minibatch of a rollout: first at what the rollout left, then at each row's own pass and gradient."""
+    found: dict[int, str] = {}
+    names = ("rewards", "reference_logp", "logp", "values", "advantages", "returns")
+    for name in names:
+        column = getattr(batch, name)
+        for row in range(len(batch.mask)):
+            bad = batch.mask[row] & ~column[row].isfinite()
+            if bool(bad.any()):
+                step = int(bad.nonzero()[0, 0])
+                found[row] = f"{_WORDS[name]} is {column[row, step].item()} at token {step}"
+        if found:  # what comes later is made of this, and of all rows together where advantages are whitened
+            break
+    for row in range(len(batch.mask)) if not found else ():
+        why = _examine_row(policy, batch[torch.tensor([row], device=batch.mask.device)], loss, weights[row : row + 1])
+        if why:
+            found[row] = why
+    findings = [Finding(row, why, _text(policy, batch, row)) for row, why in found.items()]
+    rows = torch.tensor(list(found)[:8], dtype=torch.long, device=batch.mask.device)
+    sequences = batch.sequences[rows]
+    tensors = {name: getattr(batch, name)[rows] for name in ("mask", *names)} | {
+        name: getattr(sequences, name) for name in ("prompt_ids", "prompt_mask", "tokens")
+    }
+    return findings, State({"rows": rows.tolist()}, tensors)
+
+
+_WORDS = {
+    "rewards": "the reward",
+    "reference_logp": "the reference's log-probability",
+    "logp": "the log-probability with which a token was drawn",
+    "values": "the critic's value",
+    "advantages": "the advantage",
+    "returns": "the return",
+}
+
+
+def _examine_row(policy: TokenPolicy, row: Batch, loss: Loss, weights: Tensor) -> str:
+    new = Evaluation(*(torch.where(row.mask, part, 0.0) for part in policy.evaluate(row.sequences)))
+    for name, column in zip(("log-probability", "value", "entropy"), new, strict=True):
+        bad = row.mask & ~column.isfinite()
+        if bool(bad.any()):
+            return f"the policy's {name} is {column[bad][0].item()} at token {int(bad.nonzero()[0, 1])}"
+    value = loss(new, row)
+    bad = row.mask & ~value.isfinite()
+    if bool(bad.any()):
+        return f"the loss is {value[bad][0].item()} at token {int(bad.nonzero()[0, 1])}"
+    return _gradient(policy.parameters(), (weights * torch.where(row.mask, value, 0.0)).sum())
+
+
+def _gradient(parameters: Sequence[nn.Parameter], loss: Tensor) -> str:
+    """What is wrong with the gradient of a loss; "" if nothing is."""
+    if not bool(loss.isfinite()):
+        return f"the loss is {loss.item()}"
+    parts = torch.autograd.grad(loss, [p for p in parameters if p.requires_grad], allow_unused=True)
+    return "" if all(bool(p.isfinite().all()) for p in parts if p is not None) else "the gradient is not finite"
+
+
+def examine_items(
+    parameters: Sequence[nn.Parameter],
+    items: Any,
+    share: Callable[[Any], Tensor],
+    describe: Callable[[Any], str],
+) -> tuple[list[Finding], State]:
+    """Looks at a minibatch of texts or comparisons, one by one."""
+    findings = []
+    for row in range(len(items)):
+        why = _gradient(parameters, share(items[row : row + 1]))
+        if why:
+            findings.append(Finding(row, why, describe(items[row])[:2000]))
+    return findings, State({"rows": [f.row for f in findings], "items": [f.text for f in findings]})
+
+
+def _text(policy: TokenPolicy, batch: Batch, row: int) -> str:
+    sequences = batch.sequences
+    prompt = sequences.prompt_ids[row][sequences.prompt_mask[row]].tolist()
+    tokens = sequences.tokens[row][batch.mask[row]].tolist()
+    if not isinstance(policy, Policy):
+        return f"tokens {prompt} | {tokens}"
+    return f"{policy.lm.decode(prompt)!r} | {policy.lm.decode_completion(prompt, tokens)!r}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the host or on a GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

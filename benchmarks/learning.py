@@ -1,0 +1,289 @@
+"""The family on one task, from one start: exact answers on held-out sums against processor time.
+
+    python -m benchmarks.learning              # run all, three seeds each, then draw
+    python -m benchmarks.learning --only ppo   # run some, keep the rest
+    python -m benchmarks.learning --draw       # draw what was measured
+
+Every run trains a LoRA adapter of rank 16 on the built-in model, on lmgym/Arithmetic-v0, on one thread. The clock is
+the processor time of training alone. Results are kept in benchmarks/learning.jsonl; curves and table go to
+docs/algorithms.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import lmgym
+from agents import a2c, best_of_n, distill, dpo, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo, sft
+from agents.learner import Learner, LearnerConfig
+from agents.pipeline import catalog
+from agents.runs.machine import hardware, revision
+from lmgym.models import Example
+from lmgym.policy import Critic
+from lmgym.preferences import SimulatedAnnotator, ask
+from lmgym.tasks import Arithmetic
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGES = ROOT / "benchmarks" / "algorithms.jsonl", ROOT / "docs" / "algorithms"
+ROWS, SECONDS, GOAL, SEEDS = 128, 180.0, 0.8, (0, 1, 2)
+BUDGETS: dict[str, Any] = {"max_prompt_tokens": 12, "max_new_tokens": 8}
+TASK = Arithmetic()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How an algorithm runs here.
+
+    Attributes:
+        module: the algorithm.
+        config: its settings.
+        lr: peak learning rate, which falls to 0 in a straight line.
+        critic: the policy's.
+        beta: β, in score per nat.
+        extras: makes what `train` wants beyond the four arguments of all.
+        note: what a reader must know beside the figures.
+    """
+
+    module: Any
+    config: Any
+    lr: float = 2e-3
+    critic: Critic = "none"
+    beta: float = 0.01
+    extras: Callable[[lmgym.LanguageModel, int], dict[str, Any]] = lambda lm, seed: {}
+    note: str = ""
+
+
+def comparisons(lm: lmgym.LanguageModel, seed: int) -> dict[str, Any]:
+    """Rankings of four of the starting model's answers to each of 2,000 sums, by an annotator who does not err."""
+    policy = lmgym.Policy(lm, None, critic="none")
+    env = lmgym.TokenVectorEnv(400, task=TASK, model=lm, kl="none", **BUDGETS)
+    buffer, rng, found = lmgym.RolloutBuffer.like(env), np.random.default_rng(seed), []
+    for update in range(20):
+        lmgym.collect(policy, env, buffer, lmgym.Stream(seed, update, samples=4))
+        answers = env.completions()
+        groups = [answers[i : i + 4] for i in range(0, len(answers), 4)]
+        found += ask(TASK, env.prompts[::4], groups, SimulatedAnnotator(0.0, 1e6), rng, skip_ties=True)
+    return {"comparisons": found}
+
+
+def teacher(lm: lmgym.LanguageModel, seed: int) -> dict[str, Any]:
+    """What PPO makes of the same start in 150 updates; its time is not counted."""
+    setting = SETTINGS["ppo"]
+    master, env, learner = world(setting, seed)
+    for _ in ppo.train(master, env, learner, replace(setting.config, updates=150)):
+        pass
+    return {"teacher": master}
+
+
+SETTINGS = {
+    "reinforce": Setting(reinforce, reinforce.Config(updates=400), lr=5e-3),
+    "rloo": Setting(rloo, rloo.Config(updates=600, group=8), lr=5e-3),
+    "a2c": Setting(a2c, a2c.Config(updates=400), lr=5e-3, critic="head"),
+    "ppo": Setting(ppo, ppo.Config(updates=350, minibatch_rows=32), critic="head"),
+    "grpo": Setting(grpo, grpo.Config(updates=450, minibatch_rows=32), lr=3e-3),
+    "nlpo": Setting(nlpo, nlpo.Config(updates=200, minibatch_rows=32), critic="head"),
+    "expert_iteration": Setting(expert_iteration, expert_iteration.Config(updates=250, keep=2, threshold=1.0)),
+    "online_dpo": Setting(online_dpo, online_dpo.Config(updates=250), beta=0.1),
+    "dpo": Setting(dpo, dpo.Config(epochs=2, minibatch_pairs=32), lr=2e-4, beta=0.1, extras=comparisons),
+    "distill": Setting(
+        distill, distill.Config(updates=150, minibatch_rows=64), extras=teacher, note="from PPO's policy"
+    ),
+    "best_of_n": Setting(best_of_n, best_of_n.Config(updates=8), note="trains nothing: the best of 16 answers"),
+    "sft": Setting(sft, sft.Config(epochs=1), note="8,000 demonstrations, of which half are wrong"),
+}
+
+
+def world(setting: Setting, seed: int) -> tuple[lmgym.Policy, lmgym.TokenVectorEnv, Learner]:
+    """A fresh policy, its environment and a learner."""
+    lm = lmgym.load("tiny")
+    lm.add_adapter("policy", rank=16, alpha=32, seed=seed)
+    policy = lmgym.Policy(lm, critic=setting.critic, seed=seed)
+    kl: Any = getattr(setting.config, "env_kl", "sampled")
+    env = lmgym.TokenVectorEnv(ROWS, task=TASK, model=lm, kl=kl, beta=setting.beta, **BUDGETS)
+    return policy, env, Learner(policy.parameters(), LearnerConfig(lr=setting.lr), seed)
+
+
+def measure(policy: lmgym.Policy, test: lmgym.TokenVectorEnv) -> tuple[float, float]:
+    """Share of exact answers to held-out sums, and KL to the start in nats per answer."""
+    buffer = lmgym.collect(policy.truncated(), test, lmgym.RolloutBuffer.like(test), lmgym.Stream(99, 0))
+    return float((buffer.score == 1).float().mean()), float((buffer.logp - buffer.reference_logp).sum(1).mean())
+
+
+def run(name: str, seed: int, code: str, points: int = 12) -> dict[str, Any]:
+    """One curve: [processor seconds, exact share, KL] now and then, until the algorithm ends or its time is up."""
+    setting = SETTINGS[name]
+    policy, env, learner = world(setting, seed)
+    test = lmgym.TokenVectorEnv(1024, task=TASK, model=policy.lm, split="test", kl="none", **BUDGETS)
+    extras = setting.extras(policy.lm, seed)
+    curve = [[0.0, *measure(policy, test)]]
+    clock, next_point = 0.0, SECONDS / points
+    updates = steps(setting, policy, env, learner, extras)
+    last: dict[str, float] = {}
+    while clock < SECONDS:
+        began = time.process_time()
+        row = next(updates, None)
+        clock += time.process_time() - began
+        if row is None:
+            break
+        last = row
+        if clock >= next_point:
+            curve.append([clock, *measure(policy, test)])
+            next_point += SECONDS / points
+    exact, kl = measure(policy, test)
+    if name == "best_of_n":
+        exact, kl = best_of(policy, test, setting.config.group), last[f"best_of/{setting.config.group}/kl_nats"]
+    curve.append([clock, exact, kl])
+    curve = [[round(x, 4) for x in point] for point in curve]
+    print(f"{name} seed {seed}: exact {curve[0][1]:.3f} -> {exact:.3f}, KL {kl:.2f} nats, {clock:.0f} s", flush=True)
+    return {
+        "algorithm": name, "seed": seed, "curve": curve, "config": repr(setting.config), "lr": setting.lr,
+        "beta": setting.beta, "rows": ROWS, "hardware": hardware(), "torch": torch.__version__, "revision": code,
+    }  # fmt: skip
+
+
+def steps(
+    setting: Setting, policy: lmgym.Policy, env: lmgym.TokenVectorEnv, learner: Learner, extras: dict[str, Any]
+) -> Iterator[dict[str, float]]:
+    """The algorithm's updates; fine-tuning, which has no environment, gets as many demonstrations."""
+    if setting.module is not sft:
+        yield from setting.module.train(policy, env, learner, setting.config, **extras)
+        return
+    rng = np.random.default_rng(learner.seed)
+    prompts = [TASK.sample(rng) for _ in range(8000)]
+    examples = [Example(prompt.text, TASK.demonstrate(prompt, rng)) for prompt in prompts]
+    yield from sft.train(policy.lm, examples, [], learner, setting.config, policy.adapter)
+
+
+def best_of(policy: lmgym.Policy, test: lmgym.TokenVectorEnv, n: int) -> float:
+    """Share of held-out sums of which one of n answers is exact, which is the one that best of n keeps."""
+    buffer = lmgym.collect(policy, test, lmgym.RolloutBuffer.like(test), lmgym.Stream(99, 0, samples=n))
+    return float((buffer.score.view(-1, n).amax(1) == 1).float().mean())
+
+
+# Pictures and table ------------------------------------------------------------------------------------------------
+
+
+def read() -> dict[str, list[dict[str, Any]]]:
+    """What was measured, by algorithm."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in map(json.loads, lines):
+        found.setdefault(row["algorithm"], []).append(row)
+    return {name: sorted(found[name], key=lambda row: row["seed"]) for name in SETTINGS if name in found}
+
+
+def seconds_to(curve: list[list[float]], goal: float) -> float | None:
+    """Processor seconds after which the exact share first reaches a goal."""
+    return next((point[0] for point in curve if point[1] >= goal), None)
+
+
+def summary(rows: list[dict[str, Any]]) -> tuple[str, str, str, str]:
+    """Exact share before and after, seconds to the goal, KL: a mean and the single seeds."""
+    ends = [row["curve"][-1] for row in rows]
+    reached = [seconds_to(row["curve"], GOAL) for row in rows]
+    shares = ", ".join(f"{end[1]:.2f}" for end in ends)
+    times = ", ".join("-" if t is None else f"{t:.0f}" for t in reached)
+    start = np.mean([row["curve"][0][1] for row in rows])
+    kl = ", ".join(f"{end[2]:.1f}" for end in ends)
+    return f"{start:.2f} → {np.mean([end[1] for end in ends]):.2f}", shares, times, kl
+
+
+def changed(config: Any) -> str:
+    """The settings that are not an algorithm's defaults."""
+    default = type(config)()
+    pairs = [(f.name, getattr(config, f.name)) for f in fields(config)]
+    return ", ".join(f"{name}={value}" for name, value in pairs if value != getattr(default, name)) or "defaults"
+
+
+def draw() -> None:
+    """Writes a picture for each algorithm, with its neighbours in grey, and the table."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "lmgym"  # the same figures give the same file
+    import matplotlib.pyplot as plt
+
+    found = read()
+    (PAGES / "curves").mkdir(parents=True, exist_ok=True)
+    for name in found:
+        figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+        for other, rows in found.items():
+            own = other == name
+            for i, row in enumerate(rows):
+                x, y, _ = zip(*row["curve"], strict=True)
+                label = (name if own else "the others") if i == 0 and (own or other == next(iter(found))) else None
+                if other == name == "best_of_n":
+                    axes.axhline(y[-1], color="C0", label=label)
+                elif other != "best_of_n":
+                    colour, width = ("C0", 1.6) if own else ("0.82", 0.8)
+                    axes.plot(x, y, color=colour, linewidth=width, zorder=3 if own else 1, label=label)
+        axes.axhline(GOAL, color="0.4", linewidth=0.8, linestyle=":")
+        axes.set(
+            xlabel="processor seconds of training", ylabel="exact answers, held out", ylim=(0, 1), xlim=(0, SECONDS)
+        )
+        axes.legend(loc="lower right", frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(PAGES / "curves" / f"{name}.svg", metadata={"Date": None, "Creator": None})
+        plt.close(figure)
+        page = PAGES / f"{name}.md"
+        if page.is_file():
+            change, shares, times, kl = summary(found[name])
+            note = f" ({SETTINGS[name].note})" if SETTINGS[name].note else ""
+            write_between(
+                page,
+                "measured",
+                f"Measured on Arithmetic{note}: exact answers {change} (each seed: {shares}), processor seconds to "
+                f"{GOAL}: {times}; KL {kl} nats an answer. [All figures](README.md#measured).",
+            )
+    table = [
+        f"| algorithm | exact answers | seeds 0, 1, 2 | seconds to {GOAL} | KL, nats | settings |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, rows in found.items():
+        own = rows[0]
+        settings = f"`{changed(SETTINGS[name].config)}`, lr {own['lr']:g}, β {own['beta']:g}"
+        table.append(f"| [{name}]({name}.md) | {' | '.join(summary(rows))} | {SETTINGS[name].note or settings} |")
+    machines = sorted({f"{row['hardware']}, torch {row['torch']}" for rows in found.values() for row in rows})
+    revisions = sorted({row["revision"] for rows in found.values() for row in rows})
+    table.append("")
+    table.append(
+        f"`python -m benchmarks.learning`, {ROWS} completions a rollout, 1,024 held-out sums, at most {SECONDS:.0f} "
+        f"processor seconds a run; {'; '.join(machines)}; revision {', '.join(revisions)}."
+    )
+    write_between(PAGES / "README.md", "table", "\n".join(table))
+
+
+def write_between(page: Path, name: str, body: str) -> None:
+    """Puts a text between the two markers of a page, which stand on lines of their own."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name}:begin -->")
+    _, _, after = rest.partition(f"<!-- {name}:end -->")
+    page.write_text(f"{before}<!-- {name}:begin -->\n\n{body}\n\n<!-- {name}:end -->{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Runs what is asked for, one curve after another, and draws."""
+    parser = argparse.ArgumentParser(description="The family on one task.")
+    parser.add_argument("--only", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS), help="algorithms")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="seeds")
+    parser.add_argument("--draw", action="store_true", help="run nothing")
+    wanted = parser.parse_args()
+    torch.set_num_threads(1)
+    assert set(catalog.BUILT_IN) <= set(SETTINGS), "an algorithm without a setting here"
+    code = revision()  # before the results change the tree
+    for name in () if wanted.draw else wanted.only:
+        for seed in wanted.seeds:
+            fresh = run(name, seed, code)
+            kept = [r for rows in read().values() for r in rows if (r["algorithm"], r["seed"]) != (name, seed)]
+            RESULTS.write_text("".join(json.dumps(r) + "\n" for r in [*kept, fresh]), encoding="utf-8")
+    draw()
+
+
+if __name__ == "__main__":
+    main()

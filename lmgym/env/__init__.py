@@ -1,0 +1,10 @@
+"""Token generation as a Gymnasium environment: `TokenVectorEnv`, batched in torch, and `TokenEnv`, its one-row view."""
+
+from lmgym.env.actions import TokenAction
+from lmgym.env.arguments import OnLimit
+from lmgym.env.outcome import Finish, Outcome
+from lmgym.env.scalar import TokenEnv
+from lmgym.env.scorer_cache import TokenScorer
+from lmgym.env.vector import TokenVectorEnv
+
+__all__ = ["Finish", "OnLimit", "Outcome", "TokenAction", "TokenEnv", "TokenScorer", "TokenVectorEnv"]

@@ -1,0 +1,244 @@
+"""From the trunk's hidden states to tokens: log-probabilities of chosen ones, and drawing new ones.
+
+A table of logits for every token of a rollout is the largest thing that an update could hold: 64 rows of 48 tokens over
+a vocabulary of 32,000 take 400 MB, and autograd would keep several. Here logits exist for a chunk of tokens at a time,
+and the gradient of a log-probability with respect to its hidden state is formed while they do.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torch.nn import functional as nnf
+
+from lmgym.fused.onednn import PackedLinear
+from lmgym.sampling import search, unpack_bits
+
+CHUNK_LOGITS = 1 << 21
+"""How many logits exist at a time."""
+BLOCK = 128
+"""Tokens that sampling from a large vocabulary takes together at first."""
+LARGE = 12 * BLOCK
+"""Tokens from which on a vocabulary is large: below, what blocks add takes longer than what they spare."""
+
+
+class Head(NamedTuple):
+    """The last projection, and the temperature that divides what it gives.
+
+    Attributes:
+        weight: [V, D].
+        bias: [V] or None.
+        temperature: of sampling and scoring.
+        packed: the same weight for a CPU's products, where that pays.
+    """
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
+    temperature: float
+    packed: PackedLinear | None = None
+
+    def logits(
+        self,
+        hidden: Float[Tensor, "N D"],
+        added: Float[Tensor, " V"] | None = None,
+        room: "Room | None" = None,
+    ) -> Float[Tensor, "N V"]:
+        """Logits over the temperature in float32, a tensor to write into.
+
+        Args:
+            hidden: the trunk's last hidden states.
+            added: a number for each token.
+            room: memory to write to, where it is used again; on a CPU, half of the time would go into asking for it.
+        """
+        bias = self.bias
+        if self.temperature != 1:
+            hidden = hidden / self.temperature
+            bias = None if bias is None else bias / self.temperature
+        if added is not None:
+            bias = added if bias is None else bias + added
+        shape = (len(hidden), len(self.weight))
+        if self.packed is not None:
+            out = self.packed._replace(bias=bias)(hidden)
+        elif room is None:
+            out = nnf.linear(hidden, self.weight, bias)
+        else:
+            out = room.take("logits", shape, hidden.dtype, hidden.device)
+            if bias is None:
+                torch.mm(hidden, self.weight.T, out=out)
+            else:
+                torch.addmm(bias, hidden, self.weight.T, out=out)
+        if out.dtype == torch.float32 or room is None:
+            return out.float()
+        return room.take("float logits", shape, torch.float32, hidden.device).copy_(out)
+
+
+class Room:
+    """Memory that is used again in every step of a rollout."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor that the next call with the same name hands out again."""
+        held = self._held.get(name)
+        if held is None or held.shape != shape or held.dtype != dtype or held.device != device:
+            held = self._held[name] = torch.empty(shape, dtype=dtype, device=device)
+        return held
+
+
+class TokenMask(NamedTuple):
+    """[T, V] of allowed tokens, taken apart into what the projection's bias can say and the few columns that vary.
+
+    Attributes:
+        added: [V] 0, or a number so low that the token has no probability: forbidden at every step.
+        columns: [K] the tokens that are allowed at some steps only.
+        forbidden: [T, K] at which steps these are not.
+    """
+
+    added: Float[Tensor, " V"]
+    columns: Int[Tensor, " K"]
+    forbidden: Bool[Tensor, "T K"]
+
+    @classmethod
+    def of(cls, allowed: Bool[Tensor, "T V"], dtype: torch.dtype) -> "TokenMask":
+        """Waits for the device, to learn how many columns vary; keep it."""
+        never = ~allowed.any(0)
+        columns = (~allowed.all(0) & ~never).nonzero()[:, 0]
+        added = torch.zeros(len(never), dtype=dtype, device=allowed.device).masked_fill_(never, lowest(dtype))
+        return cls(added, columns, ~allowed[:, columns])
+
+
+def lowest(dtype: torch.dtype) -> float:
+    """What stands for −∞ where 0 · −∞ must be 0."""
+    return torch.finfo(dtype).min / 4
+
+
+class _Steps(NamedTuple):
+    """The masks of N = B · T tokens, row after row."""
+
+    mask: TokenMask
+    sampling_mask: UInt8[Tensor, "N W"] | None
+
+    def logits(self, head: Head, hidden: Tensor, part: slice) -> Tensor:
+        logits = head.logits(hidden[part], self.mask.added)
+        low = lowest(head.weight.dtype)
+        if len(self.mask.columns):
+            steps = len(self.mask.forbidden)
+            at = torch.arange(part.start, part.start + len(logits), device=logits.device) % steps
+            few = logits[:, self.mask.columns].masked_fill(self.mask.forbidden[at], low)
+            logits[:, self.mask.columns] = few
+        if self.sampling_mask is not None:
+            logits.masked_fill_(~unpack_bits(self.sampling_mask[part], logits.shape[1]), low)
+        return logits
+
+
+class _Chosen(torch.autograd.Function):
+    """Log-probabilities of chosen tokens, and entropies, from hidden states.
+
+    d log p(a)/dh = (W_a − Σ_v p_v W_v) / temperature is formed in the forward pass, from the same logits. The entropy's
+    gradient is rarely asked for, and then its logits are computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, token: Tensor, head: Head, steps: _Steps, entropies: bool
+    ) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[0]
+        logp = torch.empty(len(hidden), device=hidden.device)
+        entropy = torch.zeros_like(logp)
+        slope = torch.empty_like(hidden) if wanted else None
+        for part in _parts(len(hidden), len(head.weight)):
+            logits = steps.logits(head, hidden, part)
+            logits.sub_(logits.amax(-1, keepdim=True))
+            chosen = logits.gather(1, token[part, None])
+            weights = logits.exp()
+            total = weights.sum(-1, keepdim=True)
+            found = (chosen - total.log())[:, 0]
+            logp[part] = found.masked_fill_(chosen[:, 0] < lowest(head.weight.dtype) / 2, -torch.inf)
+            if entropies:
+                entropy[part] = (total.log() - logits.mul_(weights).sum(-1, keepdim=True) / total)[:, 0]
+            if slope is not None:
+                mean = (weights.to(head.weight.dtype) @ head.weight).div_(total)
+                slope[part] = nnf.embedding(token[part], head.weight).sub_(mean).div_(head.temperature)
+        ctx.head, ctx.steps = head, steps
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(slope, hidden, entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        slope, hidden, entropy = ctx.saved_tensors
+        of_logp, of_entropy = grads
+        total = None if of_logp is None else slope * of_logp[:, None].to(slope.dtype)
+        if of_entropy is not None:
+            # dH/dlogit_v = −p_v (log p_v + H)
+            by_entropy = torch.empty_like(hidden)
+            for part in _parts(len(hidden), len(ctx.head.weight)):
+                logp = ctx.steps.logits(ctx.head, hidden, part).log_softmax(-1)
+                down = logp.exp().mul_(logp.add_(entropy[part, None])).mul_(-of_entropy[part, None])
+                by_entropy[part] = (down.to(hidden.dtype) @ ctx.head.weight).div_(ctx.head.temperature)
+            total = by_entropy if total is None else total + by_entropy
+        return total, None, None, None, None
+
+
+def _parts(tokens: int, vocabulary: int) -> list[slice]:
+    size = max(32, CHUNK_LOGITS // vocabulary)
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+
+
+def chosen_log_probs_of(
+    hidden: Float[Tensor, "B T D"],
+    token: Int[Tensor, "B T"],
+    head: Head,
+    mask: TokenMask,
+    sampling_mask: UInt8[Tensor, "B T W"] | None = None,
+    entropies: bool = True,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Log-probabilities of chosen tokens in nats, float32, and the entropies of what they were drawn from.
+
+    Both can be differentiated with respect to the hidden states; the head is taken to be frozen.
+
+    Args:
+        hidden: the states that the tokens were chosen from.
+        token: the tokens.
+        head: the last projection.
+        mask: the tokens that were allowed.
+        sampling_mask: the tokens that truncated sampling kept, as bits.
+        entropies: whether to compute them; zeros otherwise.
+
+    Returns:
+        −∞ for tokens that were not allowed.
+    """
+    steps = _Steps(mask, None if sampling_mask is None else sampling_mask.flatten(0, 1))
+    found = _Chosen.apply(hidden.flatten(0, 1), token.flatten(), head, steps, entropies)
+    logp, entropy = found  # pyright: ignore[reportGeneralTypeIssues]
+    return logp.view(token.shape), entropy.view(token.shape)
+
+
+def draw_from(
+    logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
+    """Tokens by inverse CDF as `lmgym.sampling.draw` gives them, and their log-probabilities; overwrites the logits.
+
+    Over a large vocabulary it looks for the block of tokens first and then inside it, which spares summing up all of it
+    token by token.
+    """
+    weights = torch.softmax(logits, -1, out=logits)
+    vocabulary = weights.shape[1]
+    if vocabulary < LARGE:
+        token, total = search(weights.cumsum(-1), uniform[:, None])
+    else:
+        whole = vocabulary // BLOCK
+        sums = weights[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).sum(-1)
+        if whole * BLOCK < vocabulary:
+            sums = torch.cat([sums, weights[:, whole * BLOCK :].sum(-1, keepdim=True)], 1)
+        upto = sums.cumsum(-1)
+        block, total = search(upto, uniform[:, None])
+        before = (upto - sums).gather(1, block)
+        inside = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+        part = weights.gather(1, inside.clamp(max=vocabulary - 1)).masked_fill_(inside >= vocabulary, 0.0)
+        within = part.cumsum(-1)
+        rest = ((uniform[:, None] * total - before) / within[:, -1:]).clamp_(0, 1)
+        token = block * BLOCK + search(within, rest)[0]
+    return token[:, 0], (weights.gather(1, token) / total).log_()[:, 0]

@@ -1,0 +1,7 @@
+"""Files: written whole or not at all, JSON Lines, and text that is safe to show in a terminal."""
+
+from lmgym.io import atomic
+from lmgym.io.display import printable, quoted
+from lmgym.io.jsonl import parse_json, read_jsonl, read_lines, read_numbered
+
+__all__ = ["atomic", "parse_json", "printable", "quoted", "read_jsonl", "read_lines", "read_numbered"]

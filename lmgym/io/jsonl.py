@@ -1,0 +1,131 @@
+"""A strict reader of JSON Lines files: every complaint names the file, the line and what to do."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lmgym.io.display import quoted
+
+DEEPEST = 100
+"""Levels of nesting that a row may have: no data of ours need more, and what is read must not exhaust the stack."""
+
+
+def read_jsonl(path: str | os.PathLike[str], required: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of `read_numbered`, without their line numbers."""
+    return [row for _, row in read_numbered(path, required)]
+
+
+def read_numbered(path: str | os.PathLike[str], required: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
+    """Reads a file with one JSON object a line, each with its line number; empty lines are skipped.
+
+    Args:
+        path: the file, in UTF-8.
+        required: fields that each row must have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not UTF-8, not JSON, not an object or lacks a field, or there is no row at all.
+    """
+    rows = []
+    for number, line in read_lines(path):
+        where = f"{os.fspath(path)}, line {number}"
+        try:
+            row = parse_json(line, strict=True)
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON ({error}); write one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise ValueError(f'{where}: not an object but {type(row).__name__}; write one like {{"prompt": "..."}}')
+        missing = [field for field in required if field not in row]
+        if missing:
+            raise ValueError(f"{where}: lacks the field {missing[0]!r}; it has {quoted(sorted(row))}. Add or rename it")
+        rows.append((number, row))
+    if not rows:
+        raise ValueError(f"{os.fspath(path)}: no rows; write one JSON object a line")
+    return rows
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, each with its number, counted from 1.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not UTF-8.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file; check the path (working folder: {Path.cwd()})")
+    lines = []
+    # Split bytes at \n alone: str.splitlines would also break at characters that JSON strings may hold.
+    for number, raw in enumerate(file.read_bytes().split(b"\n"), start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{os.fspath(path)}, line {number}: not UTF-8 ({error.reason}); save it as UTF-8"
+            ) from error
+        if line:
+            lines.append((number, line))
+    return lines
+
+
+def parse_json(text: str, strict: bool = False) -> Any:
+    """Reads a JSON text that somebody else wrote.
+
+    Args:
+        text: the JSON text.
+        strict: refuse what JSON has no number for, fields that are given twice, of which one would be lost, and halves
+            of characters, which no UTF-8 file can hold.
+
+    Raises:
+        ValueError: it is no JSON, is nested deeper than `DEEPEST`, or breaks a strict rule.
+    """
+    try:
+        if not strict:
+            value = json.loads(text)
+        else:
+            hooks: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _finite}
+            value = json.loads(text, object_pairs_hook=_once, **hooks)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {DEEPEST} levels") from error
+    if max(text.count("["), text.count("{")) > DEEPEST // 2:
+        _check_depth(value)
+    # JSON writes a half as an escape; what came as UTF-8 holds none.
+    if strict and re.search(r"\\u[dD][89a-fA-F]", text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a text holds half a character, a lone surrogate such as \\ud800") from error
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level = [v for values in inner for v in values]
+    if level:
+        raise ValueError(f"nested deeper than {DEEPEST} levels")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:30]} is beyond the floating-point numbers")
+    return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {quoted(twice)} is given twice")
+    return found

@@ -1,0 +1,92 @@
+"""Loading a language model: by name, by path, or one of the built-in models."""
+
+from importlib.resources import as_file, files
+
+import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
+
+from lmgym.models.language_model import LanguageModel
+from lmgym.models.model_files import DTYPES, read_model
+
+
+def load(
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    pad_token: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Loads a causal language model and its tokenizer.
+
+    Args:
+        name: "tiny" (ships with the package), "probe" (a random 6-token model for exact tests), a local folder, or a
+            name on the Hugging Face hub.
+        device: where it lives.
+        dtype: of the weights. Log-probabilities are float32 in any case.
+        pad_token: overrides the tokenizer's padding token, and is added to the vocabulary if it is new.
+        trust_remote_code: runs code that comes with the model.
+
+    Raises:
+        ValueError: there is no such model, or its tokenizer has no usable padding token.
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is unknown: choose from {', '.join(DTYPES)}")
+        dtype = DTYPES[dtype]
+    if name == "probe":
+        return _probe().to(device, dtype)
+    if name == "tiny":
+        with as_file(files("lmgym") / "assets" / "tiny") as folder:
+            return load_folder(str(folder), name, device, dtype, pad_token)
+    return load_folder(name, name, device, dtype, pad_token, trust_remote_code)
+
+
+def load_folder(
+    source: str,
+    name: str,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    pad_token: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Loads what transformers can load from a folder or a hub name; see `load`."""
+    model, tokenizer = read_model(source, name, dtype, trust_remote_code)
+    return LanguageModel(model.to(device), tokenizer, name, pad_token)
+
+
+def _probe() -> LanguageModel:
+    """A random, untrained model over the letters a to d, small enough to enumerate."""
+    vocabulary = {"<pad>": 0, "<eos>": 1, "a": 2, "b": 3, "c": 4, "d": 5}
+    letters = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    letters.pre_tokenizer = Split("", "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    letters.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>")
+    # Absolute positions: without a beginning-of-sequence token, a rotary model cannot tell "a" from "aa" (it averages
+    # equal values), and then no policy on it reaches the optimum of a tree.
+    config = GPT2Config(
+        vocab_size=len(vocabulary),
+        n_embd=32,
+        n_inner=64,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config)
+    return LanguageModel(model, tokenizer, "probe")

@@ -1,0 +1,34 @@
+"""The reward, `score · [token is last] − β · KL`: KL and its controllers, scores, and reward models."""
+
+from lmgym.reward.kl import (
+    AdaptiveKL,
+    FixedKL,
+    KLController,
+    KLEstimator,
+    KLForm,
+    check_loss_estimator,
+    check_reward_estimator,
+    exact_kl,
+    kl_estimates,
+    kl_reward,
+)
+from lmgym.reward.model import BUILT_IN, RewardModel
+from lmgym.reward.score import LARGEST_SCORE, Score, ScoreError
+
+__all__ = [
+    "BUILT_IN",
+    "LARGEST_SCORE",
+    "AdaptiveKL",
+    "FixedKL",
+    "KLController",
+    "KLEstimator",
+    "KLForm",
+    "RewardModel",
+    "Score",
+    "ScoreError",
+    "check_loss_estimator",
+    "check_reward_estimator",
+    "exact_kl",
+    "kl_estimates",
+    "kl_reward",
+]

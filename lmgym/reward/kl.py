@@ -1,0 +1,160 @@
+"""The KL part of the reward, `−β · KL`: its forms, its estimators, and controllers of β."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+KLForm = Literal["reference", "sampled", "none"]
+
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+# Total variation from the optimum π_ref·exp(score/β) at which exact gradient ascent ends, on a small bandit, when the
+# estimator stands in the reward. k1 ends at 0.
+_WRONG_IN_REWARD = {"k2": 0.247, "k3": 0.755}
+
+
+# The same where it stands in the loss. k2 ends at 0, and so does k3 times the probability ratio.
+_WRONG_IN_LOSS = {"k1": 0.714, "k3": 0.382}
+
+
+_RIGHT_IN_LOSS = ("k2", "ratio_k3")
+
+
+def check_reward_estimator(estimator: str) -> None:
+    """Refuses KL estimators whose optimum, placed in the reward, is not `π_ref · exp(score/β)`.
+
+    Raises:
+        ValueError: for anything but k1.
+    """
+    if estimator in _WRONG_IN_REWARD:
+        raise ValueError(
+            f"kl_estimator={estimator!r} in the reward optimises something else than score − β·KL: on a bandit it ends "
+            f"{_WRONG_IN_REWARD[estimator]} in total variation from the optimum, k1 ends at 0. Use k1; {estimator} is "
+            "for reporting (lmgym.reward.kl_estimates)"
+        )
+    if estimator != "k1":
+        raise ValueError(f"kl_estimator={estimator!r} is unknown: in the reward only 'k1' is right")
+
+
+def check_loss_estimator(estimator: str) -> None:
+    """Refuses KL estimators whose gradient, as a loss on the policy's own actions, is not that of β·KL(π ‖ π_ref).
+
+    Raises:
+        ValueError: for anything but "k2" and "ratio_k3".
+    """
+    if estimator in _WRONG_IN_LOSS:
+        why = "its gradient is 0 on average" if estimator == "k1" else "its gradient is that of KL(π_ref ‖ π)"
+        raise ValueError(
+            f"kl_loss={estimator!r} optimises something else than score − β·KL ({why}): on a bandit it ends "
+            f"{_WRONG_IN_LOSS[estimator]} in total variation from the optimum, 'k2' and 'ratio_k3' end at 0. Use one "
+            "of those, or pay KL in the reward: kl_loss='none' and an environment with kl='sampled'"
+        )
+    if estimator not in _RIGHT_IN_LOSS:
+        raise ValueError(f"kl_loss={estimator!r} is unknown: choose 'none', 'k2' or 'ratio_k3'")
+
+
+def kl_reward(
+    form: KLForm, beta: float, logp: Float[Tensor, "*shape"] | None, reference_logp: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """The KL part of a token's reward: `−β (log π − log π_ref)`, or the half of it that an environment can know.
+
+    Args:
+        form: "sampled" pays all of it, with k1 (Ziegler et al. 2019, eq. 2); "reference" pays `β log π_ref`, and leaves
+            the entropy bonus `−β log π` to the agent; "none" pays nothing.
+        beta: β, in score per nat.
+        logp: log π of the tokens under the policy that chose them, in nats.
+        reference_logp: log π_ref of the same tokens, in nats.
+
+    Raises:
+        ValueError: form "sampled" without `logp`.
+    """
+    match form:
+        case "none":
+            return torch.zeros_like(reference_logp)
+        case "reference":
+            return beta * reference_logp
+        case "sampled":
+            if logp is None:
+                raise ValueError(
+                    "kl='sampled' pays −β (log π − log π_ref) and needs the policy's log-probability of each token: "
+                    "step with TokenAction(token, logp), or bind a policy with env.bind(policy), or make the "
+                    "environment with kl='reference' or kl='none'"
+                )
+            return -beta * (logp - reference_logp)
+    raise ValueError(f"kl={form!r} is unknown: choose 'reference', 'sampled' or 'none'")
+
+
+def kl_estimates(logp: Float[Tensor, "*shape"], reference_logp: Float[Tensor, "*shape"]) -> dict[str, Tensor]:
+    """Per-token estimates of KL(π ‖ π_ref) in nats from tokens drawn from π (Schulman 2020), for reporting.
+
+    k1 and k3 are unbiased, k2 is not; k3 is never negative but varies more than k1 far from the reference.
+    """
+    log_ratio = logp - reference_logp
+    return {"k1": log_ratio, "k2": log_ratio.square() / 2, "k3": torch.expm1(-log_ratio) + log_ratio}
+
+
+def exact_kl(log_probs: Float[Tensor, "*shape V"], reference_log_probs: Float[Tensor, "*shape V"]) -> Tensor:
+    """KL(π ‖ π_ref) in nats over the whole vocabulary; banned tokens (log-probability −∞ under π) count as 0."""
+    probs = log_probs.exp()
+    return torch.where(probs > 0, probs * (log_probs - reference_log_probs), 0.0).sum(-1)
+
+
+@runtime_checkable
+class KLController(Protocol):
+    """Gives β, in score per nat, and may move it after each update."""
+
+    beta: float
+
+    def update(self, kl_nats_per_sequence: float, sequences: int) -> None: ...
+
+
+@dataclass
+class FixedKL:
+    """A β that stays."""
+
+    beta: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def update(self, kl_nats_per_sequence: float, sequences: int) -> None:
+        pass
+
+
+@dataclass
+class AdaptiveKL:
+    """A β that is steered so that KL reaches a target: `β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)`.
+
+    Ziegler et al. 2019, section 2.2, in the form of their code.
+
+    Attributes:
+        beta: the starting β, in score per nat.
+        target_nats_per_sequence: the KL to hold, summed over the tokens of a completion. It is not a mean per token.
+        horizon: how many sequences it takes for β to move by the clipped error once.
+    """
+
+    beta: float = 0.2
+    target_nats_per_sequence: float = 6.0
+    horizon: float = 10_000
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        if not (self.target_nats_per_sequence > 0 and self.horizon > 0):
+            raise ValueError(
+                f"target_nats_per_sequence={self.target_nats_per_sequence} and horizon={self.horizon} must be positive"
+            )
+
+    def update(self, kl_nats_per_sequence: float, sequences: int) -> None:
+        error = min(max(kl_nats_per_sequence / self.target_nats_per_sequence - 1, -0.2), 0.2)
+        self.beta *= 1 + error * sequences / self.horizon
+
+
+def _check_beta(beta: float) -> None:
+    if not (math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta={beta} must be 0 or more: it is the price of a nat of KL, in units of the score")

@@ -1,0 +1,280 @@
+"""A reward model: a language model with one number read at the last token. It scores text, with its own tokenizer.
+
+It is an ordinary `AutoModelForSequenceClassification` with one label, so that what is saved loads in plain
+transformers, and what others have trained loads here.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lmgym.fused import Trunk, body_of
+from lmgym.models import (
+    LanguageModel,
+    check_folder,
+    check_names,
+    first_line,
+    load_onto,
+    quietly,
+    read_adapter,
+    read_settings,
+    token_ids,
+    without_dropout,
+)
+from lmgym.tasks.base import Completion, Prompt
+
+BUILT_IN = {"tiny-reward": "tiny"}
+"""Reward models that ship with the package, and the base model of each."""
+
+
+class RewardModel:
+    """Scores texts; a score function for environments, and what Bradley-Terry training trains.
+
+    Args:
+        model: a sequence-classification model with one label.
+        tokenizer: its own tokenizer, with a padding token that ends no text.
+        shift: taken off every score, so that some reference texts have mean 0 (Stiennon et al. 2020, section 3.4).
+        gain: what the scores were multiplied with since they were trained: σ((r_a − r_b) / gain) is the probability
+            that a is preferred to b.
+        ends_with_eos: whether finished texts are shown with their end-of-sequence token. Reward models trained here
+            want it; foreign ones rarely do.
+
+    Raises:
+        ValueError: more than one label, or no usable padding token.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, shift: float = 0.0, ends_with_eos: bool = False, gain: float = 1.0):
+        if model.config.num_labels != 1:
+            raise ValueError(
+                f"a reward model gives one number, and this one has {model.config.num_labels} labels: load a model "
+                "with num_labels=1, or wrap a classifier in a function that returns one score per completion"
+            )
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+            raise ValueError(
+                "the reward model's tokenizer needs a padding token other than its end-of-sequence token: the score is "
+                "read at the last token that is not padding. Set tokenizer.pad_token and model.config.pad_token_id"
+            )
+        model.config.pad_token_id = tokenizer.pad_token_id
+        without_dropout(model)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.shift = shift
+        self.ends_with_eos = ends_with_eos
+        self.gain = gain
+        self._fused: Trunk | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RewardModel":
+        # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        """The score of each completion, less `shift`: a `ScoreFunction`."""
+        texts = [prompt.text + completion.text for prompt, completion in zip(prompts, completions, strict=True)]
+        finished = [completion.finish_reason == "stop" for completion in completions]
+        return (self.score_texts(texts, finished) - self.shift).tolist()
+
+    @torch.inference_mode()
+    def score_texts(
+        self, texts: Sequence[str], finished: Sequence[bool] | None = None, rows: int = 64
+    ) -> Float[Tensor, " N"]:
+        """The plain scores of texts, exactly those of transformers, on the CPU."""
+        return self.read(texts, [True] * len(texts) if finished is None else finished, rows).cpu()
+
+    def read(self, texts: Sequence[str], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
+        """Plain scores, differentiable; texts of similar length are read together, `rows` at a time."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        parts = []
+        for start in range(0, len(order), rows):
+            part = order[start : start + rows]
+            parts.append(self.forward(*self.encode([texts[i] for i in part], [finished[i] for i in part])).float())
+        # Back into the order of the texts.
+        return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
+
+    def encode(self, texts: Sequence[str], finished: Sequence[bool]) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
+        """Right-padded token ids and attention mask; a text longer than the model's positions loses its beginning."""
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
+        rows = [
+            (ids + end if done else ids)[-longest if longest else 0 :]
+            for ids, done in zip(token_ids(self.tokenizer, texts), finished, strict=True)
+        ]
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        return ids.to(self.device), mask.to(self.device)
+
+    def forward(self, input_ids: Int[Tensor, "N L"], attention_mask: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
+        """Plain scores, differentiable."""
+        trunk = None if torch.is_grad_enabled() else self._trunk()
+        if trunk is None:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
+        # As transformers does: at the last token that is no padding.
+        column = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (column * (input_ids != self.tokenizer.pad_token_id)).argmax(1, keepdim=True)
+        return nn.functional.linear(trunk.read(trunk.layers(), input_ids, last)[:, 0], self._head().weight)[:, 0]
+
+    def _trunk(self) -> Trunk | None:
+        """The functions that stand for the model, where they know it."""
+        if isinstance(self.model, PeftModel) or Trunk.unsupported_reason(self.model) is not None:
+            return None
+        if self._fused is None or self._fused.body is not body_of(self.model):
+            self._fused = Trunk(self.model)
+        return self._fused
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained: everything that requires a gradient."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def scale(self, gain: float) -> None:
+        """Multiplies all scores by a positive number, by scaling the head's weights."""
+        if not gain > 0:
+            raise ValueError(f"gain={gain} must be positive")
+        with torch.no_grad():
+            self._head().weight.mul_(gain)
+        self.shift *= gain
+        self.gain *= gain
+
+    def _head(self) -> nn.Linear:
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        head: Any = model.score
+        # peft keeps the trained copy of a module beside the original.
+        return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
+
+    # Making and keeping --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_language_model(
+        cls, lm: LanguageModel, rank: int = 8, alpha: int = 16, seed: int = 0, ends_with_eos: bool = True
+    ) -> "RewardModel":
+        """A fresh reward model on a copy of a language model's trunk, such as the fine-tuned one's.
+
+        The head starts from N(0, 1/(d + 1)) (Stiennon et al. 2020, appendix B.1).
+
+        Args:
+            lm: a model without adapters.
+            rank: of the LoRA adapter that is trained beside the head; 0 trains all weights.
+            alpha: LoRA's scale is alpha / rank.
+            seed: of adapter and head.
+            ends_with_eos: whether it reads the end-of-sequence token of finished texts; False where the texts to score
+                are cut at a budget, as those that it is trained on then are.
+        """
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), quietly():
+            torch.manual_seed(seed)
+            lm.save(folder)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
+            ).to(lm.device)
+            nn.init.normal_(model.score.weight, std=(lm.hidden_size + 1) ** -0.5)
+            if rank:
+                config = LoraConfig(
+                    r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="SEQ_CLS",
+                    modules_to_save=["score"],
+                )  # fmt: skip
+                model = get_peft_model(model, config)
+                model.peft_config["default"].base_model_name_or_path = lm.name
+        return cls(model, lm.tokenizer, ends_with_eos=ends_with_eos)
+
+    @classmethod
+    def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "RewardModel":
+        """Loads a reward model: "tiny-reward", a folder, or a name on the hub; a full model, or an adapter and head.
+
+        Raises:
+            ValueError: there is none, it has more than one label, or its tokenizer has no usable padding token.
+        """
+        if name in BUILT_IN:
+            root = files("lmgym") / "assets"
+            with as_file(root / str(name)) as folder, as_file(root / BUILT_IN[str(name)]) as base:
+                return cls._load(folder, base, device)
+        folder = Path(name)
+        adapter = folder / "adapter_config.json"
+        base = read_settings(adapter).get("base_model_name_or_path") if adapter.is_file() else str(name)
+        if not isinstance(base, str):
+            raise ValueError(f"{adapter}: base_model_name_or_path is {base!r}; it must name the base model")
+        if base == "tiny":
+            with as_file(files("lmgym") / "assets" / "tiny") as tiny:
+                return cls._load(folder, tiny, device)
+        return cls._load(folder, base, device)
+
+    @classmethod
+    def _load(cls, folder: Path, base: str | Path, device: str | torch.device) -> "RewardModel":
+        try:
+            is_adapter = (folder / "adapter_config.json").is_file()
+            config, weights = read_adapter(folder, base_changes=True) if is_adapter else (None, {})
+            more: dict[str, Any] = {"num_labels": 1} if config else {}
+            check_folder(base)
+            with quietly():
+                tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
+                model, found = AutoModelForSequenceClassification.from_pretrained(
+                    str(base), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **more
+                )
+            if config:
+                model.config.pad_token_id = tokenizer.pad_token_id
+                model = load_onto(model, config, weights, "default", folder).merge_and_unload()
+            # transformers draws weights that it does not find at random: the head of a base model that has none.
+            brought = set(config.modules_to_save or ()) if config else set()
+            check_names(base, (), [key for key in found["missing_keys"] if not brought & set(key.split("."))])
+        except Exception as error:  # each of the libraries that read these files has errors of its own
+            raise ValueError(
+                f"no reward model {str(folder)!r}: built in is {', '.join(BUILT_IN)}; anything else must be a "
+                "folder with a sequence-classification model in safetensors (or a peft adapter for one), or a name on "
+                f"the Hugging Face hub that can be reached ({first_line(error)})"
+            ) from error
+        settings = _read_own_settings(folder / "lmgym.json")
+        model.requires_grad_(False)
+        return cls(model.to(device), tokenizer, **settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Saves an ordinary sequence-classification folder; adapters are merged. `lmgym.json` keeps shift and EOS rule.
+
+        `transformers` alone loads it and gives the plain scores, those before `shift`.
+        """
+        folder = Path(folder)
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.merge_and_unload()
+        with quietly():
+            self.model.save_pretrained(folder)
+        self._save_settings(folder)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Saves adapter and head alone, for a base model that stays where it is."""
+        folder = Path(folder)
+        with quietly():
+            self.model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+        self._save_settings(folder, tokenizer=False)
+
+    def _save_settings(self, folder: Path, tokenizer: bool = True) -> None:
+        if tokenizer:
+            self.tokenizer.save_pretrained(folder)
+        settings = {"shift": self.shift, "ends_with_eos": self.ends_with_eos, "gain": self.gain}
+        (folder / "lmgym.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _read_own_settings(path: Path) -> dict[str, Any]:
+    """What `save` keeps beside a reward model; nothing for one that was trained elsewhere."""
+    if not path.is_file():
+        return {}
+    settings, known = read_settings(path), {"shift": (int, float), "gain": (int, float), "ends_with_eos": (bool,)}
+    for key, value in settings.items():
+        wrong = key not in known or type(value) not in known[key] or not math.isfinite(value)
+        if wrong or (key == "gain" and not value > 0):
+            raise ValueError(
+                f"{path}: {key} is {value!r}; expected are the numbers shift and gain (positive), and ends_with_eos, "
+                "true or false"
+            )
+    return settings

@@ -1,0 +1,141 @@
+"""The score of a completion: a weighted sum of named score functions, checked."""
+
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmgym.io import quoted
+from lmgym.tasks.base import Completion, Prompt, ScoreFunction
+
+LARGEST_SCORE = torch.finfo(torch.float32).max
+"""The largest score: rewards are float32."""
+
+
+class ScoreError(ValueError):
+    """A score function failed, or gave something that is no score.
+
+    Attributes:
+        name: the component's.
+        prompt: the text at fault, as far as it is known.
+        completion: what followed it.
+    """
+
+    def __init__(self, message: str, name: str, prompt: str = "", completion: str = ""):
+        super().__init__(message)
+        self.name, self.prompt, self.completion = name, prompt, completion
+
+
+class Score:
+    """A weighted sum of named score functions, and the breakdown.
+
+    Args:
+        components: for each name a score function, or a pair (weight, score function).
+        shift: a constant taken off the sum, such as the mean score of the starting policy.
+        finite: whether a score that is not finite raises; False passes it on, for a learner that skips such steps.
+
+    Example:
+        `Score({"reward_model": reward_model, "brevity": (-0.01, count_words)})`
+    """
+
+    def __init__(
+        self,
+        components: Mapping[str, ScoreFunction | tuple[float, ScoreFunction]],
+        shift: float = 0.0,
+        finite: bool = True,
+    ):
+        if not components:
+            raise ValueError("a Score needs at least one component: Score({'name': function})")
+        self.components = {
+            name: component if isinstance(component, tuple) else (1.0, component)
+            for name, component in components.items()
+        }
+        self.shift = shift
+        self.finite = finite
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Score":
+        # gymnasium's env.spec deep-copies every argument of make(); a reward model inside must not be copied.
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.components)
+
+    def breakdown(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, list[float]]:
+        """The unweighted score of each completion under each component.
+
+        Raises:
+            ScoreError: a component raises, or returns the wrong number of scores, or one that is not finite; it names
+                the component and the text.
+        """
+        return {
+            name: _checked(name, _call(name, function, prompts, completions), prompts, completions, self.finite)
+            for name, (_, function) in self.components.items()
+        }
+
+    def total(self, breakdown: Mapping[str, Sequence[float]]) -> list[float]:
+        """The weighted sums of what `breakdown` gave."""
+        columns = [[weight * s for s in breakdown[name]] for name, (weight, _) in self.components.items()]
+        totals = [_sum(row) - self.shift for row in zip(*columns, strict=True)]
+        if self.finite and not all(abs(total) <= LARGEST_SCORE for total in totals):
+            raise ValueError(f"the weighted sum of the scores {', '.join(self.names)} is not finite: lower the weights")
+        return totals
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        return self.total(self.breakdown(prompts, completions))
+
+
+def _call(name: str, function: ScoreFunction, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Any:
+    try:
+        return function(prompts, completions)
+    except (ScoreError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"the score {name!r} raised {type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            try:
+                function([prompt], [completion])
+            except Exception:  # the same, one would think
+                text = f"for the completion {completion.text!r} of the prompt {prompt.text!r} (row {row})"
+                raise ScoreError(f"{said} {text}", name, prompt.text, completion.text) from error
+        raise ScoreError(f"{said}, but for none of the {len(completions)} completions alone", name) from error
+
+
+def _sum(numbers: Sequence[float]) -> float:
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):  # beyond the floats, or ∞ − ∞
+        return sum(numbers)
+
+
+def _checked(
+    name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion], finite: bool
+) -> list[float]:
+    try:
+        # One more than is wanted, and no further: it may never end.
+        values = [float(s) for s in islice(scores, len(completions) + 1)]
+    except (TypeError, ValueError, OverflowError):
+        message = f"the score {name!r} must return one number per completion, not {quoted(scores)}"
+        raise ScoreError(message, name) from None
+    if len(values) != len(completions):
+        count = f"{len(values)}" if len(values) < len(completions) else "more"
+        raise ScoreError(
+            f"the score {name!r} returned {count} numbers for {len(completions)} completions; it must return one for "
+            "each, in order",
+            name,
+        )
+    for row, (value, prompt, completion) in enumerate(zip(values, prompts, completions, strict=True)):
+        if finite and not abs(value) <= LARGEST_SCORE:
+            raise ScoreError(
+                f"the score {name!r} returned {value} for the completion {completion.text!r} of the prompt "
+                f"{prompt.text!r} (row {row}); scores must be finite, in float32",
+                name,
+                prompt.text,
+                completion.text,
+            )
+    return values

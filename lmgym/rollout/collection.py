@@ -1,0 +1,95 @@
+"""Collecting a rollout: decode a completion in every row, then pay the rewards of the whole batch."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch.profiler import record_function
+
+from lmgym.env import TokenVectorEnv
+from lmgym.models import Sequences
+from lmgym.policy import Policy, TokenPolicy
+from lmgym.rollout.buffer import RolloutBuffer
+from lmgym.rollout.stream import Stream
+from lmgym.rollout.token_loop import decode
+from lmgym.tasks.base import Prompt
+
+
+def collect(
+    policy: TokenPolicy,
+    env: TokenVectorEnv,
+    buffer: RolloutBuffer,
+    stream: Stream,
+    prompts: Sequence[Prompt | str] | None = None,
+    compact: bool = True,
+    slots: int = 0,
+) -> RolloutBuffer:
+    """Fills the buffer with one episode a row: `decode`, then the rewards of the whole batch at once.
+
+    Args:
+        policy: chooses the tokens.
+        env: B rows.
+        buffer: for B rows; overwritten.
+        stream: the random numbers of prompts and tokens.
+        prompts: one a row, instead of drawing them.
+        compact: as in `decode`.
+        slots: as in `decode`.
+
+    Raises:
+        ValueError: policy and environment disagree about model or temperature, or the policy is its own reference.
+    """
+    with record_function("lmgym/decode"):
+        decode(policy, env, buffer, stream, prompts, compact, slots)
+    with torch.inference_mode():
+        if isinstance(policy, Policy) and (policy.rescores or policy.values_late):
+            _rescore(policy, env, buffer)
+        outcome = env.pay_rewards(buffer.logp, buffer.frozen_prefix)
+        sequences = env.sequences()
+    _keep_prompts(buffer, sequences)
+    buffer.tokens.copy_(sequences.tokens)
+    buffer.is_action.copy_(outcome.is_action)
+    buffer.reference_logp.copy_(outcome.reference_logp)
+    buffer.rewards.copy_(outcome.rewards)
+    buffer.score.copy_(outcome.score)
+    buffer.breakdown = outcome.breakdown
+    buffer.finish.copy_(outcome.finish)
+    buffer.bootstrap *= outcome.truncated
+    buffer.logp *= outcome.is_action
+    buffer.values *= outcome.is_action
+    return buffer
+
+
+def _keep_prompts(buffer: RolloutBuffer, sequences: Sequences) -> None:
+    buffer.prompt_width = sequences.prompt_ids.shape[1]
+    buffer.prompt_ids[:, -buffer.prompt_width :] = sequences.prompt_ids
+    buffer.prompt_mask[:, -buffer.prompt_width :] = sequences.prompt_mask
+
+
+def _rescore(policy: Policy, env: TokenVectorEnv, buffer: RolloutBuffer) -> None:
+    """Log-probabilities and values from passes like those of the update, where decoding gives others or none."""
+    sequences = replace(env.sequences(), sampling_mask=buffer.sampling_mask, frozen_prefix=buffer.frozen_prefix)
+    bootstrapped = env.on_limit == "truncate"
+    if bootstrapped:
+        # The state after the last token is that of one more token, whatever it is.
+        ends = torch.zeros_like(sequences.tokens[:, :1])
+        mask = torch.cat([sequences.action_mask, sequences.action_mask[-1:]])
+        sampling_mask = (
+            None
+            if buffer.sampling_mask is None
+            else torch.cat([buffer.sampling_mask, torch.full_like(buffer.sampling_mask[:, :1], 255)], 1)
+        )
+        is_action = torch.cat([sequences.is_action, sequences.is_action[:, -1:]], 1)
+        tokens = torch.cat([sequences.tokens, ends], 1)
+        sequences = Sequences(
+            sequences.prompt_ids, sequences.prompt_mask, tokens, is_action, mask, sampling_mask, buffer.frozen_prefix
+        )
+    for rows, steps in sequences.buckets():
+        part, taken = sequences[rows].first_steps(steps), min(steps, buffer.logp.shape[1])
+        if policy.rescores:
+            logp, values, _ = policy.evaluate(part, entropies=False)
+            buffer.logp[rows, :taken] = logp[:, :taken]
+        else:
+            values = policy.values(part)
+        buffer.values[rows, :taken] = values[:, :taken]
+        if bootstrapped and steps > taken:
+            buffer.bootstrap[rows] = values[:, taken]

@@ -1,0 +1,37 @@
+"""The random numbers of a rollout, keyed by seed, update, prompt and sample."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmgym.devices import sent
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Which random numbers a rollout uses: fixed by four integers, whatever the batch.
+
+    Attributes:
+        seed: the run's.
+        update: counts rollouts.
+        samples: completions per prompt; row i is sample i % samples of prompt i // samples.
+    """
+
+    seed: int
+    update: int
+    samples: int = 1
+
+    def prompt_seeds(self, rows: int) -> list[int]:
+        """One seed a row for drawing its prompt; the same for all samples of a prompt."""
+        sequences = [np.random.SeedSequence((self.seed, self.update, row // self.samples, 0)) for row in range(rows)]
+        return [int(s.generate_state(1)[0]) for s in sequences]
+
+    def uniforms(self, rows: int, steps: int, device: torch.device) -> Tensor:
+        """[B, T] numbers in [0, 1), one transfer: row i draws from a counter-based generator of its own."""
+        drawn = np.empty((rows, steps), np.float32)
+        for row in range(rows):
+            key = np.random.SeedSequence((self.seed, self.update, row // self.samples, 1 + row % self.samples))
+            drawn[row] = np.random.Generator(np.random.Philox(key)).random(steps, dtype=np.float32)
+        return sent(torch.from_numpy(drawn), device)

@@ -1,0 +1,244 @@
+"""Decoding a batch: a policy writes a completion in every row of an environment."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmgym.devices import free_to_look
+from lmgym.env import Finish, TokenVectorEnv
+from lmgym.policy import Policy, SelectingPolicy, TokenPolicy
+from lmgym.rollout.agreement import check_agreement
+from lmgym.rollout.buffer import RolloutBuffer
+from lmgym.rollout.cuda_graph import CapturedLoop, unsupported_reason
+from lmgym.rollout.stream import Stream
+from lmgym.sampling import packed_width
+from lmgym.tasks.base import Prompt
+
+CHECK_EVERY = 8
+"""Steps between two questions which rows still run: each makes the host wait for the device, or read stop strings."""
+
+
+LOOK_EVERY = 2
+"""The same where nobody has to wait, and nothing has to be read."""
+
+
+@torch.inference_mode()
+def decode(
+    policy: TokenPolicy,
+    env: TokenVectorEnv,
+    buffer: RolloutBuffer,
+    stream: Stream,
+    prompts: Sequence[Prompt | str] | None = None,
+    compact: bool = True,
+    slots: int = 0,
+) -> None:
+    """Writes a completion in every row of the environment, and log-probabilities and values into the buffer.
+
+    It is an environment loop: start, act, append, advance. The policy's KV cache is its hidden state. Nothing in it
+    waits for the device, but one question every `CHECK_EVERY` steps which rows still run. What is random belongs to a
+    row, so neither who its neighbours are nor when they leave changes its tokens.
+
+    Args:
+        policy: chooses the tokens.
+        env: B rows.
+        buffer: for B rows; overwritten.
+        stream: the random numbers of prompts and tokens.
+        prompts: one a row, instead of drawing them.
+        compact: whether rows that have ended leave the batch.
+        slots: rows that are decoded at a time; a row that ends makes place for the next. 0 decodes all together.
+            Fewer slots take less memory, and keep batches full where completions differ much in length.
+    """
+    check_agreement(policy, env)
+    if isinstance(policy, Policy):
+        policy.room = env.max_new_tokens
+    uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
+    env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
+    buffer.clear(packed_width(env.model.vocabulary) if policy.truncates else 0)
+    batch = _Batch(policy, env, buffer, uniforms)
+    if slots and slots < buffer.rows:
+        if not isinstance(policy, SelectingPolicy) or env.on_limit == "truncate":
+            raise ValueError(
+                "slots needs a policy with select() and put(), and on_limit='terminate': decode all rows together"
+            )
+        if batch.refill(slots):
+            return
+    if unsupported_reason(policy, env) is None:
+        batch.replay(compact, stream.samples)
+    else:
+        batch.lockstep(compact, stream.samples)
+
+
+class _Batch:
+    """Rows that are decoded together.
+
+    Attributes:
+        rows: [R] the environment's rows in this batch; None while all are, in their order.
+    """
+
+    def __init__(self, policy: TokenPolicy, env: TokenVectorEnv, buffer: RolloutBuffer, uniforms: Tensor):
+        self.policy, self.env, self.buffer, self.uniforms = policy, env, buffer, uniforms
+        self.rows: Tensor | None = None
+        self.decoding: Any = None
+        self.check_every = LOOK_EVERY if free_to_look(policy.device) and not env.stop else CHECK_EVERY
+
+    def lockstep(self, compact: bool, samples: int) -> None:
+        """All rows take their t-th step together."""
+        env, policy = self.env, self.policy
+        self.decoding = self._start(samples)
+        for t in range(env.max_new_tokens):
+            token = self._act(t)
+            last = t + 1 == env.max_new_tokens
+            if (t + 1) % self.check_every == 0 and not last:
+                running = env.running()
+                if not running:
+                    break
+                # Compacting copies the cache, so only for a good part of the rows; the cut-off are bootstrapped.
+                count = env.num_envs if self.rows is None else len(self.rows)
+                if compact and len(running) <= 0.8 * count and isinstance(policy, SelectingPolicy):
+                    token = self._leave(running, token)
+            if not last or env.on_limit == "truncate":  # rows that are cut off are bootstrapped from what comes after
+                self.decoding = policy.advance(self.decoding, token)
+        self._end()
+
+    def replay(self, compact: bool, samples: int) -> None:
+        """The same in steps that a CUDA graph repeats; rows leave by halves, each of which has a graph."""
+        env, policy, buffer = self.env, self.policy, self.buffer
+        assert isinstance(policy, Policy)
+        loop = buffer.loop
+        if loop is None or loop.policy is not policy or loop.env is not env:
+            loop = buffer.loop = CapturedLoop(policy, env, buffer)
+        loop.begin(self._start(samples), self.uniforms)
+        self.decoding, self.rows = loop.decoding, loop.rows
+        for t in range(env.max_new_tokens):
+            loop.step()
+            if (t + 1) % CHECK_EVERY or t + 1 == env.max_new_tokens:
+                continue
+            running = env.running()
+            if not running:
+                break
+            if compact:
+                self._store_frozen_prefix()
+                loop.leave(running)
+                self.decoding, self.rows = loop.decoding, loop.rows
+        self._end()
+
+    def _end(self) -> None:
+        """What is to be kept of the rows that are left."""
+        env, policy = self.env, self.policy
+        self._store_frozen_prefix()
+        if env.on_limit == "truncate":
+            rows = slice(None) if self.rows is None else self.rows
+            end = policy.act(self.decoding, self.uniforms[rows, 0], env.action_mask_table[-1])
+            self.buffer.bootstrap[rows] = end.value
+
+    def refill(self, slots: int) -> bool:
+        """Rows take the place of those that have ended, and so are at different steps.
+
+        Returns:
+            False, having done nothing, where the policy's cache cannot do that.
+        """
+        env, policy, device = self.env, self.policy, self.policy.device
+        assert isinstance(policy, SelectingPolicy)
+        ids, mask = env.prompt_block()
+        self.rows = torch.arange(slots, device=device)
+        self.decoding = policy.start(ids[:slots], mask[:slots])
+        if policy.select(self.decoding, self.rows[:1]) is None:
+            self.rows = None
+            return False
+        waiting, began = list(range(slots, env.num_envs)), [0] * slots
+        for step in itertools.count(1):
+            token = self._act(None)
+            # A row at its budget must leave at once: it may stand at the model's last position.
+            full = any(step - start == env.max_new_tokens for start in began)
+            self.decoding = policy.advance(self.decoding, token)
+            if step % self.check_every and not full:
+                continue
+            running = set(env.running())
+            ended = [slot for slot, row in enumerate(self.rows.tolist()) if row not in running]
+            if not ended:
+                continue
+            self._store_frozen_prefix()
+            joining, waiting = waiting[: len(ended)], waiting[len(ended) :]
+            if joining:
+                places, new = (torch.tensor(x, device=device) for x in (ended[: len(joining)], joining))
+                self.decoding = policy.put(self.decoding, places, policy.start(ids[new], mask[new]))
+                self.rows = self.rows.index_copy(0, places, new)
+                for slot in ended[: len(joining)]:
+                    began[slot] = step
+            gone = set(ended[len(joining) :])
+            stay = [slot for slot in range(len(began)) if slot not in gone]
+            if not stay:
+                return True
+            if gone:
+                index = torch.tensor(stay, device=device)
+                self.decoding, self.rows = policy.select(self.decoding, index), self.rows[index]
+                began = [began[slot] for slot in stay]
+        raise AssertionError  # counting does not end
+
+    def _start(self, samples: int) -> Any:
+        """Reads the prompts, those of a group once."""
+        ids, mask = self.env.prompt_block()
+        policy, texts = self.policy, [prompt.text for prompt in self.env.prompts]
+        rows = len(texts)
+        grouped = texts == [texts[i - i % samples] for i in range(rows)]
+        if samples > 1 and rows % samples == 0 and grouped and isinstance(policy, SelectingPolicy):
+            decoding = policy.start(ids[::samples], mask[::samples])
+            copies = torch.arange(rows, device=policy.device) // samples
+            copied = policy.select(decoding, copies)
+            if copied is not None:
+                return copied
+        return policy.start(ids, mask)
+
+    def _act(self, t: int | None) -> Tensor:
+        """Chooses tokens and writes down what is known of them; `t` is the step of all rows, where they share it."""
+        env, buffer, rows = self.env, self.buffer, self.rows
+        if t is None:
+            assert rows is not None
+            at: Any = (rows, env.length[rows].clamp(max=env.max_new_tokens - 1))
+            allowed = env.action_mask_table[at[1]] if env.min_new_tokens else env.action_mask_table[0]
+            running = env.finish[rows] == Finish.RUNNING
+        else:
+            at = (slice(None) if rows is None else rows, t)
+            allowed, running = env.action_mask_table[t], None
+        action = self.policy.act(self.decoding, self.uniforms[at], allowed)
+        for store, new in (
+            (buffer.logp, action.logp),
+            (buffer.values, action.value),
+            (buffer.sampling_mask, action.sampling_mask),
+        ):
+            if store is not None and new is not None:
+                if running is not None:  # a slot whose row has ended must not overwrite the row's last token
+                    new = torch.where(running.view(-1, *[1] * (new.ndim - 1)), new, store[at])
+                store[at] = new
+        env.append(action.token, rows)
+        return action.token
+
+    def _leave(self, running: list[int], token: Tensor) -> Tensor:
+        """Only the running rows stay, where the policy can do that; returns their tokens."""
+        self._store_frozen_prefix()
+        held = list(range(self.env.num_envs)) if self.rows is None else self.rows.tolist()
+        stay = set(running)
+        index = torch.tensor([i for i, row in enumerate(held) if row in stay], device=self.policy.device)
+        assert isinstance(self.policy, SelectingPolicy)
+        fewer = self.policy.select(self.decoding, index)
+        if fewer is None:
+            return token
+        self.decoding = fewer
+        self.rows = torch.tensor(running, device=self.policy.device)
+        return token[index]
+
+    def _store_frozen_prefix(self) -> None:
+        """Copies what the layers below the adapter made of the rows, before the rows leave."""
+        frozen_prefix = getattr(self.decoding, "frozen_prefix", None)
+        if frozen_prefix is None:
+            return
+        kept = self.buffer.frozen_prefix
+        if kept is None:
+            columns = self.env.max_prompt_tokens + self.env.max_new_tokens
+            store = frozen_prefix.hidden.new_zeros(self.buffer.rows, columns, frozen_prefix.hidden.shape[2])
+            kept = self.buffer.frozen_prefix = frozen_prefix._replace(hidden=store)
+        rows = slice(None) if self.rows is None else self.rows
+        kept.hidden[rows, : frozen_prefix.hidden.shape[1]] = frozen_prefix.hidden

@@ -1,0 +1,88 @@
+"""What models, files and users write is shown as it is: it commands no terminal and marks nothing up."""
+
+import io
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from agents import cli
+from agents.pipeline import catalog
+from agents.runs import Run
+from lmgym import registry
+from lmgym.io import printable
+
+MARKUP = "[bold]x[/bold] [link=https://evil.example]y[/link] :smile: "
+HOSTILE = MARKUP + "\x1b[31m\x1b]0;title\x07\x9b31m\r\b\u202eabc\u2028 \\[red]\\"
+SHOWN = MARKUP + "�[31m�]0;title��31m���abc� \\[red]\\"
+
+
+def test_printable_lets_no_command_through() -> None:
+    """Every character there is: control, C1, marks of direction, invisible ones, halves, separators of lines."""
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    shown = printable(every)
+    left = {unicodedata.category(c) for c in set(shown) - {"\n", "\t"}}
+    assert not left & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    assert len(shown) == len(every), "one for one, so that nothing vanishes"
+    for mark in "\r\b\x07\x1b\x7f\x85\x9b\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ufeff\ud800":
+        assert printable(mark) == "\ufffd"
+    assert printable("a b\n\tä漢🙂") == "a b\n\tä漢🙂"
+    assert printable(HOSTILE) == SHOWN
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_run_says_is_literal(tmp_path: Path, terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=300, color_system=None)
+    with Run(tmp_path / "run", {}, console) as run:
+        run.say(HOSTILE)
+        for _ in run.follow("[bold]stage[/bold]", iter([{"loss": 1.0}] * 10), 10, {"loss": "loss"}):
+            pass
+    text = out.getvalue()
+    assert SHOWN in text
+    assert "[bold]stage[/bold]" in text
+    if not terminal:
+        assert not set("\x1b\x9b\r\b\u202e\x07") & set(text)
+
+
+def test_errors_are_literal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: object) -> int:
+        raise ValueError(f"the completion {HOSTILE}")
+
+    monkeypatch.setitem(cli._COMMANDS, "envs", fail)
+    assert cli.main(["envs"]) == 2
+    assert capsys.readouterr().err == f"lmgym: the completion {SHOWN}\n"
+
+
+@pytest.mark.parametrize("command", ["nothing\x1b[31m", "\u202eabc"])
+def test_an_unknown_command_is_literal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command]) == 2
+    assert not set("\x1b\u202e") & set(capsys.readouterr().err)
+
+
+def test_what_other_packages_register_is_literal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(registry.TABLE, "x", registry.Entry("x\x1b", "m:x", HOSTILE))
+    assert cli.main(["envs"]) == 0
+    assert SHOWN in capsys.readouterr().out
+    (tmp_path / "hostile_algorithm.py").write_text(f'"""{HOSTILE.encode("unicode_escape").decode()}"""\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(catalog, "available", lambda: {"\x1bmine": "hostile_algorithm"})
+    assert cli.main(["algorithms"]) == 0
+    out = capsys.readouterr().out
+    assert not set("\x1b\x9b\r\b\u202e\x07\u2028") & set(out)
+    assert "[link=https://evil.example]" in out
+
+
+@pytest.mark.parametrize("line", [["envs", "--\x1b[31m"], ["sample", "--seed", "\u202ex"], ["sft", "--seed=\x1b[31m"]])
+def test_complaints_about_a_line_are_literal(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(line)
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "\ufffd" in said.err
+    assert "\x1b[31m" not in said.err
+    assert "\u202e" not in said.err
