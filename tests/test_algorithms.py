@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import step_down
 from test_ppo import make, perturb, remember_texts
 from test_testing import Recurrent
 from torch import Tensor
@@ -339,6 +340,7 @@ def test_online_dpo_on_a_fixed_set_is_dpo(monkeypatch: pytest.MonkeyPatch) -> No
         buffer.action_mask = given.sequences.action_mask
         with torch.no_grad():
             buffer.reference_logp.copy_(env.reference.evaluate(given.sequences))
+        buffer.beta = env.kl_controller.beta
         buffer.score.copy_(torch.stack([torch.where(swapped, 0.0, 1.0), torch.where(swapped, 1.0, 0.0)], 1).flatten())
         return buffer
 
@@ -598,7 +600,7 @@ def test_expert_iteration_imitates_nothing_below_its_threshold() -> None:
     one = Learner(world.policy.parameters(), LearnerConfig(lr=0.1, warmup=0.0))
     rows = list(expert_iteration.train(world.policy, world.env, one, expert_iteration.Config(updates=2, threshold=1.5)))
     assert torch.equal(world.policy.logits, before)
-    assert [row["kept/share"] for row in rows] == [0.0, 0.0]
+    assert [row["imitated/share"] for row in rows] == [0.0, 0.0]
     assert rows[0]["optimizer/steps"] == 0
 
 
@@ -646,7 +648,7 @@ def test_the_moving_average_is_the_one_worked_out_by_hand() -> None:
     one = Learner([parameter], LearnerConfig(lr=0.1, schedule="constant", warmup=0.0, ema_decay=0.9))
     average = parameter.detach().clone().double()
     for _ in range(5):
-        one.step((parameter * torch.tensor([1.0, 3.0])).sum())
+        step_down(one, (parameter * torch.tensor([1.0, 3.0])).sum())
         average = 0.9 * average + 0.1 * parameter.detach().double()
     last = parameter.detach().clone()
     with one.averaged():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import step_down
 from test_ppo import Run, make, perturb
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def test_a_step_goes_down_its_own_loss_alone() -> None:
     parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     one = Learner([parameter], LearnerConfig(max_grad_norm=0.0))
     for slope in ([100.0, -3.0], [1.0, 5.0]):
-        one.step((parameter * torch.tensor(slope)).sum())
+        step_down(one, (parameter * torch.tensor(slope)).sum())
         assert parameter.grad is not None
         assert parameter.grad.tolist() == slope
 
