@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents import functional as F
-from agents import learner as common
-from agents.learner import Batch, Learner
-from agents.training import require
+from agents.learner import METRICS as LEARNER_METRICS
+from agents.learner import Learner
+from agents.training import Batch, require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -36,8 +36,13 @@ class Config:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, per token in nats; the paper has 0.01."""
 
+    def __post_init__(self) -> None:
+        require.in_range(self, "updates", "value_coef", least=0)
+        require.in_range(self, "gamma", "lam", least=0, most=1)
+        require.in_range(self, "entropy_coef")
 
-METRICS = common.METRICS | {
+
+METRICS = LEARNER_METRICS | {
     "value/loss": "½ (V − R)², mean over tokens",
     "value/explained_variance": "1 − Var(return − value) / Var(return)",
 }
@@ -48,23 +53,25 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     require.critic(policy, "a2c")
     require.kl(policy, env, "a2c")
     buffer, metrics = RolloutBuffer.like(env), learner.metrics
-    for update in learner.updates(config.updates):
-        learner.schedule(update / config.updates)
 
+    def loss(new: Evaluation, old: Batch) -> Tensor:
+        value_loss = (new.value - old.returns).square() / 2
+        metrics.add("value/loss", value_loss, old.mask)
+        return config.value_coef * value_loss - old.advantages * new.logp - config.entropy_coef * new.entropy
+
+    for update in learner.updates(config.updates):
         # Prompts -> tokens -> scores.
-        collect(policy, env, buffer, Stream(learner.seed, update))
+        rollout = collect(policy, env, buffer, Stream(learner.seed, update))
+        values, mask = rollout.values, rollout.is_action
 
         # Scores -> rewards -> advantages.
-        advantages, returns = F.gae(
-            buffer.rewards, buffer.values, buffer.is_action, buffer.bootstrap, config.gamma, config.lam
-        )
-        metrics.add("value/explained_variance", F.explained_variance(buffer.values, returns, buffer.is_action))
+        advantages, returns = F.gae(rollout.rewards, values, mask, rollout.bootstrap, config.gamma, config.lam)
+        metrics.add("value/explained_variance", F.explained_variance(values, returns, mask))
 
-        # Advantages -> steps.
-        def loss(new: Evaluation, old: Batch) -> Tensor:
-            value_loss = (new.value - old.returns).square() / 2
-            metrics.add("value/loss", value_loss, old.mask)
-            return config.value_coef * value_loss - old.advantages * new.logp - config.entropy_coef * new.entropy
+        # Advantages -> one step for policy and critic.
+        for minibatch in learner.minibatches(Batch.of(rollout, advantages, returns), 0):
+            learner.step(policy, minibatch, loss, weigh=F.sequence_sum)
 
-        learner.fit(policy, Batch.of(buffer, advantages, returns), loss, weigh=F.sequence_sum)
-        yield learner.summarise(buffer, env)
+        row = learner.summarise(rollout)
+        env.kl_controller.update(row["kl/sequence_nats"], rollout.rows)
+        yield row

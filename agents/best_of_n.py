@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from agents import functional as F
-from agents import learner as common
-from agents.learner import Learner
+from agents.learner import ROLLOUT_METRICS, Learner
 from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import TokenPolicy
@@ -28,8 +27,11 @@ class Config:
     group: int = 16
     """Completions of each prompt, from which the best of every power of two up to it is measured."""
 
+    def __post_init__(self) -> None:
+        require.in_range(self, "updates", least=0)
 
-METRICS = common.ROLLOUT_METRICS | {
+
+METRICS = ROLLOUT_METRICS | {
     "best_of/{n}/score": "score of the best of n, mean over prompts: an average over all choices of n from the group",
     "best_of/{n}/kl_nats": "KL(best of n ‖ policy) in nats, on the group as the policy's distribution, ties included",
     "best_of/{n}/kl_bound_nats": "log n − (n − 1)/n: the KL where no two scores are equal",
@@ -43,15 +45,15 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     sizes = [2**k for k in range(config.group.bit_length()) if 2**k <= config.group]
     for update in learner.updates(config.updates):
         # Prompts -> tokens -> scores.
-        collect(policy, env, buffer, Stream(learner.seed, update, config.group))
+        rollout = collect(policy, env, buffer, Stream(learner.seed, update, config.group))
 
         # Scores -> the best of n.
-        groups = buffer.score.view(-1, config.group)
+        groups = rollout.score.view(-1, config.group)
         for n in sizes:
             learner.metrics.add(f"best_of/{n}/score", F.expected_best(groups, n))
             learner.metrics.add(f"best_of/{n}/kl_nats", _kl(groups, n))
             learner.metrics.add(f"best_of/{n}/kl_bound_nats", torch.tensor(F.best_of_n_kl(n)))
-        yield learner.summarise(buffer, env)
+        yield learner.summarise(rollout)
 
 
 def _kl(groups: Tensor, n: int) -> Tensor:

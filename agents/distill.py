@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from agents import functional as F
-from agents import learner as common
-from agents.learner import Learner
+from agents.learner import ROLLOUT_METRICS, STEP_METRICS, Learner
 from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import TokenPolicy
@@ -28,6 +27,9 @@ class Config:
     minibatch_rows: int = 0
     """Completions per optimizer step; 0 takes the whole rollout."""
 
+    def __post_init__(self) -> None:
+        require.in_range(self, "updates", "minibatch_rows", least=0)
+
     @property
     def env_kl(self) -> str:
         """The environment's `kl` that goes with these settings: rewards are not looked at."""
@@ -35,8 +37,8 @@ class Config:
 
 
 METRICS = (
-    common.ROLLOUT_METRICS
-    | common.STEP_METRICS
+    ROLLOUT_METRICS
+    | STEP_METRICS
     | {
         "distill/kl_nats": "KL(teacher ‖ policy) over the vocabulary, mean over the teacher's tokens, in nats",
     }
@@ -49,23 +51,23 @@ def train(
     """Trains the policy; yields the `METRICS` of each update. Scores, KL and tokens there are the teacher's."""
     require.given(teacher, "a teacher", "distill", "pass a policy of the same vocabulary (--teacher RUN)")
     buffer = RolloutBuffer.like(env)
-    for update in learner.updates(config.updates):
-        learner.schedule(update / config.updates)
 
+    def loss(rows: Tensor) -> Tensor:
+        """The sum of KL(teacher ‖ policy) over the actions of these rows of the rollout, in nats."""
+        sequences, mask = buffer.sequences[rows], buffer.is_action[rows]
+        with torch.no_grad():
+            target = teacher.log_probs(sequences)
+        kl = F.forward_kl(target, policy.log_probs(sequences))
+        learner.metrics.add("distill/kl_nats", kl, mask)
+        return torch.where(mask, kl, 0.0).sum()
+
+    for update in learner.updates(config.updates):
         # Prompts -> the teacher's tokens.
-        collect(teacher, env, buffer, Stream(learner.seed, update))
+        rollout = collect(teacher, env, buffer, Stream(learner.seed, update))
 
         # Tokens -> steps.
-        for rows in learner.minibatches(buffer.rows, config.minibatch_rows or buffer.rows):
-            tokens = buffer.is_action[rows].sum()
+        for minibatch in learner.minibatch_indices(rollout.rows, config.minibatch_rows):
+            actions = rollout.is_action[minibatch].sum()
+            learner.minimise(minibatch, lambda rows, actions=actions: loss(rows) / actions)
 
-            def share(part: Tensor, tokens: Tensor = tokens) -> Tensor:
-                sequences, mask = buffer.sequences[part], buffer.is_action[part]
-                with torch.no_grad():
-                    target = teacher.log_probs(sequences)
-                kl = F.forward_kl(target, policy.log_probs(sequences))
-                learner.metrics.add("distill/kl_nats", kl, mask)
-                return torch.where(mask, kl, 0.0).sum() / tokens
-
-            learner.minimise(rows, share)
-        yield learner.summarise(buffer, env)
+        yield learner.summarise(rollout)

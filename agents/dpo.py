@@ -35,6 +35,10 @@ class Config:
     max_tokens: int = 512
     """Longer texts are cut here."""
 
+    def __post_init__(self) -> None:
+        require.in_range(self, "epochs", "minibatch_pairs", "max_tokens", least=1)
+        require.in_range(self, "label_smoothing", least=0, below=0.5)
+
 
 METRICS = {
     "loss/train": "DPO's loss, mean over the minibatch's pairs",
@@ -52,22 +56,25 @@ def train(
     whole, _ = require.adapter(policy, "dpo")
     require.reference(policy, env)
     pairs = encode_pairs(whole, comparisons, config)
-    steps, beta = config.epochs * -(-len(pairs) // config.minibatch_pairs), env.kl_controller.beta
-    for step, batch in learner.shuffled_minibatches(len(pairs), config.minibatch_pairs, config.epochs):
-        lr = learner.schedule(step / steps)
-        minibatch = [pairs[i] for i in batch.tolist()]
+    beta, metrics = env.kl_controller.beta, learner.metrics
 
-        def share(part: Sequence[tuple[EncodedExample, EncodedExample]], total: int = len(minibatch)) -> Tensor:
-            chosen, rejected = log_ratios(whole, env, part)
-            loss = F.dpo(chosen, rejected, beta, config.label_smoothing)
-            margin = beta * (chosen - rejected)
-            learner.metrics.add("loss/train", loss)
-            learner.metrics.add("margin/train", margin)
-            learner.metrics.add("accuracy/train", (margin > 0).float())
-            return loss.sum() / total
+    def loss(part: Sequence[tuple[EncodedExample, EncodedExample]]) -> Tensor:
+        """[pairs] DPO's loss of some pairs."""
+        chosen, rejected = log_ratios(whole, env, part)
+        loss, margin = F.dpo(chosen, rejected, beta, config.label_smoothing), beta * (chosen - rejected)
+        metrics.add("loss/train", loss)
+        metrics.add("margin/train", margin)
+        metrics.add("accuracy/train", (margin > 0).float())
+        return loss
 
-        learner.minimise(minibatch, share, describe=lambda pair: repr([whole.lm.decode(ids) for ids, _ in pair]))
-        yield learner.drain() | {"optimizer/lr": lr}
+    def describe(pair: tuple[EncodedExample, EncodedExample]) -> str:
+        return repr([whole.lm.decode(ids) for ids, _ in pair])
+
+    for _, indices in learner.shuffled_minibatches(len(pairs), config.minibatch_pairs, config.epochs):
+        minibatch = [pairs[i] for i in indices.tolist()]
+        count = len(minibatch)
+        learner.minimise(minibatch, lambda part, n=count: loss(part).sum() / n, describe)
+        yield learner.drain() | {"optimizer/lr": learner.lr}
 
 
 def encode_pairs(

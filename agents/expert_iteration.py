@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents import functional as F
-from agents import learner as common
-from agents.learner import Batch, Learner
-from agents.training import require
+from agents.learner import METRICS as LEARNER_METRICS
+from agents.learner import Learner
+from agents.training import Batch, require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -23,7 +23,7 @@ class Config:
     """Expert iteration's own settings."""
 
     updates: int = 50
-    """Rollouts, each followed by `epochs` passes over what was kept."""
+    """Rollouts, each followed by `epochs` passes over the imitated completions."""
     group: int = 8
     """Completions of each prompt."""
     keep: int = 1
@@ -31,14 +31,19 @@ class Config:
     threshold: float | None = None
     """Imitates only completions of at least this score."""
     epochs: int = 1
-    """Passes over what was kept."""
+    """Passes over the imitated completions."""
     minibatch_rows: int = 0
     """Completions per optimizer step; 0 takes all."""
 
+    def __post_init__(self) -> None:
+        require.in_range(self, "updates", "minibatch_rows", least=0)
+        require.in_range(self, "epochs", "keep", least=1)
+        require.in_range(self, "threshold")
 
-METRICS = common.METRICS | {
-    "kept/score": "score of the completions that are imitated, mean over them",
-    "kept/share": "share of the rollout's completions that are imitated",
+
+METRICS = LEARNER_METRICS | {
+    "imitated/score": "score of the completions that are imitated, mean over them",
+    "imitated/share": "share of the rollout's completions that are imitated",
 }
 
 
@@ -47,24 +52,27 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     require.kl(policy, env, "expert_iteration")
     require.groups(env.num_envs, config.group, "expert_iteration")
     buffer = RolloutBuffer.like(env)
+
+    def loss(new: Evaluation, old: Batch) -> Tensor:
+        return -new.logp
+
     for update in learner.updates(config.updates):
-        learner.schedule(update / config.updates)
-
         # Prompts -> tokens -> scores.
-        collect(policy, env, buffer, Stream(learner.seed, update, config.group))
+        rollout = collect(policy, env, buffer, Stream(learner.seed, update, config.group))
 
-        # Scores -> which to imitate.
-        kept = F.best_of_group(buffer.score, config.group, config.keep)
+        # Scores -> which completions to imitate.
+        imitated = F.best_of_group(rollout.score, config.group, config.keep)
         if config.threshold is not None:
-            kept &= buffer.score >= config.threshold
-        learner.metrics.add("kept/score", buffer.score, kept)
-        learner.metrics.add("kept/share", kept.float())
+            imitated &= rollout.score >= config.threshold
+        learner.metrics.add("imitated/score", rollout.score, imitated)
+        learner.metrics.add("imitated/share", imitated.float())
 
         # Imitation -> steps.
-        def loss(new: Evaluation, old: Batch) -> Tensor:
-            return -new.logp
+        batch = Batch.of(rollout, rollout.logp)[imitated.nonzero()[:, 0]]  # waits for the device, once an update
+        for _ in range(config.epochs if len(batch) else 0):
+            for minibatch in learner.minibatches(batch, config.minibatch_rows):
+                learner.step(policy, minibatch, loss)
 
-        if bool(kept.any()):  # waits for the device, once an update
-            batch = Batch.of(buffer, buffer.logp)[kept.nonzero()[:, 0]]
-            learner.fit(policy, batch, loss, epochs=config.epochs, minibatch_rows=config.minibatch_rows)
-        yield learner.summarise(buffer, env)
+        row = learner.summarise(rollout)
+        env.kl_controller.update(row["kl/sequence_nats"], rollout.rows)
+        yield row

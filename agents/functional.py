@@ -1,10 +1,27 @@
 """The equations, one function each. Every mask is True where an entry counts, and every mean is over those."""
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+Schedule = Literal["linear", "cosine", "constant"]
+"""What the learning rate does after the warm-up."""
+
+
+def schedule_factor(schedule: Schedule, progress: float, warmup: float) -> float:
+    """The learning rate as a share of its peak, at a point of the run between 0 and 1.
+
+    During the first `warmup` of the run it rises in a straight line from 0.1 to 1; then it falls to 0 in a straight
+    line ("linear") or half a cosine ("cosine"), or stays ("constant").
+    """
+    if progress < warmup:
+        return 0.1 + 0.9 * progress / warmup
+    rest = (progress - warmup) / max(1e-9, 1 - warmup)
+    shapes = {"linear": 1 - rest, "cosine": 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * rest)))}
+    return max(0.0, shapes.get(schedule, 1.0))
 
 
 def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from agents import functional as F
-from agents import learner as common
-from agents.learner import Batch, Learner
-from agents.training import require
+from agents.learner import METRICS as LEARNER_METRICS
+from agents.learner import Learner
+from agents.training import Batch, require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -54,6 +54,9 @@ class Config:
     def __post_init__(self) -> None:
         require.one_of("aggregate", self.aggregate, AGGREGATES)
         require.one_of("ratio", self.ratio, ("token", "sequence"))
+        require.in_range(self, "updates", "minibatch_rows", least=0)
+        require.in_range(self, "epochs", least=1)
+        require.in_range(self, "clip", "clip_high", above=0)
 
     @property
     def env_kl(self) -> str:
@@ -61,7 +64,7 @@ class Config:
         return "sampled" if self.kl_loss == "none" else "none"
 
 
-METRICS = common.METRICS | {
+METRICS = LEARNER_METRICS | {
     "policy/clip_fraction": "share of tokens whose ratio lies outside 1 ± `clip`",
     "group/deviation": "standard deviation of the return within a group, mean over groups",
     "group/equal_share": "share of groups whose returns are all equal, which teach nothing",
@@ -72,38 +75,35 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     """Trains the policy; yields the `METRICS` of each update."""
     require.kl(policy, env, "grpo", config.kl_loss, biased=("k3",))
     require.groups(env.num_envs, config.group, "grpo")
-    buffer, metrics = RolloutBuffer.like(env), learner.metrics
-    for update in learner.updates(config.updates):
-        learner.schedule(update / config.updates)
+    buffer, metrics, weigh = RolloutBuffer.like(env), learner.metrics, AGGREGATES[config.aggregate]
 
+    def loss(new: Evaluation, old: Batch) -> Tensor:
+        logp, old_logp = new.logp, old.logp
+        if config.ratio == "sequence":
+            logp, old_logp = F.sequence_logp_ratio(logp, old_logp, old.mask), torch.zeros_like(old_logp)
+        metrics.add("policy/clip_fraction", F.outside(logp, old_logp, config.clip), old.mask)
+        loss = F.clipped_surrogate(logp, old_logp, old.advantages, config.clip, config.clip_high)
+        if config.kl_loss != "none":
+            loss = loss + env.kl_controller.beta * F.kl_loss(config.kl_loss, new.logp, old.logp, old.reference_logp)
+        return loss
+
+    for update in learner.updates(config.updates):
         # Prompts -> tokens -> scores.
-        collect(policy, env, buffer, Stream(learner.seed, update, config.group))
+        rollout = collect(policy, env, buffer, Stream(learner.seed, update, config.group))
 
         # Scores -> rewards -> advantages.
-        returns = buffer.rewards.sum(1)
+        returns = rollout.rewards.sum(1)
         advantages = F.group_relative(returns, config.group, config.scale)
         deviation = returns.view(-1, config.group).std(1)
         metrics.add("group/deviation", deviation)
         metrics.add("group/equal_share", (deviation < 1e-6).float())
 
-        # Advantages -> steps.
-        def loss(new: Evaluation, old: Batch) -> Tensor:
-            logp, old_logp = new.logp, old.logp
-            if config.ratio == "sequence":
-                logp, old_logp = F.sequence_logp_ratio(logp, old_logp, old.mask), torch.zeros_like(old_logp)
-            metrics.add("policy/clip_fraction", F.outside(logp, old_logp, config.clip), old.mask)
-            loss = F.clipped_surrogate(logp, old_logp, old.advantages, config.clip, config.clip_high)
-            if config.kl_loss != "none":
-                kl = F.kl_loss(config.kl_loss, new.logp, old.logp, old.reference_logp)
-                loss = loss + env.kl_controller.beta * kl
-            return loss
+        # Advantages -> clipped steps.
+        batch = Batch.of(rollout, advantages)
+        for _ in range(config.epochs):
+            for minibatch in learner.minibatches(batch, config.minibatch_rows):
+                learner.step(policy, minibatch, loss, weigh)
 
-        learner.fit(
-            policy,
-            Batch.of(buffer, advantages),
-            loss,
-            epochs=config.epochs,
-            minibatch_rows=config.minibatch_rows,
-            weigh=AGGREGATES[config.aggregate],
-        )
-        yield learner.summarise(buffer, env)
+        row = learner.summarise(rollout)
+        env.kl_controller.update(row["kl/sequence_nats"], rollout.rows)
+        yield row

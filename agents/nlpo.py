@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents import functional as F
-from agents import learner as common
-from agents.learner import Batch, Learner
-from agents.training import AdapterCopy, require
+from agents.learner import METRICS as LEARNER_METRICS
+from agents.learner import Learner
+from agents.training import AdapterCopy, Batch, require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -46,8 +46,15 @@ class Config:
     value_coef: float = 0.1
     """Weight of the value loss."""
 
+    def __post_init__(self) -> None:
+        require.in_range(self, "updates", "minibatch_rows", "value_coef", least=0)
+        require.in_range(self, "epochs", "mask_refresh", least=1)
+        require.in_range(self, "mask_top_p", above=0, most=1)
+        require.in_range(self, "lam", least=0, most=1)
+        require.in_range(self, "clip", above=0)
 
-METRICS = common.METRICS | {
+
+METRICS = LEARNER_METRICS | {
     "policy/clip_fraction": "share of tokens whose ratio was clipped",
     "value/loss": "clipped value loss, mean over tokens",
 }
@@ -58,27 +65,33 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     require.critic(policy, "nlpo")
     require.kl(policy, env, "nlpo")
     whole, adapter = require.adapter(policy, "nlpo's masking policy")
-    buffer, mask = RolloutBuffer.like(env), learner.register("mask", AdapterCopy(whole.lm, adapter, MASK))
+    buffer, metrics = RolloutBuffer.like(env), learner.metrics
+    masking_policy = learner.register("mask", AdapterCopy(whole.lm, adapter, MASK))
+
+    def loss(new: Evaluation, old: Batch) -> Tensor:
+        value_loss = F.clipped_value_loss(new.value, old.values, old.returns)
+        metrics.add("value/loss", value_loss, old.mask)
+        metrics.add("policy/clip_fraction", F.outside(new.logp, old.logp, config.clip), old.mask)
+        return F.clipped_surrogate(new.logp, old.logp, old.advantages, config.clip) + config.value_coef * value_loss
+
     for update in learner.updates(config.updates):
-        learner.schedule(update / config.updates)
         if update % config.mask_refresh == 0:
-            mask.renew()
+            masking_policy.renew()
         masked = whole.truncated(top_p=config.mask_top_p, by=MASK)
 
         # Prompts -> tokens -> scores.
-        collect(masked, env, buffer, Stream(learner.seed, update))
+        rollout = collect(masked, env, buffer, Stream(learner.seed, update))
+        values, mask = rollout.values, rollout.is_action
 
         # Scores -> rewards -> advantages.
-        advantages, returns = F.gae(buffer.rewards, buffer.values, buffer.is_action, buffer.bootstrap, 1.0, config.lam)
-        advantages = F.whiten(advantages, buffer.is_action)
+        advantages, returns = F.gae(rollout.rewards, values, mask, rollout.bootstrap, 1.0, config.lam)
+        batch = Batch.of(rollout, F.whiten(advantages, mask), returns)
 
-        # Advantages -> steps.
-        def loss(new: Evaluation, old: Batch) -> Tensor:
-            value_loss = F.clipped_value_loss(new.value, old.values, old.returns)
-            learner.metrics.add("value/loss", value_loss, old.mask)
-            learner.metrics.add("policy/clip_fraction", F.outside(new.logp, old.logp, config.clip), old.mask)
-            return F.clipped_surrogate(new.logp, old.logp, old.advantages, config.clip) + config.value_coef * value_loss
+        # Advantages -> clipped steps.
+        for _ in range(config.epochs):
+            for minibatch in learner.minibatches(batch, config.minibatch_rows):
+                learner.step(masked, minibatch, loss)
 
-        batch = Batch.of(buffer, advantages, returns)
-        learner.fit(masked, batch, loss, epochs=config.epochs, minibatch_rows=config.minibatch_rows)
-        yield learner.summarise(buffer, env)
+        row = learner.summarise(rollout)
+        env.kl_controller.update(row["kl/sequence_nats"], rollout.rows)
+        yield row

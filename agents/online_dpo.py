@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from agents import functional as F
-from agents import learner as common
-from agents.learner import Learner
+from agents.learner import ROLLOUT_METRICS, STEP_METRICS, Learner
 from agents.training import require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import TokenPolicy
@@ -30,10 +29,14 @@ class Config:
     label_smoothing: float = 0.0
     """How often the score is taken to be wrong."""
 
+    def __post_init__(self) -> None:
+        require.in_range(self, "updates", "minibatch_pairs", least=0)
+        require.in_range(self, "label_smoothing", least=0, below=0.5)
+
 
 METRICS = (
-    common.ROLLOUT_METRICS
-    | common.STEP_METRICS
+    ROLLOUT_METRICS
+    | STEP_METRICS
     | {
         "loss/train": "DPO's loss, mean over the pairs of different score",
         "margin/train": "β (log-ratio of the chosen − log-ratio of the rejected), mean over the same pairs",
@@ -47,33 +50,31 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     require.kl(policy, env, "online_dpo")
     require.reference(policy, env)
     require.pairs(env.num_envs, "online_dpo")
-    buffer = RolloutBuffer.like(env)
+    buffer, metrics = RolloutBuffer.like(env), learner.metrics
     for update in learner.updates(config.updates):
-        learner.schedule(update / config.updates)
-
-        # Prompts -> tokens -> scores, at the price of KL that now holds.
-        collect(policy, env, buffer, Stream(learner.seed, update, samples=2))
-        beta = env.kl_controller.beta
+        # Prompts -> tokens -> scores.
+        rollout = collect(policy, env, buffer, Stream(learner.seed, update, samples=2))
 
         # Scores -> which of the two is chosen: +1 for the first, −1 for the second, 0 for neither.
-        chosen = torch.sign(buffer.score[::2] - buffer.score[1::2])
-        learner.metrics.add("pairs/share", chosen.abs())
+        chosen = torch.sign(rollout.score[::2] - rollout.score[1::2])
+        metrics.add("pairs/share", chosen.abs())
+
+        def loss(pairs: Tensor, chosen: Tensor = chosen, rollout: RolloutBuffer = rollout) -> Tensor:
+            """[pairs] DPO's loss, 0 where the scores are equal; with the β that paid this rollout."""
+            rows, sign = torch.stack([2 * pairs, 2 * pairs + 1], 1).flatten(), chosen[pairs]
+            log_ratio = policy.evaluate(rollout.sequences[rows]).logp - rollout.reference_logp[rows]
+            log_ratio = torch.where(rollout.is_action[rows], log_ratio, 0.0).sum(1)
+            first, second = sign * log_ratio[::2], sign * log_ratio[1::2]
+            loss = F.dpo(first, second, rollout.beta, config.label_smoothing)
+            metrics.add("loss/train", loss, sign != 0)
+            metrics.add("margin/train", rollout.beta * sign * (log_ratio[::2] - log_ratio[1::2]), sign != 0)
+            return torch.where(sign != 0, loss, 0.0)
 
         # Pairs -> steps.
-        for pairs in learner.minibatches(len(chosen), config.minibatch_pairs or len(chosen)):
-            different = (chosen[pairs] != 0).sum().clamp(min=1)
+        for minibatch in learner.minibatch_indices(len(chosen), config.minibatch_pairs):
+            different = (chosen[minibatch] != 0).sum().clamp(min=1)
+            learner.minimise(minibatch, lambda pairs, loss=loss, n=different: loss(pairs).sum() / n)
 
-            def share(
-                part: Tensor, chosen: Tensor = chosen, different: Tensor = different, beta: float = beta
-            ) -> Tensor:
-                rows = torch.stack([2 * part, 2 * part + 1], 1).flatten()
-                log_ratio = policy.evaluate(buffer.sequences[rows]).logp - buffer.reference_logp[rows]
-                log_ratio = torch.where(buffer.is_action[rows], log_ratio, 0.0).sum(1)
-                sign = chosen[part]
-                loss = F.dpo(sign * log_ratio[::2], sign * log_ratio[1::2], beta, config.label_smoothing)
-                learner.metrics.add("loss/train", loss, sign != 0)
-                learner.metrics.add("margin/train", beta * sign * (log_ratio[::2] - log_ratio[1::2]), sign != 0)
-                return torch.where(sign != 0, loss, 0.0).sum() / different
-
-            learner.minimise(pairs, share)
-        yield learner.summarise(buffer, env)
+        row = learner.summarise(rollout)
+        env.kl_controller.update(row["kl/sequence_nats"], rollout.rows)
+        yield row

@@ -12,9 +12,9 @@ from typing import Literal
 from torch import Tensor
 
 from agents import functional as F
-from agents import learner as common
-from agents.learner import Batch, Learner
-from agents.training import require
+from agents.learner import METRICS as LEARNER_METRICS
+from agents.learner import Learner
+from agents.training import Batch, require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -35,9 +35,12 @@ class Config:
 
     def __post_init__(self) -> None:
         require.one_of("baseline", self.baseline, ("none", "mean"))
+        require.in_range(self, "updates", least=0)
+        require.in_range(self, "gamma", least=0, most=1)
+        require.in_range(self, "entropy_coef")
 
 
-METRICS = common.METRICS | {
+METRICS = LEARNER_METRICS | {
     "policy/advantage_std": "standard deviation of return − baseline over tokens",
 }
 
@@ -46,21 +49,24 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     """Trains the policy; yields the `METRICS` of each update."""
     require.kl(policy, env, "reinforce")
     buffer = RolloutBuffer.like(env)
-    for update in learner.updates(config.updates):
-        learner.schedule(update / config.updates)
 
+    def loss(new: Evaluation, old: Batch) -> Tensor:
+        return -old.advantages * new.logp - config.entropy_coef * new.entropy
+
+    for update in learner.updates(config.updates):
         # Prompts -> tokens -> scores.
-        collect(policy, env, buffer, Stream(learner.seed, update))
+        rollout = collect(policy, env, buffer, Stream(learner.seed, update))
 
         # Scores -> rewards -> advantages.
-        advantages = F.reward_to_go(buffer.rewards, buffer.is_action, buffer.bootstrap, config.gamma)
+        advantages = F.reward_to_go(rollout.rewards, rollout.is_action, rollout.bootstrap, config.gamma)
         if config.baseline == "mean":
-            advantages = advantages - F.masked_mean(advantages, buffer.is_action)
-        learner.metrics.add("policy/advantage_std", advantages[buffer.is_action].std())
+            advantages = advantages - F.masked_mean(advantages, rollout.is_action)
+        learner.metrics.add("policy/advantage_std", advantages[rollout.is_action].std())
 
-        # Advantages -> steps.
-        def loss(new: Evaluation, old: Batch) -> Tensor:
-            return -old.advantages * new.logp - config.entropy_coef * new.entropy
+        # Advantages -> one step.
+        for minibatch in learner.minibatches(Batch.of(rollout, advantages), 0):
+            learner.step(policy, minibatch, loss, weigh=F.sequence_sum)
 
-        learner.fit(policy, Batch.of(buffer, advantages), loss, weigh=F.sequence_sum)
-        yield learner.summarise(buffer, env)
+        row = learner.summarise(rollout)
+        env.kl_controller.update(row["kl/sequence_nats"], rollout.rows)
+        yield row

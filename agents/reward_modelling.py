@@ -70,18 +70,19 @@ def train(
     if not comparisons:
         raise ValueError("there are no comparisons to train a reward model on")
     steps = config.epochs * -(-len(comparisons) // config.minibatch_prompts)
-    for step, batch in learner.shuffled_minibatches(len(comparisons), config.minibatch_prompts, config.epochs):
-        learner.schedule(step / steps)
-        minibatch = [comparisons[i] for i in batch.tolist()]
 
-        def share(part: Sequence[Comparison], prompts: int = len(minibatch)) -> Tensor:
-            scores = scores_of(model, part)
-            loss = torch.stack([F.ranking_loss(s) for s in scores])
-            learner.metrics.add("loss/train", loss)
-            learner.metrics.add("accuracy/train", (margins_of(scores) > 0).float())
-            return loss.sum() / prompts
+    def loss(part: Sequence[Comparison]) -> Tensor:
+        """[prompts] the loss of each ranking."""
+        scores = scores_of(model, part)
+        loss = torch.stack([F.ranking_loss(s) for s in scores])
+        learner.metrics.add("loss/train", loss)
+        learner.metrics.add("accuracy/train", (margins_of(scores) > 0).float())
+        return loss
 
-        learner.minimise(minibatch, share)
+    for step, indices in learner.shuffled_minibatches(len(comparisons), config.minibatch_prompts, config.epochs):
+        minibatch = [comparisons[i] for i in indices.tolist()]
+        count = len(minibatch)
+        learner.minimise(minibatch, lambda part, n=count: loss(part).sum() / n)
         yield learner.drain() | (evaluate(model, held_out) if held_out and step + 1 == steps else {})
 
 

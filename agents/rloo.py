@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from agents import functional as F
-from agents import learner as common
-from agents.learner import Batch, Learner
-from agents.training import require
+from agents.learner import METRICS as LEARNER_METRICS
+from agents.learner import Learner
+from agents.training import Batch, require
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
@@ -33,8 +33,13 @@ class Config:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, per token in nats."""
 
+    def __post_init__(self) -> None:
+        require.in_range(self, "updates", "minibatch_rows", least=0)
+        require.in_range(self, "epochs", least=1)
+        require.in_range(self, "entropy_coef")
 
-METRICS = common.METRICS | {"policy/advantage_std": "standard deviation of return − baseline over rows"}
+
+METRICS = LEARNER_METRICS | {"policy/advantage_std": "standard deviation of return − baseline over rows"}
 
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
@@ -42,26 +47,24 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     require.kl(policy, env, "rloo")
     require.groups(env.num_envs, config.group, "rloo")
     buffer = RolloutBuffer.like(env)
-    for update in learner.updates(config.updates):
-        learner.schedule(update / config.updates)
 
+    def loss(new: Evaluation, old: Batch) -> Tensor:
+        return F.surrogate(new.logp, old.logp, old.advantages) - config.entropy_coef * new.entropy
+
+    for update in learner.updates(config.updates):
         # Prompts -> tokens -> scores.
-        collect(policy, env, buffer, Stream(learner.seed, update, config.group))
+        rollout = collect(policy, env, buffer, Stream(learner.seed, update, config.group))
 
         # Scores -> rewards -> advantages.
-        advantages = F.leave_one_out(buffer.rewards.sum(1), config.group)
+        advantages = F.leave_one_out(rollout.rewards.sum(1), config.group)
         learner.metrics.add("policy/advantage_std", advantages.std())
 
         # Advantages -> steps.
-        def loss(new: Evaluation, old: Batch) -> Tensor:
-            return F.surrogate(new.logp, old.logp, old.advantages) - config.entropy_coef * new.entropy
+        batch = Batch.of(rollout, advantages)
+        for _ in range(config.epochs):
+            for minibatch in learner.minibatches(batch, config.minibatch_rows):
+                learner.step(policy, minibatch, loss, weigh=F.sequence_sum)
 
-        learner.fit(
-            policy,
-            Batch.of(buffer, advantages),
-            loss,
-            epochs=config.epochs,
-            minibatch_rows=config.minibatch_rows,
-            weigh=F.sequence_sum,
-        )
-        yield learner.summarise(buffer, env)
+        row = learner.summarise(rollout)
+        env.kl_controller.update(row["kl/sequence_nats"], rollout.rows)
+        yield row

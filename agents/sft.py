@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from agents.learner import STEP_METRICS, Learner
+from agents.training import require
 from lmgym.models import EncodedExample, Example, LanguageModel, collate, encode
 
 
@@ -20,6 +21,9 @@ class Config:
     """Examples per optimizer step."""
     max_tokens: int = 256
     """Longer texts are cut here."""
+
+    def __post_init__(self) -> None:
+        require.in_range(self, "epochs", "minibatch_rows", "max_tokens", least=1)
 
 
 METRICS = {
@@ -60,18 +64,18 @@ def train(
         raise ValueError("there are no examples to fine-tune on")
     rows = [encode(lm, example, config.max_tokens) for example in examples]
     steps = config.epochs * -(-len(rows) // config.minibatch_rows)
-    for step, batch in learner.shuffled_minibatches(len(rows), config.minibatch_rows, config.epochs):
+
+    def loss(part: Sequence[EncodedExample]) -> Tensor:
+        """The sum of the negative log-likelihood over the learned tokens of some examples, in nats."""
+        loss, mask = nll(lm, part, adapter)
+        learner.metrics.add("loss/train", loss, mask)
+        return torch.where(mask, loss, 0.0).sum()
+
+    for step, indices in learner.shuffled_minibatches(len(rows), config.minibatch_rows, config.epochs):
         measured = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out and not step else {}
-        learner.schedule(step / steps)
-        minibatch = [rows[i] for i in batch.tolist()]
+        minibatch = [rows[i] for i in indices.tolist()]
         learned = max(1, sum(len(ids) - given for ids, given in minibatch))
-
-        def share(part: Sequence[EncodedExample], learned: int = learned) -> Tensor:
-            loss, mask = nll(lm, part, adapter)
-            learner.metrics.add("loss/train", loss, mask)
-            return torch.where(mask, loss, 0.0).sum() / learned
-
-        learner.minimise(minibatch, share, describe=lambda row: repr(lm.decode(row[0])))
+        learner.minimise(minibatch, lambda part, n=learned: loss(part) / n, lambda row: repr(lm.decode(row[0])))
         if held_out and step + 1 == steps:
             measured = {"loss/test": evaluate(lm, held_out, config, adapter)}
         yield learner.drain() | measured

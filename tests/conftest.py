@@ -110,3 +110,9 @@ def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, "free_to_look", lambda device: False)
             patched += 1
     assert patched >= 4, "modules that ask free_to_look() are loaded before this is called"
+
+
+def step_down(learner: Any, loss: torch.Tensor) -> None:
+    """One optimizer step down the gradient of a loss that is given whole."""
+    learner.backward(loss)
+    learner.optimizer_step()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import step_down
 from test_ppo import make, perturb, remember_texts
 from test_testing import Recurrent
 from torch import Tensor
@@ -285,6 +286,76 @@ def test_grpo_without_scaling_is_rloo(aggregate: str, group: int) -> None:
     assert_same_gradient(of_grpo * divisor, of_rloo * (group - 1) / group)
 
 
+def weighted(world: World, term: str, mean: str, samples: int = 1) -> Tensor:
+    """The gradient of a weighted sum over the first rollout's tokens, each term by its definition in torch's words."""
+    buffer = collect(world.policy, world.env, RolloutBuffer.like(world.env), Stream(0, 0, samples))
+    logp = world.policy.log_probs(buffer.sequences)
+    chosen = torch.where(buffer.is_action, logp.gather(2, buffer.tokens[..., None])[..., 0], 0.0)
+    ratio = chosen - buffer.reference_logp
+    per_token = {
+        "entropy": lambda: torch.distributions.Categorical(logits=logp).entropy(),
+        "k2": lambda: ratio**2 / 2,
+        "k3": lambda: (-ratio).exp() - 1 + ratio,
+        "ratio_k3": lambda: (chosen - chosen.detach()).exp() * ((-ratio).exp() - 1 + ratio),
+        "value": lambda: (world.policy.values[world.policy._states(buffer.sequences)] - to_go(buffer)) ** 2 / 2,
+    }[term]()
+    lengths = buffer.is_action.sum(1, keepdim=True)
+    weight = {"tokens": 1 / lengths.sum(), "rows": 1 / buffer.rows, "each row": 1 / (buffer.rows * lengths)}[mean]
+    total = torch.where(buffer.is_action, per_token * weight, 0.0).sum()
+    found = torch.autograd.grad(total, world.policy.parameters(), allow_unused=True)
+    both = zip(found, world.policy.parameters(), strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in both])
+
+
+def to_go(buffer: RolloutBuffer) -> Tensor:
+    """What each row is still paid from each token on: no discount, nothing behind the end."""
+    paid = torch.where(buffer.is_action, buffer.rewards, 0.0)
+    return paid.flip(1).cumsum(1).flip(1)
+
+
+@pytest.fixture(scope="module")
+def moved() -> World:
+    """A table without KL in its reward, whose critic has opinions."""
+    world = table(critic="head", kl="none")
+    with torch.no_grad():
+        world.policy.values += torch.randn(world.policy.values.shape, generator=torch.Generator().manual_seed(2))
+    return world
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "config", "term", "factor", "mean"),
+    [
+        (ppo, {"entropy_coef": 0.7}, {"entropy_coef": 0.0}, "entropy", -0.7, "tokens"),
+        (a2c, {"entropy_coef": 0.7}, {"entropy_coef": 0.0}, "entropy", -0.7, "rows"),
+        (rloo, {"entropy_coef": 0.7}, {"entropy_coef": 0.0}, "entropy", -0.7, "rows"),
+        (reinforce, {"entropy_coef": 0.7}, {"entropy_coef": 0.0}, "entropy", -0.7, "rows"),
+        (ppo, {"kl_loss": "k2"}, {"kl_loss": "none"}, "k2", 0.2, "tokens"),
+        (ppo, {"kl_loss": "ratio_k3"}, {"kl_loss": "none"}, "ratio_k3", 0.2, "tokens"),
+        (grpo, {"kl_loss": "k2"}, {"kl_loss": "none"}, "k2", 0.2, "each row"),
+        (grpo, {"kl_loss": "k3"}, {"kl_loss": "none"}, "k3", 0.2, "each row"),
+        (grpo, {"kl_loss": "ratio_k3"}, {"kl_loss": "none"}, "ratio_k3", 0.2, "each row"),
+        (a2c, {"value_coef": 0.7}, {"value_coef": 0.0}, "value", 0.7, "rows"),
+        (ppo, {"value_coef": 0.7, "lam": 1.0}, {"value_coef": 0.0, "lam": 1.0}, "value", 0.7, "tokens"),
+    ],
+    ids=lambda value: name_of(value) if isinstance(value, ModuleType) else value if isinstance(value, str) else "",
+)
+def test_what_a_setting_adds_to_the_gradient(
+    moved: World,
+    module: ModuleType,
+    setting: dict[str, Any],
+    config: dict[str, Any],
+    term: str,
+    factor: float,
+    mean: str,
+) -> None:
+    """Minus the entropy bonus, plus β times the KL, plus the value loss: the sign and the size, worked out by torch."""
+    more = {"minibatch_rows": 0} if module in (ppo, grpo) else {}
+    _, with_it = first_loss(module, moved.policy, moved.env, updates=1, **more, **setting)
+    _, without = first_loss(module, moved.policy, moved.env, updates=1, **more, **config)
+    samples = {rloo: 4, grpo: 8}.get(module, 1)
+    assert_same_gradient(with_it - without, factor * weighted(moved, term, mean, samples))
+
+
 def test_the_first_gradient_of_gspo_is_that_of_grpo() -> None:
     """With means over completions. The ratios are 1, and each token's share in its completion's ratio is 1/|y|."""
     world = table()
@@ -339,6 +410,7 @@ def test_online_dpo_on_a_fixed_set_is_dpo(monkeypatch: pytest.MonkeyPatch) -> No
         buffer.action_mask = given.sequences.action_mask
         with torch.no_grad():
             buffer.reference_logp.copy_(env.reference.evaluate(given.sequences))
+        buffer.beta = env.kl_controller.beta
         buffer.score.copy_(torch.stack([torch.where(swapped, 0.0, 1.0), torch.where(swapped, 1.0, 0.0)], 1).flatten())
         return buffer
 
@@ -598,7 +670,7 @@ def test_expert_iteration_imitates_nothing_below_its_threshold() -> None:
     one = Learner(world.policy.parameters(), LearnerConfig(lr=0.1, warmup=0.0))
     rows = list(expert_iteration.train(world.policy, world.env, one, expert_iteration.Config(updates=2, threshold=1.5)))
     assert torch.equal(world.policy.logits, before)
-    assert [row["kept/share"] for row in rows] == [0.0, 0.0]
+    assert [row["imitated/share"] for row in rows] == [0.0, 0.0]
     assert rows[0]["optimizer/steps"] == 0
 
 
@@ -638,6 +710,163 @@ def test_texts_mixed_in_stay_probable_while_the_score_rises_as_it_would() -> Non
     assert score_mixed > score - 0.1
 
 
+# What is measured --------------------------------------------------------------------------------------------------
+
+
+def first_row(module: ModuleType, world: World, lr: float = 0.0, **config: Any) -> dict[str, float]:
+    one = Learner(world.policy.parameters(), LearnerConfig(lr=lr, warmup=0.0, schedule="constant", max_grad_norm=0.0))
+    return next(iter(module.train(world.policy, world.env, one, module.Config(updates=1, **config))))
+
+
+def rollout_of(world: World, samples: int = 1) -> RolloutBuffer:
+    return collect(world.policy, world.env, RolloutBuffer.like(world.env), Stream(0, 0, samples))
+
+
+def test_what_groups_are_said_to_be() -> None:
+    """GRPO's deviation and share of equal groups, RLOO's deviation of advantages, by NumPy, row by row."""
+    world = table(score=coarse, kl="none")
+    row = first_row(grpo, world, group=2, kl_loss="none")
+    groups = rollout_of(world, 2).score.view(-1, 2).numpy()
+    assert row["group/deviation"] == pytest.approx(np.std(groups, axis=1, ddof=1).mean(), abs=1e-6)
+    equal = float(np.mean([one == other for one, other in groups]))
+    assert row["group/equal_share"] == pytest.approx(equal)
+    assert 0 < equal < 1
+    row = first_row(rloo, world, group=4)
+    groups = rollout_of(world, 4).score.view(-1, 4).numpy()
+    others = [[one - (group.sum() - one) / 3 for one in group] for group in groups]
+    assert row["policy/advantage_std"] == pytest.approx(np.std(others, ddof=1), abs=1e-6)
+
+
+@pytest.mark.parametrize(("baseline", "gamma"), [("mean", 1.0), ("none", 1.0), ("none", 0.5)])
+def test_reinforces_deviation_is_that_of_the_discounted_reward_to_go(baseline: str, gamma: float) -> None:
+    world = table()
+    row = first_row(reinforce, world, baseline=baseline, gamma=gamma)
+    buffer, found = rollout_of(world), []
+    for rewards, mask in zip(buffer.rewards.tolist(), buffer.is_action.tolist(), strict=True):
+        paid = [r for r, m in zip(rewards, mask, strict=True) if m]
+        found += [sum(gamma ** (k - t) * paid[k] for k in range(t, len(paid))) for t in range(len(paid))]
+    assert row["policy/advantage_std"] == pytest.approx(np.std(found, ddof=1), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [
+        (a2c, {}),
+        (a2c, {"lam": 0.5, "gamma": 0.9}),
+        (ppo, {"epochs": 1, "minibatch_rows": 0}),
+        (ppo, {"epochs": 1, "minibatch_rows": 0, "gamma": 0.9, "lam": 0.5}),
+    ],
+    ids=["a2c", "a2c-λ", "ppo", "ppo-λ"],
+)
+def test_what_the_critic_is_said_to_explain(moved: World, module: ModuleType, config: dict[str, Any]) -> None:
+    """½ (V − R)² and 1 − Var(R − V)/Var(R) over tokens, R = A + V by the recursion, row by row."""
+    row = first_row(module, moved, **config)
+    gamma, lam = (getattr(module.Config(**config), name) for name in ("gamma", "lam"))
+    buffer, values, returns = rollout_of(moved), [], []
+    for i in range(buffer.rows):
+        advantage = following = 0.0
+        for t in reversed(range(int(buffer.is_action[i].sum()))):
+            value = float(buffer.values[i, t])
+            advantage = float(buffer.rewards[i, t]) + gamma * following - value + gamma * lam * advantage
+            following = value
+            values.append(value)
+            returns.append(advantage + value)
+    rest = np.subtract(returns, values)
+    assert row["value/loss"] == pytest.approx(np.mean(rest**2) / 2, rel=1e-4)
+    assert row["value/explained_variance"] == pytest.approx(1 - np.var(rest) / np.var(returns), rel=1e-4)
+    assert row["policy/ratio_deviation"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "metric"),
+    [
+        (ppo, {"clip": 0.1, "minibatch_rows": 0, "target_kl": 0.0, "value_coef": 0.0}, "policy/clip_fraction"),
+        (ppo, {"clip": 0.3, "minibatch_rows": 0, "target_kl": 0.0, "value_coef": 0.0}, "policy/clip_fraction"),
+        (grpo, {"clip": 0.1, "kl_loss": "none"}, "policy/clip_fraction"),
+        (grpo, {"clip": 0.3, "kl_loss": "none"}, "policy/clip_fraction"),
+    ],
+    ids=["ppo-0.1", "ppo-0.3", "grpo-0.1", "grpo-0.3"],
+)
+def test_the_share_that_is_clipped_is_counted(module: ModuleType, config: dict[str, Any], metric: str) -> None:
+    """In the second of two passes, from where the first has taken the policy."""
+    samples = 8 if module is grpo else 1
+    world = table(kl="none")
+    buffer = rollout_of(world, samples)
+    first_row(module, world, lr=0.2, epochs=1, **config)
+    ratio = (world.policy.evaluate(buffer.sequences).logp.detach() - buffer.logp).exp()[buffer.is_action]
+    share = float(((ratio < 1 - config["clip"]) | (ratio > 1 + config["clip"])).float().mean())
+    assert 0.05 < share < 0.95
+    row = first_row(module, table(kl="none"), lr=0.2, epochs=2, **config)
+    assert row[metric] == pytest.approx(share / 2, abs=1e-3)
+    k3 = float((ratio - 1 - ratio.log()).mean())
+    assert row["policy/approx_kl_nats"] == pytest.approx(k3 / 2, rel=1e-3)
+
+
+def test_expert_iteration_keeps_the_best_and_says_so() -> None:
+    world = table(kl="none", score=coarse)
+    groups = rollout_of(world, 8).score.view(-1, 8)
+    for keep in (1, 3):
+        row = first_row(expert_iteration, world, keep=keep)
+        assert row["kept/share"] == pytest.approx(keep / 8)
+        assert row["kept/score"] == pytest.approx(float(np.sort(groups.numpy())[:, -keep:].mean()), abs=1e-6)
+    threshold = float(groups.amax(1).median())
+    row = first_row(expert_iteration, world, threshold=threshold)
+    best = groups.amax(1)[groups.amax(1) >= threshold]
+    assert 0 < len(best) < 8
+    assert row["kept/share"] == pytest.approx(len(best) / 64), "a score of just the threshold is imitated"
+    assert row["kept/score"] == pytest.approx(float(best.mean()), abs=1e-6)
+    assert row["policy/loss"] > 0, "minus the log-likelihood of what is imitated"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_online_dpo_measures_the_pairs_that_differ(smoothing: float) -> None:
+    world = table(kl="none", score=coarse)
+    buffer, margins = rollout_of(world, 2), []
+    for i in range(0, 64, 2):
+        ratio = [float((buffer.logp[j] - buffer.reference_logp[j])[buffer.is_action[j]].sum()) for j in (i, i + 1)]
+        if buffer.score[i] != buffer.score[i + 1]:
+            sign = 1 if buffer.score[i] > buffer.score[i + 1] else -1
+            margins.append(0.2 * sign * (ratio[0] - ratio[1]))
+    assert 0 < len(margins) < 32
+    losses = [(1 - smoothing) * np.log1p(np.exp(-m)) + smoothing * np.log1p(np.exp(m)) for m in margins]
+    for size in (0, 8):
+        row = first_row(online_dpo, world, label_smoothing=smoothing, minibatch_pairs=size)
+        assert row["pairs/share"] == pytest.approx(len(margins) / 32)
+        assert row["loss/train"] == pytest.approx(np.mean(losses), abs=1e-5)
+        assert row["margin/train"] == pytest.approx(np.mean(margins), abs=1e-5)
+        assert row["optimizer/steps"] == (4 if size else 1)
+
+
+def test_dpo_measures_margins_by_hand() -> None:
+    """Every pair of every ranking, the better first; a padded minibatch; and the same on held-out comparisons."""
+    run = make(critic="none", kl="none", beta=0.3, max_new_tokens=4, optimizer=LearnerConfig(lr=0.0))
+    perturb(run.policy)
+    given = [Comparison("a", ("bc", "d", "abd")), Comparison("b", ("c", "dd")), Comparison("c", ("abc", "b"))]
+
+    def log_ratio(prompt: str, text: str) -> float:
+        ids, answer = run.policy.lm.encode(prompt), [*run.policy.lm.encode(text), 1]
+        found = []
+        for adapter in ("policy", None):
+            with torch.no_grad(), run.policy.lm.using(adapter):
+                logp = run.policy.lm.model(input_ids=torch.tensor([[*ids, *answer]])).logits[0].log_softmax(-1)
+            found.append(sum(float(logp[len(ids) - 1 + t, token]) for t, token in enumerate(answer)))
+        return found[0] - found[1]
+
+    pairs = [(c.prompt, a, b) for c in given for i, a in enumerate(c.ranked) for b in c.ranked[i + 1 :]]
+    margins = [0.3 * (log_ratio(p, a) - log_ratio(p, b)) for p, a, b in pairs]
+    assert len(pairs) == 5
+    for smoothing in (0.0, 0.2):
+        config = dpo.Config(minibatch_pairs=5, label_smoothing=smoothing)
+        (row,) = list(dpo.train(run.policy, run.env, run.learner, config, given))
+        losses = [(1 - smoothing) * np.log1p(np.exp(-m)) + smoothing * np.log1p(np.exp(m)) for m in margins]
+        assert row["margin/train"] == pytest.approx(np.mean(margins), abs=1e-5)
+        assert row["loss/train"] == pytest.approx(np.mean(losses), abs=1e-5)
+        assert row["accuracy/train"] == pytest.approx(np.mean([m > 0 for m in margins]))
+    found = dpo.evaluate(run.policy, run.env, given, dpo.Config())
+    assert found["margin/test"] == pytest.approx(np.mean(margins), abs=1e-5)
+    assert found["accuracy/test"] == pytest.approx(np.mean([m > 0 for m in margins]))
+
+
 # Around the steps --------------------------------------------------------------------------------------------------
 
 
@@ -646,7 +875,7 @@ def test_the_moving_average_is_the_one_worked_out_by_hand() -> None:
     one = Learner([parameter], LearnerConfig(lr=0.1, schedule="constant", warmup=0.0, ema_decay=0.9))
     average = parameter.detach().clone().double()
     for _ in range(5):
-        one.step((parameter * torch.tensor([1.0, 3.0])).sum())
+        step_down(one, (parameter * torch.tensor([1.0, 3.0])).sum())
         average = 0.9 * average + 0.1 * parameter.detach().double()
     last = parameter.detach().clone()
     with one.averaged():
@@ -742,6 +971,10 @@ def test_the_running_deviation_is_that_of_everything_seen() -> None:
         seen += batch.tolist()
         assert float(scale.update(batch)) == pytest.approx(float(np.std(seen, ddof=1)), rel=1e-4)
     assert float(RunningScale().update(torch.full((8,), 5.0))) == 1.0
+    scale = RunningScale()
+    assert float(scale.update(torch.tensor([torch.nan, torch.inf]))) == 1.0, "no number yet"
+    assert float(scale.update(torch.tensor([1.0, torch.nan]))) == 1.0
+    assert float(scale.update(torch.tensor([4.0]))) == pytest.approx(float(np.std([1, 4], ddof=1)))
 
 
 # The files ---------------------------------------------------------------------------------------------------------
@@ -788,6 +1021,49 @@ def test_every_setting_is_read_and_says_what_it_is(module: ModuleType) -> None:
     }
     assert described == fields
     assert ast.get_docstring(config)
+
+
+PROMISED: dict[ModuleType, dict[str, Any]] = {
+    a2c: {"updates": 100, "gamma": 1.0, "lam": 1.0, "value_coef": 0.5, "entropy_coef": 0.0},
+    best_of_n: {"updates": 4, "group": 16},
+    distill: {"updates": 50, "minibatch_rows": 0},
+    dpo: {"epochs": 1, "minibatch_pairs": 16, "label_smoothing": 0.0, "finished": True, "max_tokens": 512},
+    expert_iteration: {
+        "updates": 50, "group": 8, "keep": 1, "threshold": None, "epochs": 1, "minibatch_rows": 0,
+    },
+    grpo: {
+        "updates": 100, "group": 8, "epochs": 1, "minibatch_rows": 0, "clip": 0.2, "clip_high": 0.2, "scale": True,
+        "aggregate": "sequence", "ratio": "token", "kl_loss": "k3",
+    },
+    nlpo: {
+        "updates": 24, "epochs": 2, "minibatch_rows": 16, "mask_top_p": 0.9, "mask_refresh": 5, "lam": 0.95,
+        "clip": 0.2, "value_coef": 0.1,
+    },
+    online_dpo: {"updates": 50, "minibatch_pairs": 0, "label_smoothing": 0.0},
+    ppo: {
+        "updates": 28, "epochs": 2, "minibatch_rows": 16, "gamma": 1.0, "lam": 0.95, "clip": 0.2, "dual_clip": 0.0,
+        "value_clip": 0.2, "value_coef": 0.1, "entropy_coef": 0.0, "whiten_advantages": True, "whiten_rewards": False,
+        "scale_score": False, "score_clip": 0.0, "target_kl": 1.0, "kl_loss": "none", "reference_refresh": 0,
+        "ptx_coef": 0.0, "ptx_rows": 16,
+    },
+    reinforce: {"updates": 100, "gamma": 1.0, "baseline": "mean", "entropy_coef": 0.0},
+    reward_model: {"epochs": 1, "minibatch_prompts": 16},
+    rloo: {"updates": 100, "group": 4, "epochs": 1, "minibatch_rows": 0, "entropy_coef": 0.0},
+    sft: {"epochs": 1, "minibatch_rows": 32, "max_tokens": 256},
+}  # fmt: skip
+"""What a run does where the user says nothing: another default is another experiment under the same command."""
+
+
+@pytest.mark.parametrize("module", ALGORITHMS, ids=name_of)
+def test_a_default_is_a_promise(module: ModuleType) -> None:
+    assert dataclasses.asdict(module.Config()) == PROMISED[module]
+
+
+def test_the_defaults_of_the_learner_are_a_promise() -> None:
+    assert dataclasses.asdict(LearnerConfig()) == {
+        "lr": 1e-3, "schedule": "linear", "warmup": 0.05, "max_grad_norm": 1.0, "adam_eps": 1e-5, "weight_decay": 0.0,
+        "micro_tokens": 0, "bucket": True, "compile": False, "ema_decay": 0.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("module", ALGORITHMS, ids=name_of)

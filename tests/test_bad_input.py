@@ -259,7 +259,7 @@ def test_the_components_of_a_score_are_logged(probe: LanguageModel) -> None:
     score = Score({"tree": Tree().score, "letters": (-0.5, letters)})
     env = TokenVectorEnv(16, task=Tree(), model=probe, kl="sampled", score=score, missing_eos_score=None, **SMALL)
     buffer = lmgym.collect(policy, env, lmgym.RolloutBuffer.like(env), lmgym.Stream(0, 0))
-    row = Learner(policy.parameters(), LearnerConfig()).summarise(buffer, env)
+    row = Learner(policy.parameters(), LearnerConfig()).summarise(buffer)
     assert row["score/letters"] == pytest.approx(sum(len(c.text) for c in env.completions()) / 16)
     assert row["score/mean"] == pytest.approx(row["score/tree"] - 0.5 * row["score/letters"], abs=1e-6)
 

@@ -22,10 +22,10 @@ from agents.pipeline import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "algorithms"
-NAMES = (*catalog.BUILT_IN, "sft", "reward_model")
+NAMES = (*catalog.BUILT_IN, "sft", "reward_modelling")
 PAGES = {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in NAMES}
 INDEX = (FOLDER / "README.md").read_text(encoding="utf-8")
-OPTIONS = {"sft": pipeline.SFTOptions, "reward_model": pipeline.RewardOptions}
+OPTIONS = {"sft": pipeline.SFTOptions, "reward_modelling": pipeline.RewardOptions}
 """The options of the stages that are no RL algorithms."""
 LOGGED = {"gold/mean"}
 """Metrics that a run logs beside the algorithm's own."""
@@ -135,7 +135,7 @@ def test_links_and_pictures(name: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
         if not target.startswith("curves/"):  # the benchmark draws those
             assert (FOLDER / target).is_file(), target
-    if name not in ("README", "reward_model"):
+    if name not in ("README", "reward_modelling"):
         pictures = re.findall(r"!\[[^]]{20,}\]\((.+)\)\n\n(<!-- measured:begin -->)$", page, re.M)
         assert [picture for picture, _ in pictures] == [f"curves/{name}.svg"]
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -605,3 +606,106 @@ def test_every_path_of_a_small_tree_ends(probe: LanguageModel) -> None:
         next((i + 1 for i, token in enumerate(path) if token == EOS), 3)
         for path in itertools.product(range(6), repeat=3)
     ]
+
+
+@pytest.mark.parametrize(("output", "dtype"), [("torch", torch.float32), ("numpy", np.float64)])
+def test_rewards_have_the_dtype_of_their_world(probe: LanguageModel, output: Any, dtype: Any) -> None:
+    """Gymnasium's checkers want double precision of NumPy; torch's own is single."""
+    env = make(probe, 2, output=output)
+    env.reset(seed=0)
+    _, rewards, *_ = env.step(np.array([2, 3]) if output == "numpy" else torch.tensor([2, 3]))
+    assert rewards.dtype == dtype
+
+
+def test_an_environment_is_this_unless_told_otherwise(probe: LanguageModel) -> None:
+    """What is trained where the user says nothing: another default is another task under the same name."""
+    given = {name: p.default for name, p in inspect.signature(TokenVectorEnv.__init__).parameters.items()}
+    for name in ("self", "task", "model"):
+        del given[name]
+    assert given == {
+        "num_envs": 1, "score": None, "split": "train", "max_prompt_tokens": 32, "max_new_tokens": 48,
+        "min_new_tokens": 0, "on_limit": "terminate", "long_prompts": "error", "kl": "reference",
+        "kl_estimator": "k1", "beta": 0.05, "temperature": 1.0, "reference_adapter": None, "banned_tokens": (),
+        "stop": (), "missing_eos_score": "task", "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP,
+        "output": "torch", "render_mode": None,
+    }  # fmt: skip
+
+
+def test_colours_say_how_much_of_the_largest_reward_a_token_got(
+    probe: LanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = make(
+        probe, 1, render_mode="human", max_new_tokens=4, kl="sampled", beta=1.0, score=lambda p, c: [0.0],
+        autoreset_mode=gym.vector.AutoresetMode.DISABLED,
+    )  # fmt: skip
+    env.reset(seed=0, options={"prompt": "a"})
+    env.render()
+    assert capsys.readouterr().out == "a\n", "nothing is written yet"
+    for token, wanted in ((2, 4.0), (3, 2.0), (4, -1.0)):
+        env.reset(options={"prompt": "a"}) if token == 2 else None
+        env.step(TokenAction(torch.tensor([token]), torch.tensor([0.0])))
+        env._token_rewards[0, token - 2] = wanted
+    env.render()
+    shown = capsys.readouterr().out.strip()
+    pieces = [piece.split("m")[0].split(";")[2:] for piece in shown.split("\x1b[")[1::2]]
+    assert pieces == [["100", "255", "100"], ["100", "177", "100"], ["138", "100", "100"]]
+    assert re.findall(r"m(\w)\x1b\[0m", shown) == ["a", "b", "c"]
+
+
+def test_rows_that_have_ended_are_paid_and_measured_nothing(probe: LanguageModel) -> None:
+    """Under NEXT_STEP autoreset a row's next action is ignored: no reward, no log-probability, nothing terminated."""
+    env = make(probe, 2, kl="reference", beta=1.0, max_new_tokens=3)
+    env.reset(seed=0, options={"prompt": "a"})
+    _, _, terminated, _, _ = env.step(torch.tensor([EOS, B]))
+    assert terminated.tolist() == [True, False]
+    _, rewards, terminated, truncated, info = env.step(torch.tensor([C, C]))
+    assert rewards[0] == 0
+    assert info["reference_logp"][0] == 0
+    assert info["reference_logp"][1] < 0
+    assert rewards[1] == pytest.approx(float(info["reference_logp"][1]))
+    assert terminated.tolist() == truncated.tolist() == [False, False]
+
+
+def test_any_token_of_the_vocabulary_can_be_banned_and_no_other(probe: LanguageModel) -> None:
+    for token in (0, probe.vocabulary - 1):
+        table = make(probe, banned_tokens=(token,)).action_mask_table
+        assert not table[:, token].any()
+    for token in (-1, probe.vocabulary):
+        with pytest.raises(ValueError, match="banned"):
+            make(probe, banned_tokens=(token,))
+
+
+def test_the_last_token_of_the_budget_shows_its_own_reward(
+    probe: LanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = make(
+        probe, 1, render_mode="human", max_new_tokens=2, kl="sampled", beta=1.0, score=lambda p, c: [9.0],
+        autoreset_mode=gym.vector.AutoresetMode.DISABLED,
+    )  # fmt: skip
+    env.reset(seed=0, options={"prompt": "a"})
+    for token in (B, C):
+        env.step(TokenAction(torch.tensor([token]), torch.tensor([5.0 if token == B else 0.0])))
+    env.render()
+    shown = capsys.readouterr().out.split("\x1b[")[1::2]
+    red, green = (tuple(map(int, piece.split("m")[0].split(";")[2:4])) for piece in shown)
+    assert red[0] > red[1], "b lost reward"
+    assert green == (100, 255), "c gained the score"
+
+
+def test_each_row_ends_at_its_own_budget(probe: LanguageModel) -> None:
+    """Rows that take turns, as in slots; an end-of-sequence token at the last place of the budget is a stop."""
+    env = make(probe, 2, max_new_tokens=3)
+    env.reset(seed=0)
+    first, second = torch.tensor([0]), torch.tensor([1])
+    for _ in range(3):
+        assert env.running() == [0, 1]
+        env.append(torch.tensor([B]), first)
+    assert env.running() == [1]
+    env.append(torch.tensor([C]), second)
+    env.append(torch.tensor([C]), second)
+    assert env.running() == [1]
+    env.append(torch.tensor([EOS]), second)
+    assert env.running() == []
+    assert env.finish.tolist() == [Finish.LENGTH, Finish.STOP]
+    assert env.length.tolist() == [3, 3]
+    assert [c.text for c in env.completions()] == ["bbb", "cc"]

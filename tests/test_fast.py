@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import as_on_an_accelerator, random_model
+from conftest import as_on_an_accelerator, random_model, step_down
 from test_rollout import Waits
 from torch import Tensor, nn
 
@@ -169,7 +169,7 @@ def test_a_base_that_was_trained_is_read_anew(
     weight.requires_grad_(True)
     learner = Learner([weight], LearnerConfig(lr=0.3, schedule="constant", warmup=0.0))
     before = weight.detach().clone()
-    learner.step(-policy.evaluate(sequences).logp.sum())
+    step_down(learner, -policy.evaluate(sequences).logp.sum())
     assert not torch.allclose(before, weight)
     weight.requires_grad_(not frozen_again)
     decoded = rollout(policy, env)
@@ -381,14 +381,14 @@ def test_an_update_waits_for_the_device_only_where_it_must(unseen: None) -> None
     policy, env = made(random_model("LlamaConfig"), rows=16, layers=1)
     learner = Learner(policy.parameters(), LearnerConfig(), 0)
     waits = Waits()
-    fit = learner.fit
+    step = learner.step
 
     def watched(*arguments: Any, **more: Any) -> None:
         waits.on = True
-        fit(*arguments, **more)
+        step(*arguments, **more)
         waits.on = False
 
-    learner.fit = watched
+    learner.step = watched
     updates = ppo.train(policy, env, learner, ppo.Config(updates=2, epochs=2, minibatch_rows=8, target_kl=0.0))
     next(updates)
     with waits:

@@ -474,3 +474,44 @@ def test_forward_kl_equals_torch_and_skips_what_the_teacher_never_says() -> None
         other = other.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(F.forward_kl(banned, other), other)
         torch.testing.assert_close(gradient, torch.tensor([-0.5, -0.5, 0.0]))
+
+
+def test_what_an_equation_takes_where_nobody_says_otherwise() -> None:
+    """No discount, λ = 0.95 and a clip of 0.2 (Schulman et al. 2017); centred, scaled, one kept, ten bins."""
+    generator = torch.Generator().manual_seed(0)
+    x, y, z = (torch.randn(4, 5, generator=generator) for _ in range(3))
+    mask, ends = torch.rand(4, 5, generator=generator) < 2, torch.zeros(4)
+    for default, told in (
+        (F.gae(x, y, mask, ends), F.gae(x, y, mask, ends, 1.0, 0.95)),
+        ((F.reward_to_go(x, mask, ends),), (F.reward_to_go(x, mask, ends, 1.0),)),
+        ((F.clipped_surrogate(x, y, z),), (F.clipped_surrogate(x, y, z, 0.2, 0.2, 0.0),)),
+        ((F.outside(x, y),), (F.outside(x, y, 0.2),)),
+        ((F.outside(x / 3, y / 3),), (F.outside(x / 3, y / 3, 0.2),)),
+        ((F.clipped_value_loss(x, y, z),), (F.clipped_value_loss(x, y, z, 0.2),)),
+        ((F.group_relative(ends + x[:, 0], 2),), (F.group_relative(ends + x[:, 0], 2, True),)),
+        ((F.whiten(x, mask),), (F.whiten(x, mask, True),)),
+        ((F.best_of_group(x[:, 0], 2),), (F.best_of_group(x[:, 0], 2, 1),)),
+        ((F.dpo(x[:, 0], y[:, 0], 0.5),), (F.dpo(x[:, 0], y[:, 0], 0.5, 0.0),)),
+        ((F.bradley_terry(x[:, 0], y[:, 0]),), (F.bradley_terry(x[:, 0], y[:, 0], 0.0),)),
+    ):
+        for one, other in zip(default, told, strict=True):
+            torch.testing.assert_close(one, other)
+    told = F.expected_calibration_error(x.flatten().sigmoid(), y.flatten() > 0, 10)
+    torch.testing.assert_close(F.expected_calibration_error(x.flatten().sigmoid(), y.flatten() > 0), told)
+
+
+def test_where_one_entry_counts_or_none() -> None:
+    """A mean over one entry is the entry, and over none it is 0: in every form of a mean."""
+    one = torch.tensor([[True, False], [False, False]])
+    none = torch.zeros_like(one)
+    x = torch.tensor([[3.0, 5.0], [7.0, 9.0]])
+    assert float(F.masked_mean(x, one)) == 3.0
+    assert float(F.masked_mean(x, none)) == 0.0
+    for weights in (F.token_mean, F.sequence_mean, F.sequence_sum, F.constant_mean):
+        assert not weights(none).any()
+    assert F.token_mean(one).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert F.sequence_mean(one).tolist() == [[0.5, 0.0], [0.0, 0.0]]
+    assert F.sequence_logp_ratio(x, torch.ones(2, 2), one).tolist() == [[2.0, 2.0], [0.0, 0.0]]
+    assert float(F.explained_variance(x, x, one)) == 0.0, "one return does not vary"
+    small = torch.tensor([[1e-3, -1e-3]]), torch.ones(1, 2, dtype=torch.bool)
+    assert float(F.explained_variance(small[0] / 2, *small)) == pytest.approx(0.75, abs=1e-4)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import step_down
 from test_ppo import Run, make, perturb
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def test_a_step_goes_down_its_own_loss_alone() -> None:
     parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     one = Learner([parameter], LearnerConfig(max_grad_norm=0.0))
     for slope in ([100.0, -3.0], [1.0, 5.0]):
-        one.step((parameter * torch.tensor(slope)).sum())
+        step_down(one, (parameter * torch.tensor(slope)).sum())
         assert parameter.grad is not None
         assert parameter.grad.tolist() == slope
 
@@ -213,3 +214,49 @@ def test_distillation_measures_the_kl_from_the_teacher() -> None:
     Categorical = torch.distributions.Categorical
     kl = torch.distributions.kl_divergence(Categorical(logits=of_teacher), Categorical(logits=of_policy))
     assert row["distill/kl_nats"] == pytest.approx(float(kl[buffer.is_action].mean()), rel=1e-4)
+
+
+def test_a_schedule_at_its_borders() -> None:
+    """A run that is all warm-up ends at the peak; progress beyond the end is the end."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    one = Learner([parameter], LearnerConfig(lr=2.0, warmup=1.0, schedule="linear"))
+    assert one.schedule(0.0) == pytest.approx(0.2)
+    assert one.schedule(1.0) == pytest.approx(2.0)
+    one = Learner([parameter], LearnerConfig(lr=2.0, warmup=0.0, schedule="cosine"))
+    assert one.schedule(0.0) == pytest.approx(2.0)
+    assert one.schedule(0.25) == pytest.approx(2.0 * (0.5 + 0.5 * 0.5**0.5))
+    assert one.schedule(1.0) == pytest.approx(0.0, abs=1e-6)
+    assert Learner([parameter], LearnerConfig(lr=2.0, warmup=0.0)).schedule(1.5) == 0.0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
+def test_items_are_halved_until_they_fit(rows: int) -> None:
+    """The same gradient in smaller passes, and an end where one item is too much."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    given, said = [float(i + 1) for i in range(rows)], []
+    for most in (1, 2, 3):
+        one = Learner([parameter], LearnerConfig(lr=0.0, max_grad_norm=0.0), say=said.append)
+        passes: list[int] = []
+
+        def share(part: list[float], most: int = most, passes: list[int] = passes) -> Tensor:
+            if len(part) > most:
+                raise MemoryError
+            passes.append(len(part))
+            return parameter.sum() * sum(part)
+
+        one.descend(given, share)
+        assert parameter.grad is not None
+        assert float(parameter.grad) == sum(given)
+        assert sum(passes) == rows
+    assert (rows == 1) == (not said)
+    one, tries = Learner([parameter], LearnerConfig(), say=said.append), []
+
+    def never(part: list[float]) -> Tensor:
+        tries.append(len(part))
+        raise MemoryError
+
+    with pytest.raises(MemoryError, match="a pass of one row is the smallest"):
+        one.descend(given, never)
+    assert tries[0] == rows
+    assert tries[-1] == 1
+    assert len(set(tries)) == len(tries), "each try is smaller than the last"

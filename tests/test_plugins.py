@@ -44,7 +44,8 @@ def train(policy, env, learner, config):
         lmgym.collect(policy, env, buffer, lmgym.Stream(learner.seed, update))
         logp = policy.evaluate(buffer.sequences).logp
         loss = -(buffer.rewards.sum(1, keepdim=True) * logp)[buffer.is_action].mean()
-        learner.step(loss)
+        learner.backward(loss)
+        learner.optimizer_step()
         yield {"mine/loss": loss.item(), "mine/rows": float(buffer.rows)}
 '''
 

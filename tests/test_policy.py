@@ -1,9 +1,12 @@
 """Sampling, scoring and their masks, against torch.distributions and closed forms."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+import lmgym
 from lmgym import LanguageModel, Policy
 from lmgym.models import Decoding, Sequences
 from lmgym.models.transformers_decoding import CachedDecoding
@@ -157,3 +160,19 @@ def test_the_critic_starts_from_zero(probe: LanguageModel) -> None:
         decoding = policy.start(torch.tensor([[2, 3]]), torch.tensor([[1, 1]]))
         assert float(policy.value(decoding).detach()[0]) == 0.0
         assert (decoding.critic is not None) == (critic == "adapter")
+
+
+def test_the_critics_adapter_is_drawn_apart_from_the_policys(probe: LanguageModel) -> None:
+    """From the same seed: its rank is the policy's, its scale 2, and its weights are others."""
+    probe.add_adapter("policy", rank=4, alpha=8, seed=0)
+    policy = Policy(probe, critic="adapter", seed=0)
+    assert probe.adapter_rank("value") == 4
+    config: Any = probe.model.peft_config["value"]
+    assert config.lora_alpha == 8
+    pairs = zip(probe.adapter_parameters("policy"), probe.adapter_parameters("value"), strict=True)
+    assert not any(torch.equal(one, other) for one, other in pairs if bool(one.any()))
+    trained = {id(p) for p in policy.parameters()}
+    assert trained >= {id(p) for name in ("policy", "value") for p in probe.adapter_parameters(name)}
+    assert all(p.requires_grad for p in policy.parameters())
+    frozen = Policy(lmgym.load("probe"), None, critic="adapter")
+    assert frozen.lm.adapter_rank("value") == 8

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import step_down
 from torch import Tensor
 
 import lmgym
 from agents import functional as F
 from agents import learner, ppo, reward_modelling, sft
-from agents.learner import Learner, LearnerConfig, Schedule
+from agents.functional import Schedule
+from agents.learner import Learner, LearnerConfig
 from agents.training import Metrics
 from lmgym import LanguageModel, Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
@@ -237,6 +239,24 @@ def test_the_same_seed_is_the_same_run_and_another_is_not() -> None:
     assert not torch.equal(first[1], other[1])
 
 
+def test_an_adapter_that_is_frozen_from_outside_is_trained_on() -> None:
+    """peft's own disable_adapter() freezes every adapter: without notice, only the value head would be trained."""
+    run = make(rows=16)
+    said: list[str] = []
+    run.learner.say = said.append
+    updates = ppo.train(run.policy, run.env, run.learner, ppo.Config(updates=2, **EXACT))
+    next(updates)
+    with run.policy.lm.model.disable_adapter():
+        pass
+    adapter = run.policy.lm.adapter_parameters("policy")
+    assert not any(p.requires_grad for p in adapter)
+    before = [p.detach().clone() for p in adapter]
+    next(updates)
+    assert any(not torch.equal(p, q) for p, q in zip(adapter, before, strict=True))
+    assert len(said) == 1
+    assert "requires_grad=False" in said[0]
+
+
 @pytest.mark.parametrize("critic", ["head", "adapter"])
 def test_both_critics_learn(critic: str) -> None:
     run = make(rows=128, critic=critic)
@@ -317,33 +337,33 @@ def test_every_setting_is_read(module: ModuleType, config: Any) -> None:
 
 
 def test_the_schedule() -> None:
-    parameter = torch.nn.Parameter(torch.zeros(1))
     shapes: tuple[tuple[Schedule, float, float], ...]
     shapes = (("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0))
     for schedule, middle, last in shapes:
-        one = Learner([parameter], LearnerConfig(lr=2.0, warmup=0.1, schedule=schedule))
-        assert one.schedule(0.0) == pytest.approx(0.2)
-        assert one.schedule(0.05) == pytest.approx(1.1)
-        assert one.schedule(0.1) == pytest.approx(2.0)
-        assert one.schedule(0.55) == pytest.approx(2.0 * middle)
-        assert one.schedule(1.0) == pytest.approx(2.0 * last, abs=1e-6)
-        assert one.optimizer.param_groups[0]["lr"] == pytest.approx(2.0 * last, abs=1e-6)
+        points = [F.schedule_factor(schedule, progress, 0.1) for progress in (0.0, 0.05, 0.1, 0.55, 1.0)]
+        assert points == pytest.approx([0.1, 0.55, 1.0, middle, last], abs=1e-6)
+
+
+def test_updates_set_the_learning_rate() -> None:
+    one = Learner([torch.nn.Parameter(torch.zeros(1))], LearnerConfig(lr=2.0, warmup=0.5, schedule="linear"))
+    rates = [(one.lr, one.optimizer.param_groups[0]["lr"]) for _ in one.updates(4)]
+    assert rates == [(pytest.approx(rate), pytest.approx(rate)) for rate in (0.2, 1.1, 2.0, 1.0)]
 
 
 def test_minibatches_hold_every_row_once() -> None:
     one, two = (Learner([torch.nn.Parameter(torch.zeros(1))], LearnerConfig(), seed=3) for _ in range(2))
-    parts = list(one.minibatches(10, 4))
+    parts = list(one.minibatch_indices(10, 4))
     assert [len(part) for part in parts] == [4, 4, 2]
     assert sorted(torch.cat(parts).tolist()) == list(range(10))
-    assert torch.equal(torch.cat(parts), torch.cat(list(two.minibatches(10, 4))))
-    assert not torch.equal(torch.cat(parts), torch.cat(list(one.minibatches(10, 4))))
+    assert torch.equal(torch.cat(parts), torch.cat(list(two.minibatch_indices(10, 4))))
+    assert not torch.equal(torch.cat(parts), torch.cat(list(one.minibatch_indices(10, 4))))
 
 
 def test_a_step_goes_down_and_not_too_far() -> None:
     parameter = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     one = Learner([parameter, torch.nn.Parameter(torch.ones(1), requires_grad=False)], LearnerConfig(lr=0.1))
     assert len(one.parameters) == 1
-    one.step(100 * parameter.square().sum())
+    step_down(one, 100 * parameter.square().sum())
     assert one.metrics.drain()["optimizer/grad_norm"] == pytest.approx(1000.0)
     assert parameter.grad is not None
     assert float(parameter.grad.norm()) == pytest.approx(1.0, abs=1e-4)

@@ -85,6 +85,13 @@ def test_adaptive_kl_has_the_published_constants() -> None:
         assert controller.beta == pytest.approx(0.2 * (1 + error * 0.1), abs=1e-12)
 
 
+def test_controllers_start_from_what_their_pages_say() -> None:
+    """Ziegler et al. 2019 hold 6 nats a sequence; their code moves β over 10,000 sequences."""
+    controller = AdaptiveKL()
+    assert (controller.beta, controller.target_nats_per_sequence, controller.horizon) == (0.2, 6.0, 10_000)
+    assert FixedKL().beta == 0.05
+
+
 def test_adaptive_kl_holds_a_system_at_its_target() -> None:
     """A policy whose KL is inversely proportional to β."""
     controller = AdaptiveKL(beta=0.01, target_nats_per_sequence=6.0, horizon=10_000.0)

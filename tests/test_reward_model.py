@@ -223,6 +223,78 @@ def test_training_learns_an_easy_preference(probe: LanguageModel) -> None:
     assert rows[-1]["loss/train"] < rows[0]["loss/train"]
 
 
+def test_a_fresh_reward_model_scores_as_it_was_trained(probe: LanguageModel, tmp_path: Path) -> None:
+    """σ(r_a − r_b) is the probability of a preference until somebody scales the scores: a gain of 1, and no shift."""
+    fresh = RewardModel(random_classifier(vocabulary=6), probe.tokenizer)
+    assert (fresh.gain, fresh.shift, fresh.ends_with_eos) == (1.0, 0.0, False)
+    fresh.save(tmp_path)
+    (tmp_path / "lmgym.json").unlink()
+    again = RewardModel.load(tmp_path)
+    assert (again.gain, again.shift, again.ends_with_eos) == (1.0, 0.0, False), "as others leave theirs"
+    trained = RewardModel.from_language_model(probe)
+    assert (trained.gain, trained.shift, trained.ends_with_eos) == (1.0, 0.0, True)
+
+
+def test_scaling_multiplies_scores_shift_and_gain(probe: LanguageModel) -> None:
+    model = perturbed(probe)
+    before = model.score_texts(TEXTS)
+    model.shift = 0.5
+    completions = [Completion(text, "stop") for text in TEXTS]
+    paid = model([Prompt("")] * len(TEXTS), completions)
+    assert paid == pytest.approx((before - 0.5).tolist(), abs=1e-6)
+    for gain, total in ((3.0, 3.0), (0.5, 1.5)):
+        model.scale(gain)
+        assert (model.gain, model.shift) == pytest.approx((total, 0.5 * total))
+        torch.testing.assert_close(model.score_texts(TEXTS), total * before, atol=1e-5, rtol=1e-5)
+        assert model([Prompt("")] * len(TEXTS), completions) == pytest.approx([total * x for x in paid], abs=1e-5)
+    for gain in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="must be positive"):
+            model.scale(gain)
+
+
+def test_what_is_measured_on_held_out_comparisons_by_hand(probe: LanguageModel) -> None:
+    """Accuracy, calibration over both readings of a pair, and the loss of the first step, one pair at a time."""
+    model = perturbed(probe)
+    given = [
+        Comparison("a", ("b", "dd", "c")),
+        Comparison("b", ("cd", "a")),
+        Comparison("", ("ab", "dcba", "ddd", "c")),
+    ]
+    margins, losses = [], []
+    for one in given:
+        scores = model.score_texts([one.prompt + text for text in one.ranked]).tolist()
+        pairs = [scores[i] - scores[j] for i in range(len(scores)) for j in range(i + 1, len(scores))]
+        margins += pairs
+        losses.append(np.mean([np.log1p(np.exp(-m)) for m in pairs]))
+    bins: list[list[float]] = [[] for _ in range(10)]
+    for margin, outcome in [(m, 1.0) for m in margins] + [(-m, 0.0) for m in margins]:
+        probability = 1 / (1 + np.exp(-margin))
+        bins[int(probability * 10)].append(outcome - probability)
+    found = training.evaluate(model, given)
+    assert found["accuracy/test"] == pytest.approx(np.mean([m > 0 for m in margins]))
+    assert 0 < found["accuracy/test"] < 1
+    error = sum(abs(sum(one)) for one in bins) / (2 * len(margins))
+    assert found["calibration/ece"] == pytest.approx(error, abs=1e-5)
+    learner = Learner(model.parameters(), LearnerConfig(lr=0.0))
+    rows = list(training.train(model, given, given, learner, training.Config(minibatch_prompts=3)))
+    assert len(rows) == 1
+    assert rows[0]["loss/train"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert rows[0]["accuracy/train"] == pytest.approx(found["accuracy/test"])
+    assert rows[0]["accuracy/test"] == found["accuracy/test"]
+
+
+def test_held_out_comparisons_are_measured_once_at_the_end(probe: LanguageModel) -> None:
+    model = RewardModel.from_language_model(probe)
+    given, config = comparisons(5, 0), training.Config(epochs=2, minibatch_prompts=2)
+    learner = Learner(model.parameters(), LearnerConfig(lr=1e-3, warmup=0.0))
+    rows, rates = [], []
+    for row in training.train(model, given, given, learner, config):
+        rows.append(row)
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    assert ["accuracy/test" in row for row in rows] == [False] * 5 + [True]
+    assert rates == pytest.approx([1e-3 * (1 - step / 6) for step in range(6)]), "a straight line over all steps"
+
+
 def test_a_ranking_costs_one_pass_for_each_text(probe: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = RewardModel.from_language_model(probe), []
     forward = model.forward

@@ -9,8 +9,10 @@ from conftest import as_on_an_accelerator, random_gpt2, random_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
+import lmgym
+from lmgym import LanguageModel, Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
+from lmgym.rollout import check_agreement
 from lmgym.rollout.token_loop import CHECK_EVERY
 from lmgym.tasks.probe import Tree
 
@@ -199,3 +201,45 @@ def test_disagreements_raise(probe: LanguageModel) -> None:
     )
     with pytest.raises(ValueError, match="its own reference"):
         collect(policy, env, buffer, Stream(0, 0))
+
+
+@pytest.mark.parametrize("truncation", [{}, {"top_k": 2}], ids=["all", "top-k"])
+@pytest.mark.parametrize("on_limit", ["terminate", "truncate"])
+def test_scoring_again_finds_what_acting_found(
+    probe: LanguageModel, on_limit: Any, truncation: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In full precision both agree: on log-probabilities, values, and the value behind a row that is cut off."""
+    probe.add_adapter("policy")
+    env = TokenVectorEnv(
+        24, task=Tree(), model=probe, max_prompt_tokens=1, max_new_tokens=3, kl="none", on_limit=on_limit
+    )
+    policy = Policy(probe, **truncation)
+    for number, parameter in enumerate(policy.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(number))
+    acted = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
+    monkeypatch.setattr(Policy, "rescores", True)
+    scored = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
+    assert torch.equal(acted.tokens, scored.tokens)
+    assert bool(acted.bootstrap.any()) == (on_limit == "truncate")
+    for name in ("logp", "values", "bootstrap"):
+        torch.testing.assert_close(getattr(scored, name), getattr(acted, name), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_a_group_share_a_prompt_only_where_it_is_the_same(probe: LanguageModel) -> None:
+    """Prompts that the caller gives: what acting found is what scoring finds, whatever stands side by side."""
+    policy, env, _ = make(probe, 8, kl="none")
+    for texts in (["a", "b", "c", "d"] * 2, ["a", "a", "b", "b"] * 2):
+        buffer = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0, 2), [Prompt(text) for text in texts])
+        assert [prompt.text for prompt in env.prompts] == texts
+        scored = policy.evaluate(buffer.sequences).logp.detach()
+        torch.testing.assert_close(scored, buffer.logp, atol=1e-5, rtol=1e-5)
+
+
+def test_a_policy_that_ends_otherwise_is_refused(probe: LanguageModel) -> None:
+    """As many tokens, but another end: what the policy takes for an end, the environment would go on from."""
+    _, env, _ = make(probe, 2, kl="none")
+    other = lmgym.load("probe")
+    other.eos_ids = (1, 2)
+    other.add_adapter("policy")
+    with pytest.raises(ValueError, match="different vocabularies"):
+        check_agreement(Policy(other), env)

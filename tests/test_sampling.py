@@ -207,7 +207,47 @@ def test_the_judge_may_be_another_adapter() -> None:
     plain, taken = replace(buffer.sequences, sampling_mask=None), buffer.is_action
     assert torch.equal(kept, most_probable(judge.log_probs(plain).detach()[taken], 0, 0.7))
     assert not torch.equal(kept, most_probable(own.log_probs(plain).detach()[taken], 0, 0.7))
+    assert torch.equal(kept, judged.log_probs(plain).detach()[taken] > -torch.inf), "also where nothing was stored"
     torch.testing.assert_close(judged.evaluate(buffer.sequences).logp.detach(), buffer.logp, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fused", "transformers"])
+@pytest.mark.parametrize("settings", TRUNCATIONS, ids=str)
+def test_a_moved_policy_is_scored_over_what_was_kept_and_not_over_what_it_would_keep(
+    settings: dict[str, Any], fast: bool
+) -> None:
+    """Each step's distribution by hand: the softmax of the logits over the stored tokens, whatever is probable now."""
+    env = world(min_new_tokens=1)
+    policy = truncated(env, **settings)
+    sequences = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0)).sequences
+    assert sequences.sampling_mask is not None
+    for parameter in policy.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    env.model.fast = fast
+    kept = unpack_bits(sequences.sampling_mask, env.model.vocabulary)
+    logits = policy.lm.evaluate(sequences, "policy")[0].detach()
+    expected = logits.masked_fill(~kept, -torch.inf).log_softmax(-1)[sequences.is_action]
+    found = policy.log_probs(sequences).detach()[sequences.is_action]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    evaluation = policy.evaluate(sequences)
+    entropy = torch.distributions.Categorical(logits=expected).entropy()
+    torch.testing.assert_close(evaluation.entropy.detach()[sequences.is_action], entropy, atol=1e-5, rtol=1e-5)
+    chosen = expected.gather(1, sequences.tokens[sequences.is_action][:, None])[:, 0]
+    torch.testing.assert_close(evaluation.logp.detach()[sequences.is_action], chosen, atol=1e-5, rtol=1e-5)
+    # Without what was kept, it is what the policy would keep now: for texts that it did not draw.
+    unseen = replace(sequences, sampling_mask=None)
+    own = policy.log_probs(unseen).detach()[sequences.is_action] > -torch.inf
+    whole = logits.masked_fill(~sequences.action_mask, -torch.inf).log_softmax(-1)[sequences.is_action]
+    assert own.tolist() == [naive(row.exp().double().numpy(), policy.top_k, policy.top_p).tolist() for row in whole]
+    assert not torch.equal(own, kept[sequences.is_action])
+
+
+def test_a_policy_keeps_everything_unless_told_otherwise(probe: LanguageModel) -> None:
+    probe.add_adapter("policy")
+    for policy in (Policy(probe), Policy(probe, top_k=2).truncated()):
+        assert (policy.top_k, policy.top_p, policy.truncates) == (0, 1.0, False)
+    assert all(Policy(probe, **settings).truncates for settings in TRUNCATIONS)
+    assert (Policy(probe).temperature, Policy(probe).critic) == (1.0, "head")
 
 
 def test_truncations_that_make_no_sense_are_refused(probe: LanguageModel) -> None:

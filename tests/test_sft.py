@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from test_ppo import perturb
 
 from agents import sft
 from agents.learner import Learner, LearnerConfig
-from lmgym import LanguageModel
+from lmgym import LanguageModel, Policy
 from lmgym.models import Example, encode
 
 PAD, EOS, A, B, C, D = range(6)
@@ -64,3 +65,35 @@ def test_no_examples_are_refused(probe: LanguageModel) -> None:
     learner = Learner([torch.nn.Parameter(torch.zeros(1))], LearnerConfig())
     with pytest.raises(ValueError, match="no examples"):
         next(sft.train(probe, [], [], learner, sft.Config()))
+
+
+def test_a_step_goes_down_the_mean_over_learned_tokens(probe: LanguageModel) -> None:
+    """Its gradient's norm, and the schedule over all steps of all passes; held-out loss before the first and last."""
+    probe.add_adapter("policy")
+    perturb(Policy(probe))
+    given = [Example("ab", "cd"), Example("a", "bcdd", finished=False), Example("c", "")]
+    learner = Learner(probe.adapter_parameters("policy"), LearnerConfig(lr=0.0, max_grad_norm=0.0))
+    (row,) = list(sft.train(probe, given, [], learner, sft.Config(minibatch_rows=3), "policy"))
+    encoded, losses = [encode(probe, example) for example in given], []
+    for ids, start in encoded:
+        with probe.using("policy"):
+            logp = probe.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses += [-logp[t - 1, ids[t]] for t in range(start, len(ids))]
+    mean = torch.stack(losses).mean()
+    gradient = torch.autograd.grad(mean, probe.adapter_parameters("policy"))
+    norm = torch.cat([g.flatten() for g in gradient]).norm()
+    assert row["optimizer/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert row["loss/train"] == pytest.approx(float(mean.detach()), rel=1e-5)
+
+    learner = Learner(probe.adapter_parameters("policy"), LearnerConfig(lr=1e-3, warmup=0.0))
+    rows, rates = [], []
+    for one in sft.train(probe, given, given, learner, sft.Config(epochs=2, minibatch_rows=2), "policy"):
+        rows.append(one)
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    assert ["loss/test" in one for one in rows] == [True, False, False, True]
+    assert rows[0]["loss/test"] == pytest.approx(float(mean.detach()), rel=1e-5), "before the first step"
+    assert rows[3]["loss/test"] < rows[0]["loss/test"]
+    assert sft.evaluate(probe, [], sft.Config(), "policy") == 0.0
+    many = sft.evaluate(probe, given * 30, sft.Config(), "policy")
+    assert many == pytest.approx(rows[3]["loss/test"], rel=1e-5), "however many are read at a time"

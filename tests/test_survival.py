@@ -511,7 +511,7 @@ def test_a_bad_reward_stops_the_step_and_names_the_row(algorithm: Any, value: fl
 
 def test_bad_steps_are_skipped_and_counted() -> None:
     policy, env, learner = world()
-    learner.on_bad_step = "skip"
+    learner.guard.on_bad_step = "skip"
     poisoned(env, 5, float("nan"))
     before = [p.detach().clone() for p in learner.parameters]
     updates = ppo.train(policy, env, learner, ppo.Config(updates=2, epochs=1, minibatch_rows=4))

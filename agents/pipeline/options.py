@@ -6,7 +6,8 @@ from types import ModuleType
 from typing import Any
 
 from agents import reward_modelling, sft
-from agents.learner import LearnerConfig, Schedule
+from agents.functional import Schedule
+from agents.learner import LearnerConfig
 from agents.pipeline import catalog
 from agents.training import OnBadStep
 from lmgym.env import TokenVectorEnv

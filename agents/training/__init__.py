@@ -1,10 +1,12 @@
 """What `learner.py` and the algorithms are made of: batches, metrics, state for checkpoints, requirements, extras."""
 
 from agents.training.batch import Batch, Loss
-from agents.training.extras import AdapterCopy, RunningScale
+from agents.training.extras import AdapterCopy, ReferenceRefresh, RunningScale, ScoreShaping, pretraining_loss
 from agents.training.metrics import Metrics
+from agents.training.microbatch import MicroBatches
 from agents.training.minibatches import ShuffledMinibatches
-from agents.training.nonfinite import BadStep, OnBadStep
+from agents.training.moving_average import MovingAverage
+from agents.training.nonfinite import BadStep, OnBadStep, StepGuard
 from agents.training.stateful import State, Stateful
 
 __all__ = [
@@ -13,9 +15,15 @@ __all__ = [
     "Batch",
     "Loss",
     "Metrics",
+    "MicroBatches",
+    "MovingAverage",
     "OnBadStep",
+    "ReferenceRefresh",
     "RunningScale",
+    "ScoreShaping",
     "ShuffledMinibatches",
     "State",
     "Stateful",
+    "StepGuard",
+    "pretraining_loss",
 ]

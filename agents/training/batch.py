@@ -1,4 +1,4 @@
-"""A rollout with its advantages, as an update learns from it, and the form of a loss."""
+"""A rollout as algorithms learn from it, and the form of an algorithm's loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from lmgym.rollout import RolloutBuffer
 
 @dataclass(frozen=True)
 class Batch:
-    """A rollout as an update learns from it; indexing takes rows.
+    """The rows of a rollout with their advantages; indexing by rows gives a minibatch.
 
     Attributes:
         sequences: prompts and actions.
         mask: [B, T] True where an action was taken.
-        logp: [B, T] log π_old of the actions in nats.
-        values: [B, T] the critic's estimates when they were taken.
+        logp: [B, T] log π_old of the actions in nats, when they were taken.
+        values: [B, T] what the critic estimated then.
         reference_logp: [B, T] log π_ref of the actions in nats.
-        rewards: [B, T] what the environment paid for them.
+        rewards: [B, T] what the environment paid.
         advantages: [B, T] how much better than expected an action was.
-        returns: [B, T] what the critic should have said.
+        returns: [B, T] the critic's target.
     """
 
     sequences: Sequences
@@ -36,23 +36,28 @@ class Batch:
     returns: Float[Tensor, "B T"]
 
     @classmethod
-    def of(cls, buffer: RolloutBuffer, advantages: Tensor, returns: Tensor | None = None) -> "Batch":
-        """A rollout with its advantages: [B, T], or [B] for all of a row's actions alike."""
-        advantages = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(buffer.logp)
-        kept = (buffer.sequences, buffer.is_action, buffer.logp, buffer.values, buffer.reference_logp, buffer.rewards)
-        return cls(*kept, advantages, buffer.values if returns is None else returns)
+    def of(cls, rollout: RolloutBuffer, advantages: Tensor, returns: Tensor | None = None) -> "Batch":
+        """A rollout with its advantages: [B, T], or [B] for the same advantage at all of a row's actions."""
+        advantages = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(rollout.logp)
+        observed = (rollout.logp, rollout.values, rollout.reference_logp, rollout.rewards)
+        targets = (advantages, rollout.values if returns is None else returns)
+        return cls(rollout.sequences, rollout.is_action, *observed, *targets)
+
+    def __len__(self) -> int:
+        return len(self.mask)
 
     def __getitem__(self, rows: Tensor) -> "Batch":
         return Batch(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def first_steps(self, steps: int) -> "Batch":
-        """Without the steps that follow the first `steps`."""
+        """The batch cut to its first `steps` actions."""
         rest = (getattr(self, name)[:, :steps] for name in self.__dataclass_fields__ if name != "sequences")
         return Batch(self.sequences.first_steps(steps), *rest)
 
 
 Loss = Callable[[Evaluation, Batch], Tensor]
-"""An algorithm's loss of each action, [B, T], from what the policy says now and what was true when it acted.
+"""An algorithm's loss of each action, [B, T], from the policy's present evaluation and the batch.
 
-It sees some rows of a minibatch at a time, cut to the longest of them, so a row's loss may not depend on other rows.
+It is called with some rows of a minibatch at a time, cut to the longest of them, so a row's loss must not depend on
+other rows.
 """

@@ -1,22 +1,28 @@
-"""Additions to an algorithm that come from other papers: reference refresh and score scaling."""
+"""Additions from other papers: score scaling, reference refresh, and the pretraining loss of PPO-ptx."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from agents import functional as F
+from agents.training import require
+from agents.training.metrics import Metrics
 from agents.training.stateful import State
-from lmgym.models import LanguageModel
+from lmgym.env import TokenVectorEnv
+from lmgym.models import Example, ExampleBatch, LanguageModel
+from lmgym.policy import TokenPolicy
+from lmgym.rollout import RolloutBuffer
 
 
 class AdapterCopy:
-    """A frozen copy of an adapter, which an algorithm makes anew now and then, and which a checkpoint holds.
+    """A frozen copy of an adapter that an algorithm renews from time to time, and that a checkpoint holds.
 
     Args:
         lm: the model of both.
         source: the adapter that is copied.
         name: of the copy.
-        then: is given the copy's name whenever it has changed, such as `env.set_reference`.
+        then: called with the copy's name whenever it has changed, such as `env.set_reference`.
     """
 
     def __init__(self, lm: LanguageModel, source: str, name: str, then: Callable[[str], object] = lambda name: None):
@@ -24,7 +30,7 @@ class AdapterCopy:
         self._made = False
 
     def renew(self) -> None:
-        """Makes the copy what its source is now."""
+        """Copies the source as it is now."""
         self.lm.copy_adapter(self.source, self.name)
         self._made = True
         self.then(self.name)
@@ -42,13 +48,13 @@ class AdapterCopy:
 
 
 class RunningScale:
-    """The standard deviation of all numbers seen so far (Chan et al. 1979), to scale scores by; on their device."""
+    """The standard deviation of all numbers seen so far, on their device (parallel updates: Chan et al. 1979)."""
 
     def __init__(self) -> None:
         self._count, self._mean, self._squares = torch.zeros(()), torch.zeros(()), torch.zeros(())
 
     def update(self, x: Tensor) -> Tensor:
-        """Takes in more numbers, those that are finite; returns the standard deviation, 1 until there is one."""
+        """Adds numbers, leaving out those that are not finite; returns the standard deviation, 1 while it is 0."""
         known = x.isfinite()
         count, before = known.sum(), self._mean.to(x.device)
         self._count = self._count.to(x.device) + count
@@ -66,3 +72,93 @@ class RunningScale:
 
     def restore(self, state: State) -> None:
         state.copy_to({"count": self._count, "mean": self._mean, "squares": self._squares})
+
+
+class ScoreShaping:
+    """Scales scores by their running standard deviation, and clips them, before they are paid.
+
+    Args:
+        scale: divide by the standard deviation of all scores so far (Engstrom et al. 2020,
+            https://arxiv.org/abs/2005.12729).
+        clip: clip to ± this afterwards; 0 does not clip.
+    """
+
+    def __init__(self, scale: bool, clip: float):
+        self.scale, self.clip = scale, clip
+        self.deviation = RunningScale()
+
+    def rewards(self, rollout: RolloutBuffer) -> Tensor:
+        """[B, T] the rollout's rewards with the shaped score instead of the score."""
+        score = rollout.score / self.deviation.update(rollout.score) if self.scale else rollout.score
+        score = score.clamp(-self.clip, self.clip) if self.clip else score
+        return rollout.rewards + rollout.at_last(score - rollout.score)
+
+    def state(self) -> State:
+        return self.deviation.state()
+
+    def restore(self, state: State) -> None:
+        self.deviation.restore(state)
+
+
+class ReferenceRefresh:
+    """Makes the policy its own reference every so many updates (DeepSeek-R1, https://arxiv.org/abs/2501.12948).
+
+    Args:
+        policy: what is trained; its adapter is copied.
+        env: measures KL from the copy afterwards.
+        every: updates between two refreshes; 0 keeps the reference.
+    """
+
+    def __init__(self, policy: TokenPolicy, env: TokenVectorEnv, every: int):
+        self.every = every
+        self.copy: AdapterCopy | None = None
+        if every:
+            lm_policy, adapter = require.adapter(policy, "reference_refresh")
+            self.copy = AdapterCopy(lm_policy.lm, adapter, "reference", env.set_reference)
+
+    def before(self, update: int) -> None:
+        """Refreshes the reference before an update whose turn it is."""
+        if self.copy is not None and update and update % self.every == 0:
+            self.copy.renew()
+
+    def state(self) -> State:
+        return State() if self.copy is None else self.copy.state()
+
+    def restore(self, state: State) -> None:
+        if self.copy is not None:
+            self.copy.restore(state)
+
+
+def pretraining_loss(
+    policy: TokenPolicy,
+    example_batches: Callable[[LanguageModel, Sequence[Example], int], Iterator[ExampleBatch]],
+    metrics: Metrics,
+    examples: Sequence[Example] | None,
+    coef: float,
+    rows: int,
+) -> Callable[[], Tensor] | None:
+    """PPO-ptx (Ouyang et al. 2022, eq. 2, https://arxiv.org/abs/2203.02155): −coef · log-likelihood of given texts.
+
+    Args:
+        policy: what is trained.
+        example_batches: draws minibatches: `Learner.example_batches`.
+        metrics: receives "ptx/loss".
+        examples: the texts.
+        coef: the weight γ of the loss; 0 returns None.
+        rows: texts per optimizer step.
+    """
+    if not coef:
+        return None
+    require.given(examples, "texts", "ptx_coef", "give train() examples, or set ptx_coef to 0")
+    assert examples is not None
+    imitator, _ = require.adapter(policy, "ptx_coef")
+    imitator = imitator.truncated()  # given texts contain tokens that truncated sampling leaves out
+    batches = example_batches(imitator.lm, examples, rows)
+
+    def loss() -> Tensor:
+        texts = next(batches)
+        nll = F.masked_mean(-imitator.evaluate(texts.sequences).logp, texts.is_learned)
+        metrics.add("ptx/loss", nll)
+        return coef * nll
+
+    return loss

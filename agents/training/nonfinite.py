@@ -1,5 +1,6 @@
-"""Numbers that are no numbers: what is said when a step would have ruined the parameters, and when memory runs out."""
+"""Gradients that are not finite: the step is refused, and the rows that caused it are found. Also: out of memory."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from agents.training.batch import Batch, Loss
 from agents.training.stateful import State
+from lmgym.devices import free_to_look
 from lmgym.policy import Evaluation, Policy, TokenPolicy
 
 OnBadStep = Literal["stop", "skip"]
@@ -32,12 +34,12 @@ class BadStep(ArithmeticError):
 
 @dataclass(frozen=True)
 class Finding:
-    """Where a number is none.
+    """A quantity that is not finite.
 
     Attributes:
         row: in the minibatch.
-        what: the quantity.
-        text: what the row says.
+        what: the quantity, its value and its place.
+        text: the text of the row.
     """
 
     row: int
@@ -52,13 +54,58 @@ Examine = Callable[[], tuple[list[Finding], State]]
 """Finds out what is wrong with a minibatch whose gradient is not finite."""
 
 
+class StepGuard:
+    """Decides what a gradient that is not finite does.
+
+    Args:
+        parameters: what is trained.
+        on_bad_step: "stop" raises `BadStep`; "skip" only refuses the step.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], on_bad_step: OnBadStep):
+        self.parameters = parameters
+        self.on_bad_step = on_bad_step
+        # Where reading the device is not free: the steps since the last drain(), as many as an update may have.
+        self._unread: deque[tuple[Tensor, Examine | None]] = deque(maxlen=4096)
+
+    def check(self, refused: Tensor, examine: Examine | None, when: str) -> None:
+        """Raises for a refused step, or remembers it where reading the device is not free.
+
+        Args:
+            refused: a boolean on the device.
+            examine: finds the rows that are to blame.
+            when: the step, in words.
+
+        Raises:
+            BadStep: the step was refused, and that stops the run.
+        """
+        if self.on_bad_step != "stop":
+            return
+        if not free_to_look(refused.device):
+            self._unread.append((refused, examine))
+        elif bool(refused):
+            raise bad_step(when, examine, self.parameters)
+
+    def drain(self, any_refused: bool, when: str) -> None:
+        """Forgets the remembered steps.
+
+        Raises:
+            BadStep: one of them was refused.
+        """
+        unread = list(self._unread)
+        self._unread.clear()
+        if any_refused and self.on_bad_step == "stop":
+            examine = next((examine for refused, examine in unread if bool(refused)), None)
+            raise bad_step(when, examine, self.parameters)
+
+
 def bad_step(when: str, examine: Examine | None, parameters: Sequence[nn.Parameter]) -> BadStep:
     """The error for a step that was refused.
 
     Args:
         when: in words.
         examine: looks at its minibatch, row by row; None where its rows are not known.
-        parameters: what would have been moved.
+        parameters: what is trained.
     """
     ruined = [i for i, p in enumerate(parameters) if not bool(p.isfinite().all())]
     findings: list[Finding] = []
@@ -66,7 +113,7 @@ def bad_step(when: str, examine: Examine | None, parameters: Sequence[nn.Paramet
     if examine is not None:
         with torch.enable_grad():
             findings, state = examine()
-        otherwise = "Each row alone gives a finite one: the sum of them does not."
+        otherwise = "Each row alone gives a finite gradient; their sum does not."
     rows = "; ".join(str(finding) for finding in findings[:SHOWN])
     more = f" (and {len(findings) - SHOWN} rows more)" if len(findings) > SHOWN else ""
     why = f"{len(ruined)} of the parameters themselves are not finite. " if ruined else ""
@@ -80,7 +127,7 @@ def bad_step(when: str, examine: Examine | None, parameters: Sequence[nn.Paramet
 
 
 def examine_batch(policy: TokenPolicy, batch: Batch, loss: Loss, weights: Tensor) -> tuple[list[Finding], State]:
-    """Looks at a minibatch of a rollout: first at what the rollout left, then at each row's own pass and gradient."""
+    """Looks at a minibatch: first at what the rollout recorded, then at each row's own pass and gradient."""
     found: dict[int, str] = {}
     names = ("rewards", "reference_logp", "logp", "values", "advantages", "returns")
     for name in names:

@@ -1,5 +1,6 @@
 """What an algorithm needs of what it is given; where that is missing, an error that says what to change."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -78,6 +79,37 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuses a setting that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(map(repr, choices))}")
+
+
+def in_range(
+    settings: Any,
+    *names: str,
+    least: float | int = -math.inf,
+    most: float | int = math.inf,
+    above: float | int = -math.inf,
+    below: float | int = math.inf,
+) -> None:
+    """Refuses settings whose number is outside least ≤ x ≤ most and above < x < below, or not finite.
+
+    Args:
+        settings: an object with the settings as attributes, such as a `Config`.
+        names: the settings to check; None, which means that a setting is off, passes.
+        least: the smallest number allowed.
+        most: the largest number allowed.
+        above: a number that must be exceeded.
+        below: a number that must not be reached.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is None or (least <= value <= most and above < value < below and math.isfinite(value)):
+            continue
+        bounds = (
+            f"at least {least:g}" if least > -math.inf else "",
+            f"above {above:g}" if above > -math.inf else "",
+            f"at most {most:g}" if most < math.inf else "",
+            f"below {below:g}" if below < math.inf else "",
+        )
+        raise ValueError(f"{name}={value!r} must be {' and '.join(filter(None, bounds)) or 'a finite number'}")
 
 
 def given(value: Any, name: str, algorithm: str, remedy: str) -> None:

@@ -151,6 +151,8 @@ class AdaptiveKL:
             )
 
     def update(self, kl_nats_per_sequence: float, sequences: int) -> None:
+        if not math.isfinite(kl_nats_per_sequence):
+            return  # a rollout with a broken row says nothing about KL
         error = min(max(kl_nats_per_sequence / self.target_nats_per_sequence - 1, -0.2), 0.2)
         self.beta *= 1 + error * sequences / self.horizon
 

@@ -26,6 +26,7 @@ class RolloutBuffer:
         rewards: [B, T].
         bootstrap: [B] the critic's estimate at the end of rows that were cut off, else 0.
         score: [B] the composed score.
+        beta: β with which KL was paid, in score per nat.
         breakdown: [B] per component of the score, unweighted.
         finish: [B] why the row ended, a `lmgym.env.Finish` number.
         action_mask: [T, V] True where a token was allowed.
@@ -57,6 +58,7 @@ class RolloutBuffer:
         self.score = empty(rows)
         self.breakdown: Mapping[str, Tensor] = {}
         self.finish = empty(rows, dtype=torch.int8)
+        self.beta = 0.0
         self.action_mask = action_mask
         self.prompt_width = prompt_tokens
 

@@ -51,6 +51,7 @@ def collect(
     buffer.reference_logp.copy_(outcome.reference_logp)
     buffer.rewards.copy_(outcome.rewards)
     buffer.score.copy_(outcome.score)
+    buffer.beta = env.kl_controller.beta
     buffer.breakdown = outcome.breakdown
     buffer.finish.copy_(outcome.finish)
     buffer.bootstrap *= outcome.truncated

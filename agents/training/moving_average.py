@@ -1,0 +1,49 @@
+"""An exponential moving average of the parameters over optimizer steps (Polyak averaging)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """θ_avg ← decay · θ_avg + (1 − decay) · θ after every step (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155).
+
+    Args:
+        parameters: θ.
+        decay: 0 keeps no average: then all methods do nothing.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
+        self.parameters = parameters
+        self.decay = decay
+        self.values = [p.detach().clone() for p in parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self, refused: Tensor) -> None:
+        """Moves the average after a step, unless the step was refused (a boolean on the device)."""
+        if self.values:
+            share = (1 - self.decay) * ~refused
+            for average, parameter in zip(self.values, self.parameters, strict=True):
+                average.lerp_(parameter, share.to(parameter.dtype))
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Runs the body with the average as the parameters."""
+        present = [p.detach().clone() for p in self.parameters] if self.values else []
+        self.copy_to_parameters()
+        try:
+            yield
+        finally:
+            self._copy(present)
+
+    def copy_to_parameters(self) -> None:
+        """Replaces the parameters by their average."""
+        self._copy(self.values)
+
+    @torch.no_grad()
+    def _copy(self, values: Sequence[Tensor]) -> None:
+        if values:
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
