@@ -123,9 +123,9 @@ def test_a_report_comes_back_from_plain_data() -> None:
     run = moved()
     report = evaluate.evaluate(run.policy, run.env)
     data = report.whole()
-    again = evaluate.Report.from_data(data)
+    again = evaluate.EvaluationReport.from_data(data)
     assert again.figures == report.figures
     assert list(again.samples) == list(report.samples)
     data["figures"]["score"]["mean"] = None
-    assert math.isnan(evaluate.Report.from_data(data).figures["score"].mean)
-    assert evaluate.Report.from_data(data).figures["score"].stderr == report.figures["score"].stderr
+    assert math.isnan(evaluate.EvaluationReport.from_data(data).figures["score"].mean)
+    assert evaluate.EvaluationReport.from_data(data).figures["score"].stderr == report.figures["score"].stderr

@@ -11,6 +11,7 @@ from test_ppo import Run, make, perturb
 from torch import Tensor
 
 from agents import a2c, distill, dpo, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo
+from agents import functional as F
 from agents.learner import Learner, LearnerConfig
 from agents.training import State
 from lmgym import Policy, Prompt, RolloutBuffer, Stream, collect
@@ -218,15 +219,15 @@ def test_distillation_measures_the_kl_from_the_teacher() -> None:
 
 def test_a_schedule_at_its_borders() -> None:
     """A run that is all warm-up ends at the peak; progress beyond the end is the end."""
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    one = Learner([parameter], LearnerConfig(lr=2.0, warmup=1.0, schedule="linear"))
-    assert one.schedule(0.0) == pytest.approx(0.2)
-    assert one.schedule(1.0) == pytest.approx(2.0)
-    one = Learner([parameter], LearnerConfig(lr=2.0, warmup=0.0, schedule="cosine"))
-    assert one.schedule(0.0) == pytest.approx(2.0)
-    assert one.schedule(0.25) == pytest.approx(2.0 * (0.5 + 0.5 * 0.5**0.5))
-    assert one.schedule(1.0) == pytest.approx(0.0, abs=1e-6)
-    assert Learner([parameter], LearnerConfig(lr=2.0, warmup=0.0)).schedule(1.5) == 0.0
+    points = [
+        ("linear", 1.0, 0.0, 0.1),
+        ("linear", 1.0, 1.0, 1.0),
+        ("cosine", 0.0, 0.0, 1.0),
+        ("cosine", 0.0, 1.0, 0.0),
+    ]
+    points += [("cosine", 0.0, 0.25, 0.5 + 0.5 * 0.5**0.5), ("linear", 0.0, 1.5, 0.0)]
+    for schedule, warmup, progress, factor in points:
+        assert F.schedule_factor(schedule, progress, warmup) == pytest.approx(factor, abs=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
@@ -244,7 +245,7 @@ def test_items_are_halved_until_they_fit(rows: int) -> None:
             passes.append(len(part))
             return parameter.sum() * sum(part)
 
-        one.descend(given, share)
+        one.minimise(given, share)
         assert parameter.grad is not None
         assert float(parameter.grad) == sum(given)
         assert sum(passes) == rows
@@ -256,7 +257,7 @@ def test_items_are_halved_until_they_fit(rows: int) -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError, match="a pass of one row is the smallest"):
-        one.descend(given, never)
+        one.minimise(given, never)
     assert tries[0] == rows
     assert tries[-1] == 1
     assert len(set(tries)) == len(tries), "each try is smaller than the last"
