@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
-from lmgym.rollout.token_loop import CHECK_EVERY
+from lmgym.rollout.token_loop import CHECK_INTERVAL
 from lmgym.tasks.probe import Tree
 
 PAD, EOS = 0, 1
@@ -94,7 +94,7 @@ def test_the_loop_asks_the_device_once_in_eight_steps(
     monkeypatch.setattr(env, "pay_rewards", end)
     with waits:
         collect(policy, env, buffer, Stream(0, 0))
-    assert waits.found.total() <= 20 // CHECK_EVERY, waits.found
+    assert waits.found.total() <= 20 // CHECK_INTERVAL, waits.found
     assert waits.found.total() > 0, "the counter counts nothing"
 
 
