@@ -27,7 +27,7 @@ from agents.pipeline import catalog
 from agents.runs.machine import hardware, revision
 from lmgym.models import Example
 from lmgym.policy import Critic
-from lmgym.preferences import SimulatedAnnotator, ask
+from lmgym.preferences import SimulatedAnnotator, collect_comparisons
 from lmgym.tasks import Arithmetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def comparisons(lm: lmgym.LanguageModel, seed: int) -> dict[str, Any]:
         lmgym.collect(policy, env, buffer, lmgym.Stream(seed, update, samples=4))
         answers = env.completions()
         groups = [answers[i : i + 4] for i in range(0, len(answers), 4)]
-        found += ask(TASK, env.prompts[::4], groups, SimulatedAnnotator(0.0, 1e6), rng, skip_ties=True)
+        found += collect_comparisons(TASK, env.prompts[::4], groups, SimulatedAnnotator(0.0, 1e6), rng, skip_ties=True)
     return {"comparisons": found}
 
 

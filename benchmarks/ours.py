@@ -101,7 +101,7 @@ def rollout(turn: Turn, job: Job) -> None:
     env = environment(job, policy.lm, job.rows, job.new_tokens)
     buffer = lmgym.RolloutBuffer.like(env)
     clock = Clock(turn)
-    for method in ("reset", "prompt_block", "append", "running"):
+    for method in ("reset", "prompt_block", "append", "running_rows"):
         clock.watch(env, method, "environment")
     turn.ready()
     for update in range(FOREVER):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskSpec:
     """A row of the table.
 
     Attributes:
@@ -38,8 +38,8 @@ class Entry:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-TABLE: dict[str, Entry] = {}
-GROUP = "lmgym.tasks"
+TASK_SPECS: dict[str, TaskSpec] = {}
+ENTRY_POINT_GROUP = "lmgym.tasks"
 """The entry points by which other packages offer tasks."""
 
 
@@ -65,9 +65,9 @@ def register_task(
     Raises:
         ValueError: the id is taken.
     """
-    if id in TABLE:
+    if id in TASK_SPECS:
         raise ValueError(f"the environment {id!r} is already registered: choose another name or version")
-    TABLE[id] = Entry(id, task, summary, model, reward_model, arguments)
+    TASK_SPECS[id] = TaskSpec(id, task, summary, model, reward_model, arguments)
     gym.register(
         id,
         entry_point="lmgym.registry:make",
@@ -76,22 +76,22 @@ def register_task(
     )
 
 
-def find(name: str) -> Entry:
+def find_spec(name: str) -> TaskSpec:
     """Finds a table row by id, or by the bare name of one of lmgym's own ("Sentiment").
 
     Raises:
         ValueError: there is none; it lists what there is.
     """
     for id in (name, f"lmgym/{name}", f"lmgym/{name}-v0"):
-        if id in TABLE:
-            return TABLE[id]
+        if id in TASK_SPECS:
+            return TASK_SPECS[id]
     raise ValueError(
-        f"no task {name!r}. Registered are: {', '.join(sorted(TABLE))}. A task of your own is registered with "
+        f"no task {name!r}. Registered are: {', '.join(sorted(TASK_SPECS))}. A task of your own is registered with "
         "lmgym.register_task(id, TaskClass) in a module that is imported first"
     )
 
 
-def make_task(entry: Entry) -> "Task":
+def make_task(entry: TaskSpec) -> "Task":
     """Makes the task of a table row.
 
     Raises:
@@ -117,7 +117,7 @@ def make_task(entry: Entry) -> "Task":
     return task
 
 
-def budgets_of(entry: Entry, task: "Task") -> dict[str, Any]:
+def default_arguments(entry: TaskSpec, task: "Task") -> dict[str, Any]:
     """`TokenVectorEnv`'s arguments for a table row: what it was registered with, over what its task asks for."""
     return {**task.budgets, **entry.arguments}
 
@@ -139,9 +139,9 @@ def make_vec(entry: str, num_envs: int = 1, **arguments: Any) -> "TokenVectorEnv
 def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
     from lmgym.models import load
 
-    entry = find(id)
+    entry = find_spec(id)
     task = given.get("task") or make_task(entry)
-    arguments = {**budgets_of(entry, task), **given, "task": task}
+    arguments = {**default_arguments(entry, task), **given, "task": task}
     device, dtype = arguments.pop("device", "cpu"), arguments.pop("dtype", "float32")
     model: str | LanguageModel = arguments.pop("model", entry.model)
     arguments["model"] = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
@@ -194,6 +194,6 @@ def register_all() -> None:
     )
     # A package offers tasks by entry points: the name is the environment's id, the value "module:TaskClass". Only the
     # names are read here; the module is imported when the environment is made.
-    for point in entry_points(group=GROUP):
-        if point.name not in TABLE:
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name not in TASK_SPECS:
             register_task(point.name, point.value, summary=f"from {point.value.partition(':')[0]}")

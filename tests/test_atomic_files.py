@@ -166,7 +166,7 @@ def test_a_line_that_failed_is_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "lines"
 
     def act() -> None:
-        lines = atomic.Lines(path)
+        lines = atomic.LineWriter(path)
         try:
             for i in range(3):
                 lines.append(f"line {i}")
@@ -186,17 +186,17 @@ def test_a_line_that_failed_is_not_there(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_lines_go_on_where_they_counted(tmp_path: Path) -> None:
     path = tmp_path / "lines"
-    lines = atomic.Lines(path)
+    lines = atomic.LineWriter(path)
     lines.append("one")
     counted = lines.length
     lines.append("two, which nobody saved")
     lines.close()
-    again = atomic.Lines(path, counted)
+    again = atomic.LineWriter(path, counted)
     again.append("three")
     again.close()
     assert path.read_text() == "one\nthree\n"
     with pytest.raises(ValueError, match="lines are missing"):
-        atomic.Lines(path, 1000)
+        atomic.LineWriter(path, 1000)
 
 
 @pytest.mark.parametrize("keep", [1, 2])

@@ -16,7 +16,7 @@ from agents.learner import Learner, LearnerConfig
 from lmgym import AdaptiveKL, Completion, FixedKL, LanguageModel, Policy, Prompt, Score, TokenAction, TokenVectorEnv
 from lmgym.io import read_jsonl
 from lmgym.preferences import read_comparisons
-from lmgym.registry import Entry, make_task
+from lmgym.registry import TaskSpec, make_task
 from lmgym.tasks import PromptList
 from lmgym.tasks.probe import Tree
 from lmgym.testing import check_task
@@ -78,10 +78,10 @@ def unchecked(method: Any) -> Any:
 def test_resets_that_cannot_be(probe: LanguageModel, arguments: dict[str, Any], said: str) -> None:
     env = TokenVectorEnv(2, task=Tree(), model=probe, **SMALL)
     env.reset(seed=0)
-    before = env.state()["input_ids"]
+    before = env.observation()["input_ids"]
     with pytest.raises(ValueError, match=said):
         unchecked(env.reset)(**arguments)
-    assert torch.equal(env.state()["input_ids"], before), "nothing has changed"
+    assert torch.equal(env.observation()["input_ids"], before), "nothing has changed"
     for seed in (np.int64(3), np.array([1, 2]), (1, None)):
         unchecked(env.reset)(seed=seed)
     env.step([2, 3])
@@ -158,7 +158,7 @@ def test_weights_that_make_scores_infinite() -> None:
 )
 def test_registered_tasks_that_cannot_be(task: Any, said: str) -> None:
     with pytest.raises(ValueError, match=f"'you/Hostile-v0'.*{said}"):
-        make_task(Entry("you/Hostile-v0", task, ""))
+        make_task(TaskSpec("you/Hostile-v0", task, ""))
 
 
 @pytest.mark.parametrize("rows", [[5], ["text"], [None], [["prompt", "x"]]])

@@ -64,7 +64,7 @@ def taped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmgym.rollout.cuda_graph.can_capture", lambda device: True)
     monkeypatch.setattr("lmgym.rollout.cuda_graph.CapturedStep", Tape)
     monkeypatch.setattr(Tape, "made", [])
-    monkeypatch.setattr("lmgym.rollout.token_loop.CHECK_EVERY", 3)
+    monkeypatch.setattr("lmgym.rollout.token_loop.CHECK_INTERVAL", 3)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same steps, each run as it is."""
     monkeypatch.setattr("lmgym.rollout.cuda_graph.can_capture", lambda device: True)
     monkeypatch.setattr("lmgym.rollout.cuda_graph.CapturedStep", lambda function, device: function)
-    monkeypatch.setattr("lmgym.rollout.token_loop.CHECK_EVERY", 3)
+    monkeypatch.setattr("lmgym.rollout.token_loop.CHECK_INTERVAL", 3)
 
 
 SETTINGS: list[dict[str, Any]] = [

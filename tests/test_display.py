@@ -65,7 +65,7 @@ def test_an_unknown_command_is_literal(command: str, capsys: pytest.CaptureFixtu
 def test_what_other_packages_register_is_literal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(registry.TABLE, "x", registry.Entry("x\x1b", "m:x", HOSTILE))
+    monkeypatch.setitem(registry.TASK_SPECS, "x", registry.TaskSpec("x\x1b", "m:x", HOSTILE))
     assert cli.main(["envs"]) == 0
     assert SHOWN in capsys.readouterr().out
     (tmp_path / "hostile_algorithm.py").write_text(f'"""{HOSTILE.encode("unicode_escape").decode()}"""\n')

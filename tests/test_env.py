@@ -222,7 +222,7 @@ def test_reference_follows_rows_through_partial_resets(gpt2: LanguageModel) -> N
     env = make(gpt2, 4, kl="reference", autoreset_mode="SameStep")
     env.reset(seed=0)
     tokens = random_tokens(4, 25, seed=3)
-    state = env.state()
+    state = env.observation()
     for t in range(25):
         before = [
             (gpt2.tokenizer.decode(ids[mask.bool()]).replace(" ", ""), length)
@@ -391,10 +391,10 @@ def test_a_bad_prompt_changes_nothing(probe: LanguageModel) -> None:
     env = make(probe, 2)
     env.reset(seed=0, options={"prompt": ["ab", "c"]})
     env.step(torch.tensor([A, B]))
-    before = env.state()["input_ids"].clone()
+    before = env.observation()["input_ids"].clone()
     with pytest.raises(ValueError, match="budget is 4"):
         env.reset(options={"prompt": ["d", "abcda"]})
-    assert torch.equal(env.state()["input_ids"], before)
+    assert torch.equal(env.observation()["input_ids"], before)
 
 
 # Errors ------------------------------------------------------------------------------------------------------------
@@ -529,7 +529,7 @@ def test_a_bound_policy_pays_what_its_log_probabilities_pay(probe: LanguageModel
     told.reset(seed=0)
     tokens = random_tokens(4, 14, seed=5)
     for t in range(14):
-        state = told.state()
+        state = told.observation()
         decoding = policy.start(state["input_ids"], state["attention_mask"])
         logp = policy.logp(decoding, tokens[:, t], torch.as_tensor(told.action_masks())).detach()
         _, expected, *_ = told.step(TokenAction(tokens[:, t], logp))

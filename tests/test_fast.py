@@ -225,7 +225,7 @@ def test_rows_that_leave_change_nothing(arguments: dict[str, Any], fast: bool, m
 def test_slots_that_are_filled_again_change_nothing(
     arguments: dict[str, Any], slots: int, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmgym.rollout.token_loop.LOOK_EVERY", 3)
+    monkeypatch.setattr("lmgym.rollout.token_loop.CHECK_INTERVAL_NO_SYNC", 3)
     # As many positions as prompt and budget take: a row that went on too long would leave them.
     lm = random_model("GPT2Config", n_inner=64, max_position_embeddings=16)
     lm.fast = fast

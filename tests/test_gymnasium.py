@@ -12,19 +12,19 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import lmgym
 from lmgym import TokenEnv, TokenVectorEnv
-from lmgym.registry import TABLE
+from lmgym.registry import TASK_SPECS
 from lmgym.tasks.probe import Tree
 
 MODES = list(AutoresetMode)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"on_limit": "truncate", "kl": "none"}], ids=["terminate", "truncate"])
-@pytest.mark.parametrize("id", sorted(id for id in TABLE if id.startswith("lmgym/")))
+@pytest.mark.parametrize("id", sorted(id for id in TASK_SPECS if id.startswith("lmgym/")))
 def test_every_environment_passes_both_checkers(id: str, arguments: dict[str, Any]) -> None:
     """Needs the models in lmgym/assets."""
     from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-    if "truncate" in arguments.values() and TABLE[id].arguments["max_new_tokens"] == 1:
+    if "truncate" in arguments.values() and TASK_SPECS[id].arguments["max_new_tokens"] == 1:
         pytest.skip("a budget of one token cannot truncate: a row may not end at its first step")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

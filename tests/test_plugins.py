@@ -106,8 +106,8 @@ def test_entry_points_name_algorithms(package: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_entry_points_name_tasks(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [EntryPoint("others/Long-v0", "others.tasks:Long", registry.GROUP)]
-    monkeypatch.setattr(registry, "TABLE", {})
+    points = [EntryPoint("others/Long-v0", "others.tasks:Long", registry.ENTRY_POINT_GROUP)]
+    monkeypatch.setattr(registry, "TASK_SPECS", {})
     monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in points if p.group == group])
     monkeypatch.setattr(registration, "registry", {})
     registry.register_all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmgym import Completion, Prompt
-from lmgym.preferences import Comparison, SimulatedAnnotator, ask, read_comparisons, write_comparisons
+from lmgym.preferences import Comparison, SimulatedAnnotator, collect_comparisons, read_comparisons, write_comparisons
 from lmgym.tasks.probe import Bandit
 
 
@@ -86,8 +86,8 @@ def test_what_is_asked_and_what_is_not() -> None:
         [Completion("d"), Completion("d")],
         [Completion("zz"), Completion("yy"), Completion("a")],
     ]
-    asked = ask(Bandit(), prompts, groups, sure, rng)
+    asked = collect_comparisons(Bandit(), prompts, groups, sure, rng)
     assert asked[0] == Comparison("a", ("d", "b"))
     assert [c.prompt for c in asked] == ["a", "c"]
     # zz, yy and a all score 0.
-    assert [c.prompt for c in ask(Bandit(), prompts, groups, sure, rng, skip_ties=True)] == ["a"]
+    assert [c.prompt for c in collect_comparisons(Bandit(), prompts, groups, sure, rng, skip_ties=True)] == ["a"]

@@ -13,7 +13,7 @@ import lmgym
 from lmgym import LanguageModel, Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
 from lmgym.rollout import check_agreement
-from lmgym.rollout.token_loop import CHECK_EVERY
+from lmgym.rollout.token_loop import CHECK_INTERVAL
 from lmgym.tasks.probe import Tree
 
 PAD, EOS = 0, 1
@@ -96,7 +96,7 @@ def test_the_loop_asks_the_device_once_in_eight_steps(
     monkeypatch.setattr(env, "pay_rewards", end)
     with waits:
         collect(policy, env, buffer, Stream(0, 0))
-    assert waits.found.total() <= 20 // CHECK_EVERY, waits.found
+    assert waits.found.total() <= 20 // CHECK_INTERVAL, waits.found
     assert waits.found.total() > 0, "the counter counts nothing"
 
 

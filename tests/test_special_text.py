@@ -94,7 +94,7 @@ def test_special_names_in_an_environment(tiny: LanguageModel) -> None:
         ids = observation["input_ids"][row][observation["attention_mask"][row].bool()].tolist()
         assert not {tiny.pad_id, *tiny.eos_ids} & set(ids)
         assert tiny.decode(ids) == text
-    assert env.running() == [0, 1, 2, 3]
+    assert env.running_rows() == [0, 1, 2, 3]
 
 
 def test_special_names_in_a_text_to_score() -> None:

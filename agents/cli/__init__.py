@@ -403,15 +403,15 @@ def _sample(argv: Sequence[str]) -> int:
 
 
 def _envs(argv: Sequence[str]) -> int:
-    from lmgym.registry import TABLE
+    from lmgym.registry import TASK_SPECS
 
     @dataclass(frozen=True)
     class Envs:
         """List the registered environments."""
 
     _parse("envs", Envs, argv)
-    width = max(map(len, TABLE))
-    for entry in TABLE.values():
+    width = max(map(len, TASK_SPECS))
+    for entry in TASK_SPECS.values():
         print(_plain_text(f"{entry.id:{width}}  {entry.summary} (model {entry.model})"))
     return 0
 
@@ -617,11 +617,11 @@ def _setting(wanted: Common, reward: str, preferences: str | None = None, scored
     """
     from agents.pipeline import Setting
     from lmgym.preferences import read_comparisons
-    from lmgym.registry import budgets_of, find, make_task
+    from lmgym.registry import default_arguments, find_spec, make_task
     from lmgym.reward import Score
 
     _check_numbers(wanted)
-    entry = find(wanted.task)
+    entry = find_spec(wanted.task)
     gold = _function(wanted.gold) if wanted.gold else None
     if wanted.gold and not wanted.prompts:
         raise ValueError("--gold scores prompts of your own: give them with --prompts FILE")
@@ -642,7 +642,7 @@ def _setting(wanted: Common, reward: str, preferences: str | None = None, scored
     if not learned and score is None and entry.reward_model is None:
         score = Score({task.name: task.score})
     comparisons = read_comparisons(preferences) if preferences else None
-    budgets: dict[str, Any] = budgets_of(entry, task)
+    budgets: dict[str, Any] = default_arguments(entry, task)
     budgets |= {
         name: value
         for name, value in (
@@ -670,10 +670,10 @@ def _prompt_list(wanted: Common, score: "ScoreFunction | None") -> "Task":
 
 def _default_score(wanted: Common, setting: "Setting") -> "Score":
     """The score to evaluate with, where none is named: that of the prompts, or the environment's reward model."""
-    from lmgym.registry import find
+    from lmgym.registry import find_spec
     from lmgym.reward import RewardModel, Score
 
-    name = find(wanted.task).reward_model
+    name = find_spec(wanted.task).reward_model
     if wanted.prompts is not None or name is None:
         if not setting.task.has_gold:
             raise ValueError("there is no score to evaluate with: give --gold module:function or --reward MODEL")

@@ -23,7 +23,7 @@ from agents.training import OnBadStep
 from lmgym.env import TokenVectorEnv
 from lmgym.models import Example, LanguageModel
 from lmgym.policy import Policy
-from lmgym.preferences import Comparison, SimulatedAnnotator, ask, read_comparisons, write_comparisons
+from lmgym.preferences import Comparison, SimulatedAnnotator, collect_comparisons, read_comparisons, write_comparisons
 from lmgym.reward import RewardModel, Score
 
 GOLD_MEAN = "gold score of the rollout's completions, which no learner sees, mean over rows"
@@ -143,10 +143,12 @@ def gather_preferences(
     train.gather(run, "sample train", {"train": train})
     test.gather(run, "sample test", {"train": train, "test": test})
     cut = setting.scores_unfinished
-    comparisons = ask(setting.task, train.prompts, train.groups, annotator, rng, unfinished_too=cut)
-    held_out = ask(setting.task, test.prompts, test.groups, annotator, rng, unfinished_too=cut)
+    comparisons = collect_comparisons(setting.task, train.prompts, train.groups, annotator, rng, include_unfinished=cut)
+    held_out = collect_comparisons(setting.task, test.prompts, test.groups, annotator, rng, include_unfinished=cut)
     exact = SimulatedAnnotator(0.0, 1e6)
-    noise_free = ask(setting.task, test.prompts, test.groups, exact, rng, skip_ties=True, unfinished_too=cut)
+    noise_free = collect_comparisons(
+        setting.task, test.prompts, test.groups, exact, rng, skip_ties=True, include_unfinished=cut
+    )
     for name, found in zip(names, (comparisons, held_out, noise_free), strict=True):
         write_comparisons(run.path(name), found)
     run.say(f"preferences: {len(comparisons)} comparisons, {len(held_out)} held out")

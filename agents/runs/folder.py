@@ -144,7 +144,7 @@ class Run:
         stands = self._state.part("run") if self._state else State({"metrics_bytes": 0, "seconds": 0})
         path = self.path("metrics.jsonl")
         try:
-            self._metrics = atomic.Lines(path, stands.count("metrics_bytes"))
+            self._metrics = atomic.LineWriter(path, stands.count("metrics_bytes"))
             rows = [_checked(row) for row in read_rows(path)] if self._state else []
         except ValueError as error:
             raise ValueError(
@@ -513,7 +513,7 @@ def _tensorboard(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Any:
         return None
     path = folder / "tensorboard"
     shutil.rmtree(path, ignore_errors=True)
-    with atomic.naming(path):
+    with atomic.named_errors(path):
         board = SummaryWriter(str(path))
     for row in rows:
         _draw(board, folder, row["stage"], row["step"], {k: v for k, v in row.items() if k not in _PLACE})
@@ -524,7 +524,7 @@ _PLACE = ("stage", "step", "seconds")
 
 
 def _draw(board: Any, folder: Path, stage: str, step: int, metrics: Mapping[str, float | None]) -> None:
-    with atomic.naming(folder / "tensorboard"):  # its own thread may have met the error some rows ago
+    with atomic.named_errors(folder / "tensorboard"):  # its own thread may have met the error some rows ago
         for name, value in metrics.items():
             if value is not None:
                 board.add_scalar(f"{stage}/{name}", value, step)

@@ -32,7 +32,7 @@ def profiled(rows: Iterator[Mapping[str, float]], run: Run, update: int = 1) -> 
     if row is None:
         run.say(f"nothing was profiled: there were only {update} updates, and number {update + 1} was to be")
         return
-    with atomic.written_aside(run.path("profile.json")) as aside:
+    with atomic.staged(run.path("profile.json")) as aside:
         found.export_chrome_trace(str(aside))
     events = found.key_averages()
     seconds = {name: sum(e.cpu_time_total for e in events if e.key == f"lmgym/{name}") / 1e6 for name in PHASES}

@@ -23,7 +23,7 @@ from agents import reward_modelling
 from agents.learner import Learner, LearnerConfig
 from lmgym.io import printable
 from lmgym.models import LanguageModel
-from lmgym.preferences import Comparison, SimulatedAnnotator, ask
+from lmgym.preferences import Comparison, SimulatedAnnotator, collect_comparisons
 from lmgym.reward import RewardModel
 from lmgym.tasks import Arithmetic, Completion, Prompt, Reverse, RuleTask, Sentiment, Sort, Split, Task
 from lmgym.tasks.grammar import continuation, labelled_continuation
@@ -269,7 +269,7 @@ def train_reward_model(lm: LanguageModel, folder: Path, comparisons: int = 6000,
     def compare(count: int, split: Split, annotator: SimulatedAnnotator, skip_ties: bool) -> list[Comparison]:
         prompts = [task.sample(rng, split) for _ in range(count)]
         groups = [[Completion(continuation(rng, p.text, rng.uniform(0.1, 0.8))) for _ in range(2)] for p in prompts]
-        return ask(task, prompts, groups, annotator, rng, skip_ties)
+        return collect_comparisons(task, prompts, groups, annotator, rng, skip_ties)
 
     model = RewardModel.from_language_model(lm, rank=16, alpha=32, seed=SEED)
     learner = Learner(model.parameters(), LearnerConfig(lr=3e-3), SEED)

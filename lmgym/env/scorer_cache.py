@@ -18,7 +18,7 @@ class TokenScorer(Protocol):
 
 
 @runtime_checkable
-class RowsOfText(Protocol):
+class PromptedRows(Protocol):
     """The part of `TokenVectorEnv` that a scorer's cache reads."""
 
     num_envs: int
@@ -28,7 +28,7 @@ class RowsOfText(Protocol):
     prompt_mask: Tensor
     length: Tensor
 
-    def state(self) -> dict[str, Tensor]: ...
+    def observation(self) -> dict[str, Tensor]: ...
 
 
 class ScorerCache:
@@ -37,7 +37,7 @@ class ScorerCache:
     It reads prompts only when it is asked about the next token, so that the bulk path never pays for it.
     """
 
-    def __init__(self, scorer: TokenScorer, env: RowsOfText):
+    def __init__(self, scorer: TokenScorer, env: PromptedRows):
         self.scorer = scorer
         self.env = env
         self.decoding: Decoding | None = None
@@ -65,6 +65,6 @@ class ScorerCache:
         if bool((env.length == 0).all()):
             self.decoding = self.scorer.start(env.prompt_ids, env.prompt_mask)
         else:
-            state = env.state()
+            state = env.observation()
             self.decoding = self.scorer.start(state["input_ids"], state["attention_mask"])
         return self.decoding

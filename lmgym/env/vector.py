@@ -187,7 +187,7 @@ class TokenVectorEnv(VectorEnv):
         self._breakdown = {name: zeros(num_envs, dtype=torch.float32) for name in self.score.names}
         self._token_rewards = zeros(num_envs, max_new_tokens, dtype=torch.float32)
         self.action_mask_table = self._action_masks(banned_tokens)
-        self._tracks = {"reference": ScorerCache(self.reference, self)}
+        self._scorers = {"reference": ScorerCache(self.reference, self)}
         self._rngs: list[np.random.Generator] = []
 
     # Gymnasium -----------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class TokenVectorEnv(VectorEnv):
         options = options or {}
         mask = None if options.get("reset_mask") is None else self._reset_mask(options["reset_mask"])
         self._reset_rows(mask, options.get("prompt"))
-        return self._out(self.state()), self._infos(mask)
+        return self._out(self.observation()), self._infos(mask)
 
     @torch.no_grad()
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
@@ -231,15 +231,15 @@ class TokenVectorEnv(VectorEnv):
                 "reset(options={'reset_mask': mask})"
             )
         action_mask = self._action_mask()
-        self._reference_logp = self._tracks["reference"].logp(token, action_mask) * live
-        if "policy" in self._tracks and logp is None:
-            logp = self._tracks["policy"].logp(token, action_mask)
+        self._reference_logp = self._scorers["reference"].logp(token, action_mask) * live
+        if "policy" in self._scorers and logp is None:
+            logp = self._scorers["policy"].logp(token, action_mask)
         rewards = kl_reward(self.kl, self.kl_controller.beta, logp, self._reference_logp).masked_fill(ended, 0.0)
         at = self.length.clamp(max=self.max_new_tokens - 1)
         self._append(token, live)
         self._stop_at_strings(live)
         # Before scoring: a score that raises leaves caches that agree with the state.
-        for track in self._tracks.values():
+        for track in self._scorers.values():
             track.advance(token, live)
         terminated, truncated = self._ends()
         terminated, truncated = terminated & live, truncated & live
@@ -257,7 +257,7 @@ class TokenVectorEnv(VectorEnv):
         infos |= self._infos()
         if self.output == "numpy":
             rewards = rewards.double()
-        return self._out(self.state()), self._out(rewards), self._out(terminated), self._out(truncated), infos
+        return self._out(self.observation()), self._out(rewards), self._out(terminated), self._out(truncated), infos
 
     def render(self) -> Any:
         """The texts so far: returned as one string a row ("ansi"), or printed, coloured by token reward ("human")."""
@@ -275,7 +275,7 @@ class TokenVectorEnv(VectorEnv):
     def append(self, token: Int[Tensor, " K"], rows: Int[Tensor, " K"] | None = None) -> None:
         """Appends a token to every row that still runs; ended rows stay as they are. Never waits for the device.
 
-        Stop strings are found by `pay_rewards`, or by `running`.
+        Stop strings are found by `pay_rewards`, or by `running_rows`.
 
         Args:
             token: one for each row, or for each of `rows`.
@@ -283,16 +283,16 @@ class TokenVectorEnv(VectorEnv):
         """
         where = slice(None) if rows is None else rows
         self._append(token, self.finish[where] == Finish.RUNNING, where)
-        for track in self._tracks.values():
+        for track in self._scorers.values():
             track.decoding = None  # it has not read the token
 
-    def count_no_more(self) -> None:
+    def make_append_static(self) -> None:
         """Until the next reset, `append` is the same operations at every call: a CUDA graph repeats them unasked."""
         self._most = self.max_new_tokens
-        for track in self._tracks.values():
+        for track in self._scorers.values():
             track.decoding = None
 
-    def running(self) -> list[int]:
+    def running_rows(self) -> list[int]:
         """The rows that run on. Waits for the device, so ask only now and then."""
         if self.stop:
             self._stop_at_strings(self.finish == Finish.RUNNING)
@@ -300,7 +300,7 @@ class TokenVectorEnv(VectorEnv):
 
     def any_running(self) -> bool:
         """Whether any row runs on. Waits for the device, so ask only now and then."""
-        return bool(self.running())
+        return bool(self.running_rows())
 
     def pay_rewards(
         self, logp: Float[Tensor, "B T"] | None = None, frozen_prefix: FrozenPrefix | None = None
@@ -350,7 +350,7 @@ class TokenVectorEnv(VectorEnv):
 
     # More about the state ------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Tensor]:
+    def observation(self) -> dict[str, Tensor]:
         """The observation: prompt and tokens, shifted to the right edge, on the device."""
         prompt_width, length = self.max_prompt_tokens, self.max_prompt_tokens + self.max_new_tokens
         whole = torch.cat([self.prompt_ids, self.tokens], 1)
@@ -380,12 +380,12 @@ class TokenVectorEnv(VectorEnv):
 
     def bind(self, policy: TokenScorer) -> None:
         """Lets `step` compute log π itself, with the policy that chooses the actions, for `kl="sampled"`."""
-        self._tracks["policy"] = ScorerCache(policy, self)
+        self._scorers["policy"] = ScorerCache(policy, self)
 
     def set_reference(self, adapter: str | None) -> None:
         """Measures KL from another frozen adapter from now on, or from the model with adapters off (None)."""
         self.reference = replace(self.reference, adapter=adapter)
-        self._tracks["reference"] = ScorerCache(self.reference, self)
+        self._scorers["reference"] = ScorerCache(self.reference, self)
 
     # Transition ----------------------------------------------------------------------------------------------------
 
@@ -525,7 +525,7 @@ class TokenVectorEnv(VectorEnv):
         for column in self._breakdown.values():
             column[rows] = 0
         self._most = 0 if len(numbers) == self.num_envs else self._most
-        for track in self._tracks.values():
+        for track in self._scorers.values():
             track.stale[rows] = True
 
     def _prompt(self, row: int, given: Any) -> Prompt:
@@ -623,7 +623,7 @@ class TokenVectorEnv(VectorEnv):
 
     def _final(self, done: Tensor) -> dict[str, Any]:
         """`final_obs` and `final_info`: stacked tensors in torch, Gymnasium's object array and masks in NumPy."""
-        observation, info = self._out(self.state()), self._infos(done)
+        observation, info = self._out(self.observation()), self._infos(done)
         if self.output == "torch":
             return {"final_obs": observation, "_final_obs": done, "final_info": info, "_final_info": done}
         mask = done.cpu().numpy()

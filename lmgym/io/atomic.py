@@ -36,7 +36,7 @@ def write(path: str | os.PathLike[str], data: str | bytes) -> None:
         WriteError: it could not be written; what was there before is still there.
     """
     path = Path(path)
-    with written_aside(path) as aside, naming(path):
+    with staged(path) as aside, named_errors(path):
         file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             _write_all(file, data.encode() if isinstance(data, str) else data)
@@ -45,7 +45,7 @@ def write(path: str | os.PathLike[str], data: str | bytes) -> None:
 
 
 @contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path for the body to write a file or a folder to, which then takes the place of `path`.
 
     Raises:
@@ -53,11 +53,11 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     aside, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
-    with naming(path):
+    with named_errors(path):
         _remove(aside)
     try:
         yield aside
-        with naming(path):
+        with named_errors(path):
             _sync(aside)
             if path.is_dir() and not path.is_symlink():  # a folder is not replaced by a rename
                 _remove(old)
@@ -84,7 +84,7 @@ def write_folder(path: str | os.PathLike[str], writer: Callable[[Path], object])
         WriteError: it could not be written.
     """
     path = Path(path)
-    with written_aside(path) as aside, naming(path):
+    with staged(path) as aside, named_errors(path):
         os.mkdir(aside)
         writer(aside)
 
@@ -95,7 +95,7 @@ def make_folder(path: str | os.PathLike[str], parents: bool = False) -> None:
     Raises:
         WriteError: it could not be made.
     """
-    with naming(Path(path)):
+    with named_errors(Path(path)):
         if parents:
             os.makedirs(path, exist_ok=True)
         elif not os.path.isdir(path):
@@ -114,7 +114,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     return whole.hexdigest()
 
 
-class Lines:
+class LineWriter:
     """A text file to which lines are appended, each at once.
 
     Args:
@@ -128,7 +128,7 @@ class Lines:
 
     def __init__(self, path: str | os.PathLike[str], length: int | None = None):
         self.path = Path(path)
-        with naming(self.path):
+        with named_errors(self.path):
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             self.length = os.fstat(self._file).st_size
             if length is not None and length != self.length:
@@ -145,7 +145,7 @@ class Lines:
         """
         data = f"{line}\n".encode()
         try:
-            with naming(self.path):
+            with named_errors(self.path):
                 _write_all(self._file, data)
         except WriteError:
             with suppress(OSError):
@@ -155,16 +155,16 @@ class Lines:
 
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
-        with naming(self.path):
+        with named_errors(self.path):
             os.fsync(self._file)
 
     def close(self) -> None:
-        with naming(self.path):
+        with named_errors(self.path):
             os.close(self._file)
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     """Turns an error of the system into one that names the path and says what to do."""
     try:
         yield

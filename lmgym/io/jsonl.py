@@ -10,7 +10,7 @@ from typing import Any
 
 from lmgym.io.display import quoted
 
-DEEPEST = 100
+MAX_DEPTH = 100
 """Levels of nesting that a row may have: no data of ours need more, and what is read must not exhaust the stack."""
 
 
@@ -81,7 +81,7 @@ def parse_json(text: str, strict: bool = False) -> Any:
             of characters, which no UTF-8 file can hold.
 
     Raises:
-        ValueError: it is no JSON, is nested deeper than `DEEPEST`, or breaks a strict rule.
+        ValueError: it is no JSON, is nested deeper than `MAX_DEPTH`, or breaks a strict rule.
     """
     try:
         if not strict:
@@ -90,8 +90,8 @@ def parse_json(text: str, strict: bool = False) -> Any:
             hooks: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _finite}
             value = json.loads(text, object_pairs_hook=_once, **hooks)
     except RecursionError as error:
-        raise ValueError(f"nested deeper than {DEEPEST} levels") from error
-    if max(text.count("["), text.count("{")) > DEEPEST // 2:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
+    if max(text.count("["), text.count("{")) > MAX_DEPTH // 2:
         _check_depth(value)
     # JSON writes a half as an escape; what came as UTF-8 holds none.
     if strict and re.search(r"\\u[dD][89a-fA-F]", text):
@@ -104,11 +104,11 @@ def parse_json(text: str, strict: bool = False) -> Any:
 
 def _check_depth(value: Any) -> None:
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
         level = [v for values in inner for v in values]
     if level:
-        raise ValueError(f"nested deeper than {DEEPEST} levels")
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _refuse_constant(name: str) -> float:

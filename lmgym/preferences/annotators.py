@@ -49,14 +49,14 @@ class SimulatedAnnotator:
         return order
 
 
-def ask(
+def collect_comparisons(
     task: Task,
     prompts: Sequence[Prompt],
     groups: Sequence[Sequence[Completion]],
     annotator: SimulatedAnnotator,
     rng: np.random.Generator,
     skip_ties: bool = False,
-    unfinished_too: bool = False,
+    include_unfinished: bool = False,
 ) -> list[Comparison]:
     """Has an annotator compare completions of the same prompt.
 
@@ -69,13 +69,13 @@ def ask(
         groups: the completions of each prompt.
         annotator: who compares.
         rng: draws the annotator's labels.
-        unfinished_too: show unfinished completions, for tasks that score them like any other text.
+        include_unfinished: show unfinished completions, for tasks that score them like any other text.
         skip_ties: leave out completions whose gold score equals that of one before, for noise-free test labels.
     """
     found = []
     for prompt, group in zip(prompts, groups, strict=True):
         shown: dict[str, float] = {}
-        fit = [completion for completion in group if unfinished_too or completion.finish_reason == "stop"]
+        fit = [completion for completion in group if include_unfinished or completion.finish_reason == "stop"]
         golds = task.gold([prompt] * len(fit), fit)
         for completion, gold in zip(fit, golds, strict=True):
             if completion.text not in shown and not (skip_ties and gold in shown.values()):

@@ -146,7 +146,7 @@ class CapturedLoop:
         addresses = [p.data_ptr() for module in modules for p in module.parameters()]
         if addresses != self._addresses:  # the model went elsewhere, or has other adapters
             self._stages, self._addresses = {}, addresses
-        self.env.count_no_more()
+        self.env.make_append_static()
         self.uniforms.copy_(uniforms)
         self.at.zero_()
         everyone = torch.arange(self.env.num_envs, device=self.at.device)

@@ -17,11 +17,11 @@ from lmgym.rollout.stream import Stream
 from lmgym.sampling import packed_width
 from lmgym.tasks.base import Prompt
 
-CHECK_EVERY = 8
+CHECK_INTERVAL = 8
 """Steps between two questions which rows still run: each makes the host wait for the device, or read stop strings."""
 
 
-LOOK_EVERY = 2
+CHECK_INTERVAL_NO_SYNC = 2
 """The same where nobody has to wait, and nothing has to be read."""
 
 
@@ -37,9 +37,9 @@ def decode(
 ) -> None:
     """Writes a completion in every row of the environment, and log-probabilities and values into the buffer.
 
-    It is an environment loop: start, act, append, advance. The policy's KV cache is its hidden state. Nothing in it
-    waits for the device, but one question every `CHECK_EVERY` steps which rows still run. What is random belongs to a
-    row, so neither who its neighbours are nor when they leave changes its tokens.
+    It is an environment loop: start, act, append, advance. The policy's KV cache is its hidden state. The loop
+    synchronises with the device only once every `CHECK_INTERVAL` steps, to read which rows are still running. Each row
+    has its own random numbers, so its tokens depend neither on the other rows nor on when they leave the batch.
 
     Args:
         policy: chooses the tokens.
@@ -82,7 +82,7 @@ class _Batch:
         self.policy, self.env, self.buffer, self.uniforms = policy, env, buffer, uniforms
         self.rows: Tensor | None = None
         self.decoding: Any = None
-        self.check_every = LOOK_EVERY if free_to_look(policy.device) and not env.stop else CHECK_EVERY
+        self.check_every = CHECK_INTERVAL_NO_SYNC if free_to_look(policy.device) and not env.stop else CHECK_INTERVAL
 
     def lockstep(self, compact: bool, samples: int) -> None:
         """All rows take their t-th step together."""
@@ -92,7 +92,7 @@ class _Batch:
             token = self._act(t)
             last = t + 1 == env.max_new_tokens
             if (t + 1) % self.check_every == 0 and not last:
-                running = env.running()
+                running = env.running_rows()
                 if not running:
                     break
                 # Compacting copies the cache, so only for a good part of the rows; the cut-off are bootstrapped.
@@ -114,9 +114,9 @@ class _Batch:
         self.decoding, self.rows = loop.decoding, loop.rows
         for t in range(env.max_new_tokens):
             loop.step()
-            if (t + 1) % CHECK_EVERY or t + 1 == env.max_new_tokens:
+            if (t + 1) % CHECK_INTERVAL or t + 1 == env.max_new_tokens:
                 continue
-            running = env.running()
+            running = env.running_rows()
             if not running:
                 break
             if compact:
@@ -156,7 +156,7 @@ class _Batch:
             self.decoding = policy.advance(self.decoding, token)
             if step % self.check_every and not full:
                 continue
-            running = set(env.running())
+            running = set(env.running_rows())
             ended = [slot for slot, row in enumerate(self.rows.tolist()) if row not in running]
             if not ended:
                 continue

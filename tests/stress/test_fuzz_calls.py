@@ -95,7 +95,7 @@ def environment(variant: int) -> tuple[TokenVectorEnv, Model]:
         on_limit="truncate" if truncate else "terminate", render_mode="ansi",
     )  # fmt: skip
     if variant < 54:
-        env._tracks["reference"] = NoReference(2)  # pyright: ignore[reportArgumentType]
+        env._scorers["reference"] = NoReference(2)  # pyright: ignore[reportArgumentType]
     return env, Model(mode, truncate)
 
 
@@ -119,7 +119,12 @@ BAD_RESETS: tuple[dict[str, Any], ...] = (
 
 
 def snapshot(env: TokenVectorEnv) -> Any:
-    return env.length.tolist(), env.finish.tolist(), env.state()["input_ids"].tolist(), [p.text for p in env.prompts]
+    return (
+        env.length.tolist(),
+        env.finish.tolist(),
+        env.observation()["input_ids"].tolist(),
+        [p.text for p in env.prompts],
+    )
 
 
 def refused(env: TokenVectorEnv, call: Callable[[], Any], what: object) -> None:
@@ -141,7 +146,7 @@ def agree(env: TokenVectorEnv, model: Model) -> None:
     """The environment holds what the lists hold."""
     assert env.length.tolist() == [len(row.tokens) for row in model.rows]
     assert env.finish.tolist() == [int(row.finish) for row in model.rows]
-    state = env.state()
+    state = env.observation()
     for index, row in enumerate(model.rows):
         whole = [LETTERS[letter] for letter in row.prompt] + row.tokens
         assert state["input_ids"][index].tolist() == [PAD] * (P + T - len(whole)) + whole
@@ -176,10 +181,10 @@ def one_call(rng: np.random.Generator, env: TokenVectorEnv, model: Model) -> str
         return "reset of some rows"
     if kind == 3:
         assert len(env.render()) == 2
-        assert env.running() == [i for i, row in enumerate(model.rows) if row.finish == Finish.RUNNING]
+        assert env.running_rows() == [i for i, row in enumerate(model.rows) if row.finish == Finish.RUNNING]
         assert [c.tokens for c in env.completions()] == [len(row.tokens) for row in model.rows]
         assert [c.text for c in env.completions()] == [row.text for row in model.rows]
-        if env.running():
+        if env.running_rows():
             refused(env, env.pay_rewards, "pay_rewards() too early")
         return "look"
     tokens = [int(token) for token in rng.integers(1, 6, size=2)]
@@ -248,7 +253,7 @@ def test_a_thousand_sequences_of_the_single_environment() -> None:
         autoreset_mode=NEVER,
     )
     for each in (env.row, twin):
-        each._tracks["reference"] = NoReference(1)  # pyright: ignore[reportArgumentType]
+        each._scorers["reference"] = NoReference(1)  # pyright: ignore[reportArgumentType]
     for number in range(1000):
         rng = np.random.default_rng([number, 3])
         env.reset(seed=number)

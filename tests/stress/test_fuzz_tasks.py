@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import lmgym
 from lmgym import Completion, Prompt, TokenVectorEnv
-from lmgym.registry import Entry, make_task
+from lmgym.registry import TaskSpec, make_task
 from lmgym.testing import check_task
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(300)]
@@ -103,7 +103,7 @@ def registered() -> Iterator[str]:
     name = "fuzz/Anything-v0"
     lmgym.register_task(name, lambda: Anything("fine", "fine"), model="probe", max_prompt_tokens=8, max_new_tokens=3)
     yield name
-    del lmgym.registry.TABLE[name]
+    del lmgym.registry.TASK_SPECS[name]
     del gym.registry[name]
 
 
@@ -158,7 +158,7 @@ MAKERS: tuple[Any, ...] = (
 @pytest.mark.parametrize("maker", MAKERS)
 def test_registered_makers_of_anything(maker: Any) -> None:
     try:
-        made = make_task(Entry("fuzz/Maker-v0", maker, ""))
+        made = make_task(TaskSpec("fuzz/Maker-v0", maker, ""))
     except ValueError as error:
         said = str(error)
     except TypeError as error:  # of a class or function that wants arguments: its own complaint
