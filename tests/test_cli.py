@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from agents import cli
+from agents.cli import evaluate, short_help
+from agents.cli.names import setting_of
+from agents.cli.options import Common
 from agents.runs.profiling import PHASES
+from agents.tools import make_short_help
+from lmgym.tasks.base import Completion, Prompt
 
 # Whole pipelines, on machines that may be busy.
 pytestmark = pytest.mark.timeout(400)
@@ -49,9 +54,51 @@ def test_help_answers_at_once_and_imports_no_torch() -> None:
     for _ in range(3):
         done, seconds = run_python("-c", program)
         assert done.stdout.strip().endswith("False 0"), done.stderr
-        assert all(command in done.stdout for command in cli.COMMANDS)
+        assert all(f"  {command} " in done.stdout for command in cli.COMMANDS)
         took.append(seconds)
     assert min(took) < 1.0
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help_of_a_command_is_short_and_imports_no_torch(command: str) -> None:
+    call = f"code = cli.main([{command!r}, '--help'])"
+    program = f"import sys; from agents import cli; {call}; print('torch' in sys.modules, code)"
+    took = []
+    for _ in range(3 if command == "train" else 1):
+        done, seconds = run_python("-c", program)
+        assert done.stdout.strip().endswith("False 0"), done.stderr
+        assert "--help-all" in done.stdout
+        assert len(done.stdout.splitlines()) < 60
+        took.append(seconds)
+    assert command != "train" or min(took) < 1.0
+
+
+def test_short_help_says_what_the_options_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_short_help.table() == short_help.OPTIONS, "run python -m agents.tools.make_short_help"
+    assert cli.main(["train", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name, default, sentence in short_help.OPTIONS["train"]:
+        assert " ".join(f"{name} {sentence}".split()) in said
+        assert not default or f"(default: {default})" in said
+    assert cli.main(["train", "--algorithm=rloo", "-h"]) == 0
+    assert "--ppo" not in capsys.readouterr().out
+
+
+def test_all_options_are_listed_without_matplotlib() -> None:
+    program = """
+import sys
+from agents import cli
+from agents.cli import evaluate, short_help
+from agents.cli.names import setting_of
+from agents.cli.options import Common
+try:
+    cli.main(["train", "--algorithm", "rloo", "--help-all"])
+finally:
+    print("matplotlib" in sys.modules)
+"""
+    done, _ = run_python("-c", program)
+    assert done.stdout.strip().endswith("False"), done.stderr
+    assert all(option in done.stdout for option in ("--rloo.group", "--sft.lr", "--missing-eos-score", "--max-time"))
 
 
 def test_importing_lmgym_is_quick_and_imports_no_torch() -> None:
@@ -73,6 +120,17 @@ def test_importing_lmgym_is_quick_and_imports_no_torch() -> None:
     [
         (["trian"], "Did you mean 'train'"),
         (["train", "Sentimental"], "lmgym/Sentiment-v0"),
+        (["train", "sort"], "Did you mean 'Sort'"),
+        (["sample", "Srot"], "Did you mean 'Sort'"),
+        (["train", "Sort", "--model", "tinny"], "no model 'tinny'. Did you mean 'tiny'"),
+        (["sample", "Sort", "--model", "prob"], "Did you mean 'probe'"),
+        (["train", "Sort", "--reward", "lerned"], "Did you mean 'learned'"),
+        (["train", "Sort", "--reward", "tiny-rewards"], "Did you mean 'tiny-reward'"),
+        (["train", "--algorithm", "grop"], "Did you mean 'grpo'"),
+        (["train", "Sort", "--ppo.lr", "-1"], "lmgym: lr=-1.0 must be 0 or more"),
+        (["train", "Sort", "--seed", "-1"], "--seed -1 is negative"),
+        (["train", "Sort", "--max-kl", "nan"], "--max-kl nan is not finite"),
+        (["evaluate", "."], "no config.json"),
         (["train", "Sort", "--model", "no-such-model"], "no model 'no-such-model'"),
         (["train", "Sort", "--reward", "no/such/folder"], "no reward model 'no/such/folder'"),
         (["train", "--preferences", "missing.jsonl"], "missing.jsonl"),
@@ -92,7 +150,8 @@ def test_bad_input_gets_one_line_that_says_what_to_do(
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert said in error
-    assert "Traceback" not in error
+    assert error.startswith("lmgym: ")
+    assert error.count("\n") == 1
     assert not list(tmp_path.iterdir()), "bad input must leave nothing behind"
 
 
@@ -101,6 +160,49 @@ def test_an_unknown_option_is_refused_with_the_nearest_one(capsys: pytest.Captur
         cli.main(["train", "--ppo.updatse", "3"])
     assert stopped.value.code == 2
     assert "--ppo.updates" in capsys.readouterr().err
+
+
+ALGORITHM = '''"""My own."""
+from __future__ import annotations
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    updates: int = 3
+    """Rollouts, so many."""
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.rate > 1:
+            raise ValueError(f"rate={self.rate} must be at most 1")
+
+
+def train(policy, env, learner, config):
+    yield {"score/mean": 0.0}
+'''
+
+
+@pytest.mark.parametrize("name", ["mine", "json"])
+def test_an_algorithm_from_a_file_has_help_suggestions_and_checks(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the file has the name of a module that is already imported, which stays as it is."""
+    (tmp_path / f"{name}.py").write_text(ALGORITHM)
+    train = ["train", "Sort", "--algorithm", str(tmp_path / f"{name}.py")]
+    before = sys.modules.get(name)
+    assert cli.main([*train, "--help"]) == 0
+    capsys.readouterr()
+    for arguments, status in ((["--help-all"], 0), ([f"--{name}.updatse=1"], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([*train, *arguments])
+        said = capsys.readouterr()
+        assert stopped.value.code == status
+        assert f"--{name}.updates" in said.out + said.err
+        assert "Rollouts, so many." in said.out + said.err
+    assert cli.main([*train, f"--{name}.rate=2"]) == 2
+    assert capsys.readouterr().err == "lmgym: rate=2.0 must be at most 1\n"
+    assert name == "mine" or sys.modules.get(name) is before
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,6 +298,65 @@ def test_single_stages_take_what_a_run_left(
     assert "gold" in out
     assert out.count("The room|") == 2
     assert (tmp_path / "sft" / "sft" / "model.safetensors").is_file()
+
+
+def test_evaluate_repeats_the_numbers_of_a_run(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = json.loads((finished_run / "evaluation.json").read_text())["after"]
+    for arguments in ([str(finished_run)], ["--policy", str(finished_run)]):
+        report, _ = evaluate.measure(arguments)
+        assert report.as_data() == wanted, "the same bits"
+    before, _ = evaluate.measure(["Sentiment", "--policy", str(finished_run), "--count=8", "--seed=1"])
+    assert before.as_data() != wanted, "explicit options override the run's"
+    assert cli.main(["evaluate", str(finished_run)]) == 0
+    assert "in the run" in capsys.readouterr().out
+    assert cli.main(["sample", str(finished_run), "--count=2", "--prompt=The room"]) == 0
+    named = capsys.readouterr().out
+    model, policy = str(finished_run / "sft"), str(finished_run / "policy")
+    assert cli.main(["sample", "--model", model, "--policy", policy, "--count=2", "--prompt=The room"]) == 0
+    assert capsys.readouterr().out == named
+
+
+def test_evaluate_repeats_a_run_with_its_own_prompts_temperature_and_algorithm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, scores, out = tmp_path / "prompts.txt", tmp_path / "scores.py", tmp_path / "run"
+    prompts.write_text("".join(f"We saw film {n} in May.\n" for n in range(40)))
+    scores.write_text("def short(prompts, completions):\n    return [-len(c.text) / 100 for c in completions]\n")
+    arguments = ["--prompts", str(prompts), "--gold", f"{scores}:short", "--reward=task", "--algorithm=rloo"]
+    arguments += ["--rloo.updates=1", "--rloo.rows=8", "--rloo.temperature=0.7", "--max-new-tokens=6", "--seed=3"]
+    arguments += ["--sft.examples=0", "--test-prompts=8", "--samples=1", "--missing-eos-score=none"]
+    assert cli.main(["train", *arguments, "--out", str(out)]) == 0
+    assert not (out / "reward_model").exists()
+    report, _ = evaluate.measure([str(out)])
+    assert report.as_data() == json.loads((out / "evaluation.json").read_text())["after"]
+    (out / "policy").rename(out / "elsewhere")
+    assert cli.main(["evaluate", str(out)]) == 2
+    assert "is not finished" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(out), "--policy", str(out / "elsewhere")]) == 2
+
+
+def test_the_reward_task_pays_what_the_task_itself_scores(tmp_path: Path) -> None:
+    """Sentiment has a gold score and no other: no reward model is trained."""
+    assert setting_of(Common(), "default").score is None
+    assert setting_of(Common(), "learned").score is None
+    setting = setting_of(Common(), "task")
+    assert setting.score is not None
+    prompts, completions = [Prompt("The hotel")], [Completion(" was wonderful. We loved the room.")]
+    assert setting.score(prompts, completions) == setting.task.gold(prompts, completions)
+    assert setting.score(prompts, completions)[0] > 0
+    out = tmp_path / "run"
+    few = ["--ppo.updates=1", "--ppo.rows=4", "--sft.examples=0", "--test-prompts=4", "--samples=1"]
+    assert cli.main(["train", "--reward=task", "--missing-eos-score=none", *few, "--out", str(out)]) == 0
+    assert not (out / "reward_model").exists()
+    assert not (out / "preferences.jsonl").exists()
+    after = json.loads((out / "evaluation.json").read_text())["after"]
+    assert after["score"] == after["gold"]
+    prompts_file = tmp_path / "prompts.txt"
+    prompts_file.write_text("".join(f"say {n}\n" for n in range(40)))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "say 1", "chosen": " 1", "rejected": " 2"}) + "\n")
+    with pytest.raises(ValueError, match="--reward task pays the gold score"):
+        setting_of(Common(prompts=str(prompts_file)), "task", preferences=str(pairs))
 
 
 def test_prompts_of_your_own(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_errors_are_literal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def fail(argv: object) -> int:
         raise ValueError(f"the completion {HOSTILE}")
 
-    monkeypatch.setitem(cli._COMMANDS, "envs", fail)
+    monkeypatch.setattr("agents.cli.envs.run", fail)
     assert cli.main(["envs"]) == 2
     assert capsys.readouterr().err == f"lmgym: the completion {SHOWN}\n"
 

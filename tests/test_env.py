@@ -698,14 +698,14 @@ def test_each_row_ends_at_its_own_budget(probe: LanguageModel) -> None:
     env.reset(seed=0)
     first, second = torch.tensor([0]), torch.tensor([1])
     for _ in range(3):
-        assert env.running() == [0, 1]
+        assert env.running_rows() == [0, 1]
         env.append(torch.tensor([B]), first)
-    assert env.running() == [1]
+    assert env.running_rows() == [1]
     env.append(torch.tensor([C]), second)
     env.append(torch.tensor([C]), second)
-    assert env.running() == [1]
+    assert env.running_rows() == [1]
     env.append(torch.tensor([EOS]), second)
-    assert env.running() == []
+    assert env.running_rows() == []
     assert env.finish.tolist() == [Finish.LENGTH, Finish.STOP]
     assert env.length.tolist() == [3, 3]
     assert [c.text for c in env.completions()] == ["bbb", "cc"]

@@ -219,7 +219,7 @@ def test_distillation_measures_the_kl_from_the_teacher() -> None:
 
 def test_a_schedule_at_its_borders() -> None:
     """A run that is all warm-up ends at the peak; progress beyond the end is the end."""
-    points = [
+    points: list[tuple[F.Schedule, float, float, float]] = [
         ("linear", 1.0, 0.0, 0.1),
         ("linear", 1.0, 1.0, 1.0),
         ("cosine", 0.0, 0.0, 1.0),

@@ -209,7 +209,7 @@ def test_a_changed_config_ends_in_no_traceback(
 
 def test_more_threads_than_there_can_be_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", "Sort", "--threads", "1000000"]) == 2
-    assert "--threads 1000000 cannot be: give 0 to 1024" in capsys.readouterr().err
+    assert "--threads 1000000 is out of range: give 0 to 1024" in capsys.readouterr().err
 
 
 def test_results_without_checkpoints_are_not_overwritten(

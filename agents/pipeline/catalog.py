@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +74,15 @@ def load_file(path: str | Path) -> ModuleType:
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise FileNotFoundError(f"no file {str(path)!r}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    before = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # dataclasses look up their module there
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if before is None:
+            del sys.modules[spec.name]
+        else:
+            sys.modules[spec.name] = before
     return module
 
 

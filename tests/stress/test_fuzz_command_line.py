@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import agents.runs
 from agents import cli
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(300)]
@@ -18,7 +17,7 @@ OPTIONS = (
     "--preferences", "--reward", "--teacher", "--track", "--ppo.updates", "--ppo.lr", "--ppo.beta", "--sft.examples",
     "--temperature", "--count", "--prompt", "--policy", "--test-preferences", "--help", "-h", "--no-such-option",
     "--", "-", "--ppo.kl-loss", "--ppo", "--rloo.rows", "--preferences.prompts", "--samples", "--test-prompts", "--=",
-    "--seed=", "---", "--options", "--reward.rank",
+    "--seed=", "---", "--options", "--reward.rank", "--help-all",
 )  # fmt: skip
 VALUES = (
     "", " ", "0", "1", "-1", "1e999", "nan", "None", "True", "Sort", "Sentiment", "no such", "no/such.py",
@@ -56,9 +55,10 @@ def test_command_lines_of_anything(
         raise ValueError("parsed, and stopped before any work")
 
     monkeypatch.chdir(tmp_path)
-    for name in ("_setting", "_load", "_policy", "_teacher"):
-        monkeypatch.setattr(cli, name, stop)
-    monkeypatch.setattr(agents.runs, "Run", stop)
+    for name in ("train.setting_of", "sft.setting_of", "preferences.setting_of", "evaluate.setting_of"):
+        monkeypatch.setattr(f"agents.cli.{name}", stop)
+    for name in ("sample.setting_of", "reward.model_named", "folder.Run"):
+        monkeypatch.setattr(f"agents.cli.{name}", stop)
     before = list(sys.path)
     ends: dict[str, int] = {}
     for number in range(COUNTS[command]):

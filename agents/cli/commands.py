@@ -1,0 +1,40 @@
+"""The table of commands, and how one is run: its module is imported when its name is known."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": "run the whole pipeline: fine-tuning, preferences, reward model, RL, evaluation, report",
+    "sft": "supervised fine-tuning only",
+    "preferences": "sample completions and let simulated annotators compare them",
+    "reward": "train a reward model from comparisons",
+    "evaluate": "measure a policy on held-out prompts",
+    "sample": "print completions of a model",
+    "envs": "list the registered environments",
+    "algorithms": "list the algorithms",
+    "report": "write report.html for the folder of a run",
+    "repeat": "run the command of a run again and compare the results",
+}
+"""Each command and what it does. Its module has the same name and a function `run(argv)`."""
+
+RECORDED = ("train", "sft", "preferences", "reward")
+"""Commands that write the folder of a run, and can resume it."""
+
+
+def run_command(command: str, argv: Sequence[str]) -> int:
+    """Runs a command of the table; returns its exit status."""
+    return import_module(f"agents.cli.{command}").run(argv)
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A sentence for an error message that suggests the nearest known name; empty if none is near.
+
+    Args:
+        name: what the user gave.
+        known: the names that exist.
+        cutoff: how similar a name must be, from 0 to 1 (`difflib`).
+    """
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, 1, cutoff)
+    return f" Did you mean {by_lower_case[near[0]]!r}?" if near else ""

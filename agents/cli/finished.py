@@ -1,0 +1,119 @@
+"""The options and models of a finished run, for `lmgym evaluate RUN` and `lmgym sample RUN`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from agents.cli import sft, train
+from agents.cli.folder import arguments_of, threads_of
+from agents.cli.names import is_environment
+from agents.cli.options import Common, parse
+from agents.pipeline import Algorithm
+from agents.runs import read_config
+
+COMMANDS = {"train": "policy", "sft": "sft"}
+"""Commands whose runs can be measured and sampled from, and the folder that each writes last."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run whose model can be used.
+
+    Attributes:
+        folder: of the run.
+        wanted: the options that it was made with.
+        threads: of the CPU, when it was made.
+        algorithm: that trained its policy; None for a run of `lmgym sft`.
+    """
+
+    folder: Path
+    wanted: Any
+    threads: int
+    algorithm: Algorithm | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "FinishedRun":
+        """Reads a run's config.json.
+
+        Raises:
+            ValueError: the folder holds no run, no model, or not yet; it says what to do.
+        """
+        config = read_config(folder)
+        command, *arguments = arguments_of(str(folder), config)
+        if command not in COMMANDS:
+            raise ValueError(
+                f"{str(folder)!r} is a run of `lmgym {command}`, which trains no policy: give a run of train"
+            )
+        if not (folder / COMMANDS[command]).is_dir():
+            raise ValueError(
+                f"the run in {str(folder)!r} is not finished: it has no folder {COMMANDS[command]!r}. Continue it with "
+                f"`lmgym {command} --resume {folder}`"
+            )
+        wanted, algorithm = (
+            train.parse_options(arguments) if command == "train" else (sft.parse_options(arguments), None)
+        )
+        return cls(folder, wanted, threads_of(config), algorithm)
+
+    def defaults(self) -> dict[str, Any]:
+        """The options of `evaluate` and `sample` with which the run's own policy is used as the run itself used it."""
+        common = {f.name: getattr(self.wanted, f.name) for f in fields(Common)}
+        found = {**common, "model": str(self.folder / "sft"), "threads": self.threads, "policy": None}
+        if self.algorithm is not None:
+            found |= {
+                "policy": str(self.folder / "policy"),
+                "temperature": self.algorithm.rl.temperature,
+                "count": self.wanted.options.test_prompts,
+                "reward": self.wanted.reward,
+            }
+            if (self.folder / "reward_model").is_dir():
+                found["reward"] = str(self.folder / "reward_model")
+        return found
+
+    def figures(self) -> dict[str, float | None]:
+        """What the run itself measured after training, by name; empty if it did not."""
+        path = self.folder / "evaluation.json"
+        try:
+            after = json.loads(path.read_bytes())["after"]
+            return {name: figure["mean"] for name, figure in after.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+
+def parse_with_run(command: str, kind: Any, argv: Sequence[str], own: Sequence[str]) -> tuple[Any, FinishedRun | None]:
+    """Options of a command that takes a run in place of an environment, or as --policy.
+
+    Args:
+        command: its name.
+        kind: its dataclass, with `task` and `policy`.
+        argv: its command line; what it gives explicitly overrides the run's options.
+        own: fields of `kind`, besides those of `Common`, that the run decides.
+
+    Returns:
+        The options, and the run if one was named.
+
+    Raises:
+        ValueError: a folder is given that holds no finished run.
+    """
+    wanted = parse(command, kind, argv)
+    folder = _run_folder(wanted.task) or (_run_folder(wanted.policy) if wanted.policy else None)
+    if folder is None:
+        if Path(wanted.task).is_dir() and not is_environment(wanted.task):
+            read_config(Path(wanted.task))  # it says why the folder holds no run
+        return wanted, None
+    run = FinishedRun.read(folder)
+    known = {f.name for f in fields(Common)} | set(own)
+    defaults = {name: value for name, value in run.defaults().items() if name in known}
+    found = parse(command, kind, argv, kind(**defaults))
+    if found.task == wanted.task and _run_folder(wanted.task):
+        found = replace(found, task=defaults["task"])
+    if found.policy and _run_folder(found.policy):
+        found = replace(found, policy=defaults["policy"])
+    return found, run
+
+
+def _run_folder(name: str) -> Path | None:
+    """The path of a folder that holds a run; None for anything else. A model has a config.json too, but no command."""
+    folder = Path(name)
+    return folder if (folder / "config.json").is_file() and "command" in read_config(folder) else None

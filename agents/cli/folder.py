@@ -1,0 +1,124 @@
+"""The folder of a run: commands that write one, record their command line there, and resume from it."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from agents.cli.commands import RECORDED
+from agents.cli.options import option_value
+from agents.runs import Limits, Run, read_config
+from lmgym import models
+from lmgym.io import atomic
+from lmgym.io.redact import HIDDEN
+from lmgym.reward import model as reward_models
+
+MOST_THREADS = 1024
+"""More threads than any machine can use; torch crashes with very many."""
+INPUTS = ("prompts", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward", "watch")
+"""Options whose value can be the path of a file or folder that the run reads."""
+_RESUME = (
+    "Folder of an interrupted run to continue. The options of that run apply; you can add options that change no "
+    "result."
+)
+
+
+def recorded(kind: type) -> type:
+    """Adds to a command's options those that every command with the folder of a run has."""
+    resume = Annotated[str | None, tyro.conf.arg(help=_RESUME)]
+    limits = Annotated[Limits, tyro.conf.arg(name="")]
+    parts = [("resume", resume, field(default=None)), ("limits", limits, field(default_factory=Limits))]
+    made = make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+def with_recorded_options(command: str, out: str, argv: Sequence[str]) -> list[str]:
+    """The whole command line of a run that is new or continues.
+
+    With --resume, the options that the run recorded come before those of `argv`. A run that continues keeps its number
+    of threads, on which its results depend.
+
+    Args:
+        command: the command that the user gave.
+        out: the default of --out.
+        argv: the command line after the name of the command.
+
+    Raises:
+        ValueError: the folder to resume is not a run, or is a run of another command.
+    """
+    resume = option_value(argv, "--resume")
+    folder = resume or option_value(argv, "--out") or out
+    if resume is None and not (Path(folder) / "config.json").is_file():
+        return list(argv)
+    config = read_config(Path(folder))
+    threads = [] if option_value(argv, "--threads") else [f"--threads={threads_of(config)}"]
+    if resume is None:
+        return [*argv, *threads]
+    made_by, *arguments = arguments_of(folder, config)
+    if made_by != command:
+        raise ValueError(
+            f"{folder!r} is a run of `lmgym {made_by}`: continue it with `lmgym {made_by} --resume {folder}`"
+        )
+    return [*arguments, *argv, f"--out={folder}", *threads]
+
+
+def threads_of(config: dict[str, Any]) -> int:
+    """The number of CPU threads of a run; 0, the default, if its config.json gives none."""
+    threads = config.get("threads")
+    return threads if isinstance(threads, int) and 0 <= threads <= MOST_THREADS else 0
+
+
+def arguments_of(folder: str, config: dict[str, Any]) -> list[str]:
+    """The command line of a run, which begins with the name of the command.
+
+    Raises:
+        ValueError: it was not recorded, or held a secret.
+    """
+    arguments = config.get("arguments")
+    texts = isinstance(arguments, list) and all(isinstance(argument, str) for argument in arguments)
+    if not texts or not arguments or arguments[0] not in RECORDED:
+        raise ValueError(f"{folder!r} does not record the command that made it, so the command cannot be run again")
+    if any(HIDDEN in argument for argument in arguments):
+        raise ValueError(
+            f"the command of {folder!r} held a secret, which was not recorded: give the whole command again"
+        )
+    return arguments
+
+
+def open_run(
+    command: str, wanted: Any, argv: Sequence[str], about: dict[str, Any] | None = None, track: Sequence[str] = ()
+) -> Run:
+    """The folder of a command, new or continued.
+
+    Args:
+        command: its name.
+        wanted: its options, with `out` and `limits`.
+        argv: its command line, to be recorded.
+        about: the options to record; by default, all of `wanted`.
+        track: services that receive the metrics.
+    """
+    return Run(
+        wanted.out,
+        dataclasses.asdict(wanted) if about is None else about,
+        track=track,
+        limits=wanted.limits,
+        arguments=[command, *argv],
+        inputs=_inputs(wanted),
+    )
+
+
+def _inputs(wanted: Any) -> dict[str, str]:
+    """SHA-256 of the files and folders that a command reads, by the names that the user gave."""
+    algorithm = getattr(wanted, "algorithm", "")
+    given = [getattr(wanted, name, None) for name in INPUTS] + [algorithm if algorithm.endswith(".py") else ""]
+    # These words never mean a file, even if there is one of that name, such as a folder "tiny".
+    words = ("default", "learned", "task", *models.BUILT_IN, *reward_models.BUILT_IN)
+    paths = [value for value in given if isinstance(value, str) and value not in words]
+    paths = [value.rpartition(":")[0] if ".py:" in value else value for value in paths]
+    if getattr(wanted, "teacher", None):
+        paths += [f"{wanted.teacher}/policy", f"{wanted.teacher}/sft"]
+    return {path: atomic.digest(path) for path in paths if path and Path(path).exists()}

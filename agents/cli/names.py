@@ -1,0 +1,232 @@
+"""Names into objects: environments, prompts, models, scores, functions and policies."""
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from agents.cli.commands import did_you_mean
+from agents.cli.folder import MOST_THREADS
+from agents.cli.options import Common, check_numbers
+from agents.pipeline import Setting
+from agents.pipeline.catalog import load_file
+from lmgym import models
+from lmgym.models import LanguageModel
+from lmgym.policy import Policy
+from lmgym.preferences import read_comparisons
+from lmgym.registry import TASK_SPECS, TaskSpec, default_arguments, find_spec, make_task
+from lmgym.reward import RewardModel, Score
+from lmgym.reward import model as reward_models
+from lmgym.tasks import PromptList
+from lmgym.tasks.base import ScoreFunction, Task
+
+SMALL = 5_000_000
+"""Models of fewer parameters are fastest on one thread."""
+TYPO = 0.75
+"""Similarity (`difflib`) from which a name counts as a misspelt built-in name: "tinny" does, "tiny-gpt2" does not."""
+REWARD_WORDS = ("default", "learned", "task")
+"""Values of --reward that do not name a reward model."""
+
+
+def setting_of(wanted: Common, reward: str, preferences: str | None = None, scored: bool = True) -> Setting:
+    """The task, model, budgets and score that a command works on.
+
+    Args:
+        wanted: the options.
+        reward: the value of --reward.
+        preferences: a file of comparisons.
+        scored: whether the command needs a score.
+
+    Raises:
+        ValueError: a name is unknown, a number is invalid, or prompts have no score; it says what to do.
+    """
+    check_numbers(wanted)
+    entry = environment(wanted.task)
+    gold = function_named(wanted.gold) if wanted.gold else None
+    if wanted.gold and not wanted.prompts:
+        raise ValueError("--gold scores prompts of your own: give them with --prompts FILE")
+    named = None if reward in REWARD_WORDS else score_named(reward, device_of(wanted))
+    if wanted.prompts is None:
+        task = make_task(entry)
+    elif scored and gold is None and named is None and not preferences:
+        raise ValueError(
+            "prompts of your own need a score: --gold module:function, --preferences FILE or --reward MODEL"
+        )
+    else:
+        task = _prompt_list(wanted, gold or named)
+    comparisons = read_comparisons(preferences) if preferences else None
+    score = named or (None if reward == "learned" else _own_score(task, entry, reward == "task", wanted))
+    lm = model_named(wanted.model or entry.model, wanted)
+    return Setting(task, lm, _budgets(wanted, entry, task), score, comparisons, wanted.seed)
+
+
+def _own_score(task: Task, entry: TaskSpec, wanted_by_name: bool, wanted: Common) -> Score | None:
+    """The score that the task itself pays; None if a reward model must be trained.
+
+    Raises:
+        ValueError: `--reward task` is given, and the user's prompts have no score.
+    """
+    own_prompts = wanted.prompts is not None
+    if not wanted_by_name:
+        return None if own_prompts or entry.reward_model is not None else Score({task.name: task.score})
+    if own_prompts and not task.has_gold:
+        raise ValueError("--reward task pays the gold score of your own prompts: give it with --gold module:function")
+    if own_prompts:
+        return Score({task.name: task.score})
+    # Without a reward model, a task that is scored by one has its gold score alone.
+    return Score({task.name: task.score if entry.reward_model is None else task.gold})
+
+
+def _budgets(wanted: Common, entry: TaskSpec, task: Task) -> dict[str, Any]:
+    given = {
+        "max_prompt_tokens": wanted.max_prompt_tokens,
+        "max_new_tokens": wanted.max_new_tokens,
+        "long_prompts": wanted.long_prompts,
+    }
+    missing_eos_score = None if wanted.missing_eos_score == "none" else wanted.missing_eos_score
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {**default_arguments(entry, task), **chosen, "missing_eos_score": missing_eos_score}
+
+
+def environment(name: str) -> TaskSpec:
+    """The registered environment of a name.
+
+    Raises:
+        ValueError: there is none; it suggests the nearest name.
+    """
+    try:
+        return find_spec(name)
+    except ValueError as error:
+        if "Did you mean" in str(error):
+            raise
+        own = [id.removeprefix("lmgym/").removesuffix("-v0") for id in TASK_SPECS if id.startswith("lmgym/")]
+        raise ValueError(f"{error}.{did_you_mean(name, [*TASK_SPECS, *own])}") from error
+
+
+def is_environment(name: str) -> bool:
+    """Whether `environment` finds a name."""
+    try:
+        find_spec(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _prompt_list(wanted: Common, score: ScoreFunction | None) -> Task:
+    path = wanted.prompts or ""
+    if path.endswith(".txt"):
+        return PromptList.from_text(path, score)
+    whole = wanted.opening_words is not None
+    source: Any = PromptList.from_jsonl if path.endswith((".jsonl", ".json")) else PromptList.from_dataset
+    return source(path, score, field="text" if whole else "prompt", opening_words=wanted.opening_words)
+
+
+def default_score(wanted: Common, setting: Setting) -> Score:
+    """The score to evaluate with if none is named: that of the user's prompts, or the environment's reward model.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    name = environment(wanted.task).reward_model
+    if wanted.prompts is not None or name is None:
+        if not setting.task.has_gold:
+            raise ValueError("there is no score to evaluate with: give --gold module:function or --reward MODEL")
+        return Score({"gold": setting.task.gold})
+    return Score({"reward_model": RewardModel.load(name, setting.lm.device)})
+
+
+def score_named(name: str, device: str = "cpu") -> Score:
+    """The score of "package.module:function", "FILE.py:function", or a reward model.
+
+    Raises:
+        ValueError: there is no such function or reward model.
+    """
+    if ":" in name:
+        return Score({name.rpartition(":")[2]: function_named(name)})
+    _refuse_typos("reward", name, (*REWARD_WORDS, *reward_models.BUILT_IN))
+    return Score({"reward_model": RewardModel.load(name, device)})
+
+
+def function_named(name: str) -> ScoreFunction:
+    """Imports "package.module:function" or "FILE.py:function".
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+    source, _, attribute = name.rpartition(":")
+    try:
+        module = load_file(source) if source.endswith(".py") else importlib.import_module(source)
+        function = getattr(module, attribute)
+    except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"no function {name!r} ({error}): write it as package.module:function or path/to/file.py:function; it "
+            "takes lists of prompts and completions and returns one number for each completion"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"{name!r} is not a function")
+    return cast("ScoreFunction", function)
+
+
+def model_named(name: str, wanted: Any) -> LanguageModel:
+    """Loads a language model onto the device that the options name, and sets the number of CPU threads.
+
+    Raises:
+        ValueError: there is no such model, or the device or the number of threads cannot be used.
+    """
+    if not 0 <= wanted.threads <= MOST_THREADS:
+        raise ValueError(f"--threads {wanted.threads} is out of range: give 0 to {MOST_THREADS}")
+    device = device_of(wanted)
+    _refuse_typos("model", name, models.BUILT_IN)
+    lm = models.load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
+    torch.set_num_threads(wanted.threads or _default_threads(lm.model.num_parameters()))
+    return lm
+
+
+def _refuse_typos(kind: str, name: str, known: tuple[str, ...]) -> None:
+    """Refuses a misspelt built-in name before the hub is asked for it, which can take a minute without a network."""
+    if name in known or "/" in name or Path(name).exists():
+        return
+    hint = did_you_mean(name, known, TYPO)
+    if hint:
+        raise ValueError(f"no {kind} {name!r}.{hint} A model of this name on the hub is given as OWNER/{name}")
+
+
+def device_of(wanted: Any) -> str:
+    """The device that --device names.
+
+    Raises:
+        ValueError: this machine does not have it.
+    """
+    device = wanted.device
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(f"--device {device} cannot be used here: give 'cpu', 'auto', or 'cuda' if there is a GPU")
+    return device
+
+
+def _default_threads(parameters: int) -> int:
+    """One thread for a small model, otherwise one for each idle core, up to torch's own default."""
+    if parameters < SMALL:
+        return 1
+    busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
+    return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - busy))
+
+
+def policy_in(folder: str | None, lm: LanguageModel, temperature: float) -> Policy:
+    """The policy saved in a folder; without a folder, the language model itself."""
+    return Policy.load(lm, folder, temperature) if folder else Policy(lm, None, temperature, "none")
+
+
+def teacher_in(folder: str, wanted: Any, temperature: float) -> Policy:
+    """The trained policy of a finished run, on the fine-tuned model of that run.
+
+    Raises:
+        ValueError: the folder is not that of a finished run.
+    """
+    run = Path(folder)
+    if not (run / "policy" / "adapter_config.json").is_file():
+        raise ValueError(f"no teacher in {folder!r}: give the folder of a finished run, with `sft` and `policy`")
+    return Policy.load(model_named(str(run / "sft"), wanted), run / "policy", temperature)

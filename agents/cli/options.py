@@ -1,0 +1,142 @@
+"""Options: what the commands share, and how a command line becomes a dataclass. Imports no torch."""
+
+import dataclasses
+import math
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from types import ModuleType
+from typing import Any, Literal
+
+import tyro
+
+from agents.cli.commands import COMMANDS
+from lmgym.io import printable
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options of every command that loads a language model."""
+
+    task: tyro.conf.Positional[str] = "Sentiment"
+    """A registered environment, such as "Sentiment" or "lmgym/Sort-v0"; `lmgym envs` lists them."""
+    model: str = ""
+    """Language model: "tiny", "probe", a folder, or a name on the Hugging Face hub. By default, the model of the
+    environment."""
+    pad_token: str | None = None
+    """Replaces the padding token of the tokenizer. A new token is added to the vocabulary."""
+    prompts: str | None = None
+    """Your own prompts instead of the task's: FILE.jsonl (field "prompt", or "text" with --opening-words), FILE.txt
+    (one prompt per line), or the name of a dataset."""
+    opening_words: int | None = None
+    """Rows of --prompts hold whole texts: the first N words are the prompt, the rest is a demonstration."""
+    gold: str | None = None
+    """Gold score of your own prompts: "package.module:function" or "FILE.py:function"."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt, in tokens. A longer prompt is an error (see --long-prompts)."""
+    max_new_tokens: int | None = None
+    """Token budget: the most tokens in a completion. By default, the budget of the environment."""
+    long_prompts: Literal["error", "truncate"] = "error"
+    """What to do with a prompt that is too long: "error" stops, "truncate" keeps its last tokens."""
+    missing_eos_score: float | Literal["task", "none"] = "task"
+    """Score of a completion that reaches the token budget: a number, "task" for the rule of the task, or "none" to
+    score its text."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    device: str = "auto"
+    """"cpu", "cuda", or "auto", which uses CUDA if there is a GPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights. Log-probabilities are always float32."""
+    threads: int = 0
+    """CPU threads of torch; 0 chooses. It takes one thread for a model of fewer than five million parameters, and
+    otherwise one for each idle core. On an idle machine, more threads can be faster for small models too; but where
+    another process uses a core, two threads on two cores are many times slower than one."""
+
+
+def parse(command: str, kind: Any, argv: Sequence[str], default: Any = None) -> Any:
+    """Makes an instance of a dataclass from the options of a command.
+
+    Args:
+        command: the name of the command.
+        kind: the dataclass.
+        argv: the command line after the name of the command.
+        default: an instance of `kind` whose values hold where `argv` gives none.
+
+    Raises:
+        ValueError: a dataclass refused its values (in `__post_init__`).
+        SystemExit: status 2 after a message about unknown options or malformed values; status 0 after --help-all.
+    """
+    more = {} if default is None else {"default": default}
+
+    def parsed(line: Sequence[str]) -> Any:
+        line = ["--help" if argument == "--help-all" else argument for argument in line]
+        said = StringIO()
+        try:
+            with redirect_stderr(said):
+                return tyro.cli(kind, prog=f"lmgym {command}", description=COMMANDS[command], args=line, **more)
+        except SystemExit as stopped:
+            refused = _refusal(stopped)
+            if refused is not None:
+                raise refused from None
+            sys.stderr.write(said.getvalue())
+            raise
+
+    shown = [printable(argument) for argument in argv]
+    if shown != list(argv):
+        parsed(shown)  # tyro's messages quote the command line: parse it first without terminal control characters
+    return parsed(argv)
+
+
+def _refusal(stopped: SystemExit) -> ValueError | None:
+    """The error of a dataclass's own check, which tyro turned into a message and an exit."""
+    error = stopped.__context__
+    while error is not None:
+        checks = (frame.name == "__post_init__" for frame in traceback.extract_tb(error.__traceback__))
+        if isinstance(error, ValueError) and any(checks):
+            return error
+        error = error.__context__
+    return None
+
+
+@contextmanager
+def importable(module: ModuleType) -> Iterator[None]:
+    """Lets tyro find a module that was loaded from a file: it reads its annotations through `sys.modules`."""
+    name = module.__name__
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+
+def option_value(argv: Sequence[str], name: str) -> str | None:
+    """The value of an option that must be known before the whole command line can be parsed."""
+    for i, argument in enumerate(argv):
+        if argument == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def check_numbers(options: Any) -> None:
+    """Refuses negative counts and floats that are not finite. The settings of a user's own algorithm are not checked.
+
+    Raises:
+        ValueError: it names the option.
+    """
+    for f in dataclasses.fields(options):
+        value, option = getattr(options, f.name), f"--{f.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value) and type(value).__module__.startswith(("agents.", "types")):
+            check_numbers(value)
+        elif isinstance(value, int) and value < 0:
+            raise ValueError(f"{option} {value} is negative: give 0 or more")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{option} {value} is not finite: give a finite number")

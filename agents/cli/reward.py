@@ -1,0 +1,59 @@
+"""`lmgym reward`: a reward model from comparisons."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from agents.cli.folder import open_run, recorded, with_recorded_options
+from agents.cli.names import model_named
+from agents.cli.options import parse
+from agents.pipeline import RewardOptions, split_comparisons, train_reward_model
+from agents.reward_modelling import normalise
+from lmgym.preferences import read_comparisons
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Train a reward model from comparisons."""
+
+    preferences: str
+    """Comparisons: JSONL with prompt, chosen, rejected; or prompt, ranking."""
+    test_preferences: str | None = None
+    """Held-out comparisons. By default, a tenth of --preferences, drawn at random."""
+    model: str = "tiny"
+    """Language model to start from: "tiny", a folder, or a name on the Hugging Face hub."""
+    pad_token: str | None = None
+    """Replaces the padding token of the tokenizer."""
+    out: str = "runs/reward"
+    """Folder of the run, as in `lmgym train`. The model is saved in its folder `reward_model`."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    device: str = "auto"
+    """"cpu", "cuda", or "auto", which uses CUDA if there is a GPU."""
+    threads: int = 0
+    """CPU threads of torch, as in `lmgym train`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights."""
+    options: Annotated[RewardOptions, tyro.conf.arg(name="")] = field(default_factory=RewardOptions)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Trains a reward model, normalises its scores, and saves it."""
+    argv = with_recorded_options("reward", Reward.out, argv)
+    wanted = parse("reward", recorded(Reward), argv)
+    comparisons = read_comparisons(wanted.preferences)
+    if wanted.test_preferences:
+        held_out = read_comparisons(wanted.test_preferences)
+    else:
+        comparisons, held_out = split_comparisons(comparisons, wanted.seed)
+    lm = model_named(wanted.model, wanted)
+    with open_run("reward", wanted, argv) as run:
+        model, _ = train_reward_model(lm, wanted.options, wanted.seed, run, "stop", comparisons, held_out)
+        texts = [c.prompt + text for c in comparisons for text in c.ranked]
+        normalise(model, texts[: wanted.options.normalise_on])
+        run.write_folder("reward_model", model.save)
+        run.complete()
+        run.say(f"reward model: {run.path('reward_model')}")
+    return 0

@@ -1,0 +1,151 @@
+"""`lmgym train`: the whole pipeline."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.table import Table
+from rich.text import Text
+
+from agents.cli.folder import open_run, recorded, with_recorded_options
+from agents.cli.names import score_named, setting_of, teacher_in
+from agents.cli.options import Common, importable, option_value, parse
+from agents.evaluate import EvaluationReport
+from agents.pipeline import Algorithm, Options, RLOptions, Setting, catalog, run_all
+from agents.runs import Run
+from lmgym.io import printable
+
+STAGES = ("sft", "preferences", "reward", "reward_model", "before")
+"""Names of stages in the folder of a run, which an algorithm cannot have."""
+SHOWN = 3
+"""Prompts whose completions before and after training are printed."""
+
+
+@dataclass(frozen=True)
+class Train(Common):
+    """The whole pipeline. The options of the algorithm are added under its name."""
+
+    out: str = "runs/latest"
+    """Folder of the run: new, empty, or that of an interrupted run with the same options, which then continues."""
+    algorithm: str = "ppo"
+    """RL algorithm; `lmgym algorithms` lists them. Your own algorithm is package.module or FILE.py. Its options are
+    listed under its name."""
+    preferences_file: Annotated[str | None, tyro.conf.arg(name="preferences")] = None
+    """Your own comparisons instead of simulated ones (JSONL with prompt, chosen, rejected; or prompt, ranking)."""
+    reward: str = "default"
+    """Score that the policy is paid: "learned", "task", a reward model (folder or name), or a function
+    ("package.module:function"). "learned" trains a reward model first. "task" is the task's own score, or the gold
+    score where the task has no other (Sentiment, your own prompts). By default, "learned" for those and "task"
+    otherwise."""
+    teacher: str | None = None
+    """Folder of a finished run, whose policy is the teacher of the algorithm `distill`."""
+    watch: str | None = None
+    """Second reward model or function, given as for --reward. It scores the rollouts, and no learner is paid by it."""
+    track: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Services that also receive the metrics. By default, nothing is sent anywhere."""
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Trains, evaluates, and writes the report."""
+    argv = with_recorded_options("train", Train.out, argv)
+    wanted, algorithm = parse_options(argv)
+    # The report needs matplotlib, which takes most of a second to import; --help-all ends above.
+    from agents.report import write_report
+
+    setting = setting_of(wanted, wanted.reward, wanted.preferences_file)
+    if wanted.teacher:
+        setting = replace(setting, teacher=teacher_in(wanted.teacher, wanted, algorithm.rl.temperature))
+    if wanted.watch:
+        setting = replace(setting, watch=score_named(wanted.watch))
+    about = {**dataclasses.asdict(wanted), "task": setting.task.name, "model": setting.lm.name}
+    own = about.pop("rl")
+    about["options"] |= {algorithm.name: own["rl"] | own["config"]}
+    with open_run("train", wanted, argv, about, wanted.track) as run:
+        run.say(_summary(setting))
+        before, after = run_all(setting, wanted.options, algorithm, run)
+        page = write_report(wanted.out)
+        run.complete()
+    _show(run, before, after)
+    run.say(f"report: {page}")
+    return 0
+
+
+def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:
+    """The options of a training run, and its algorithm.
+
+    Raises:
+        ValueError: there is no such algorithm, or its settings cannot be options.
+    """
+    kind, module, stage = options_type(option_value(argv, "--algorithm") or "ppo")
+    with importable(module):
+        wanted = parse("train", kind, argv)
+    return wanted, Algorithm(stage, module, wanted.rl.config, wanted.rl.rl)
+
+
+def options_type(name: str) -> tuple[type, ModuleType, str]:
+    """The options with those of an algorithm, the module of the algorithm, and the name of its stage.
+
+    Raises:
+        ValueError: there is no such algorithm, or its settings cannot be options.
+    """
+    module = catalog.find(name)
+    stage = module.__name__.rpartition(".")[2]
+    chosen = _algorithm_options(module, stage, name)
+    parts = [("rl", Annotated[chosen, tyro.conf.arg(name=stage)], field(default_factory=chosen))]
+    return recorded(make_dataclass("Train", parts, bases=(Train,), frozen=True)), module, stage
+
+
+def _algorithm_options(module: ModuleType, stage: str, name: str) -> type:
+    """A dataclass with an algorithm's own settings and those of every algorithm, with the algorithm's defaults."""
+    if stage in STAGES:
+        raise ValueError(
+            f"the algorithm {name!r} has the name of a stage of every run: rename its file. Reserved names are "
+            f"{', '.join(STAGES)}"
+        )
+    own, common = ({f.name for f in fields(kind)} for kind in (module.Config, RLOptions))
+    if own & common:
+        raise ValueError(
+            f"`Config` of the algorithm {name!r} has {sorted(own & common)[0]!r}, which all algorithms have already, "
+            f"for policy or learner: rename it. Reserved names are {', '.join(sorted(common))}"
+        )
+    defaults: Mapping[str, Any] = dict(getattr(module, "DEFAULTS", {}))
+    if set(defaults) - common:
+        raise ValueError(
+            f"`DEFAULTS` of the algorithm {name!r} sets {sorted(set(defaults) - common)[0]!r}; it can only set "
+            f"{', '.join(sorted(common))}"
+        )
+    flat = tyro.conf.arg(name="")
+    parts = [
+        ("rl", Annotated[RLOptions, flat], field(default=RLOptions(**defaults))),
+        ("config", Annotated[module.Config, flat], field(default_factory=module.Config)),
+    ]
+    return make_dataclass("AlgorithmOptions", parts, frozen=True)
+
+
+def _summary(setting: Setting) -> str:
+    """One line about the task, the model, the machine and the score."""
+    lm = setting.lm
+    millions = sum(p.numel() for p in lm.model.parameters()) / 1e6
+    paid = "a reward model that is trained first" if setting.score is None else ", ".join(setting.score.names)
+    threads = f", {torch.get_num_threads()} CPU threads" if lm.device.type == "cpu" else ""
+    about = f"{millions:.2f} M parameters, {lm.device}{threads}, passes {lm.path()}"
+    return f"{setting.task.name}: {lm.name} ({about}); paid by {paid}"
+
+
+def _show(run: Run, before: EvaluationReport, after: EvaluationReport) -> None:
+    """Prints the figures, and some completions, of the policy before and after training."""
+    table = Table("held-out prompts", "before", "after")
+    for name, figure in after.figures.items():
+        was = before.figures[name]
+        table.add_row(name, f"{was.mean:.3f} ± {was.stderr:.3f}", f"{figure.mean:.3f} ± {figure.stderr:.3f}")
+    run.console.print(table)
+    for was, now in list(zip(before.samples, after.samples, strict=True))[:SHOWN]:
+        run.console.print(Text(printable(was["prompt"]), "bold"))
+        for when, sample in (("before", was), ("after ", now)):
+            shown = sample["score"] if sample["gold"] is None else sample["gold"]
+            run.console.print(Text(f"  {when} ({shown:+.2f}):{printable(sample['completion'])}"))
