@@ -1,4 +1,4 @@
-"""The page of a run: complete, deterministic, alone in the world, and safe to open whatever the model has said."""
+"""The page of a run: complete, deterministic, self-contained, and safe to open whatever the model has written."""
 
 import json
 import math
@@ -7,16 +7,26 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agents import evaluate, learner
-from agents.report import write_report
+from agents.report import charts, write_report
+from agents.report.page import style_sheet
+from agents.report.series import REACH, SMOOTH_FROM, running_mean
 
 HOSTILE = (
     "<script>alert(1)</script> & \"quoted\" 'x' </style><img src=http://evil.example/a onerror=alert(1)> "
     "</title></svg></pre><!-- ]]> {{7*7}} &lt;b&gt; javascript:alert(1) ' onload='alert(1) \u2028\u2029 "
     "\x00\x1b\u202e\ud800"
 )
+CONFIG = {
+    "command": "lmgym run",
+    "task": "sentiment",
+    "model": "tiny",
+    "seed": 7,
+    "options": {"ppo": {"config": {"lam": 0.95}}},
+}
 QUANTITIES = ("reward", "kl", "value", "advantage")
 
 
@@ -86,17 +96,7 @@ def estimates(**means: float) -> dict[str, dict[str, float]]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A small run with all its files."""
-    write(
-        tmp_path,
-        "config.json",
-        {
-            "command": "lmgym run",
-            "task": "sentiment",
-            "model": "tiny",
-            "seed": 7,
-            "options": {"ppo": {"config": {"lam": 0.95}}},
-        },
-    )
+    write(tmp_path, "config.json", CONFIG)
     # One row a stage: numbers, no charts. Tests of charts write rows of their own; charts take most of the time.
     sft = {"stage": "sft", "step": 0, "seconds": 2.0, "loss/train": 3.0}
     write(tmp_path, "metrics.jsonl", sft, {"stage": "ppo", "step": 0, "seconds": 20.0, "score/mean": 0.5})
@@ -218,9 +218,9 @@ def test_numbers_have_the_same_digits(folder: Path):
 @pytest.mark.parametrize(
     ("task", "model", "title"),
     [
-        ("../shared/data/x.jsonl", "../shared/data/model/", "x.jsonl · model"),
-        (None, "C:\\models\\tiny", "tiny"),
-        (None, None, "unknown task"),
+        ("../shared/data/x.jsonl", "../shared/data/model/", "x.jsonl · model · PPO"),
+        (None, "C:\\models\\tiny", "tiny · PPO"),
+        (None, None, "unknown task · PPO"),
     ],
 )
 def test_the_title_has_base_names(folder: Path, task: str | None, model: str | None, title: str):
@@ -228,6 +228,31 @@ def test_the_title_has_base_names(folder: Path, task: str | None, model: str | N
     page = report(folder)
     assert f"<h1>{title}</h1>" in page.source
     assert f"<code>{task or 'null'}</code>" in page.source  # the whole of it among the settings
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [
+        ("grpo", "GRPO"),
+        ("online_dpo", "Online DPO"),
+        ("mine/best_ever.py", "Best ever"),
+        ("my.package.quick", "QUICK"),
+        (None, "PPO"),
+        ({"no": "text"}, "PPO"),
+    ],
+)
+def test_the_title_and_the_header_name_the_algorithm(folder: Path, algorithm: Any, name: str):
+    write(folder, "config.json", {"task": "sort", "model": "tiny", "seed": 3, "options": {"algorithm": algorithm}})
+    source = report(folder).source
+    assert f"<title>sort · tiny · {name} · seed 3</title>" in source
+    assert f"<h1>sort · tiny · {name}</h1>" in source
+    assert f"<b>algorithm</b> {name}</span>" in source
+
+
+def test_without_a_training_stage_no_algorithm_is_named(folder: Path):
+    write(folder, "metrics.jsonl", {"stage": "sample train", "step": 0, "tokens/mean": 12.5})
+    assert "<h1>sentiment · tiny</h1>" in report(folder).source
+    assert "<b>algorithm</b>" not in report(folder).source
 
 
 def test_any_algorithm_with_its_own_definitions(folder: Path):
@@ -289,6 +314,62 @@ def test_quantities_that_no_token_has_are_not_offered(folder: Path):
     assert [a["id"] for a in report(folder).all("input")] == ["by-reward"]
 
 
+@pytest.mark.parametrize("value", [0.0, None])
+def test_values_are_not_offered_without_a_critic(folder: Path, value: float | None):
+    tokens = [token("a", value=value), token("b", value=value)]
+    write(folder, "samples.jsonl", sample("before", "Once", *tokens), sample("after", "Once", *tokens))
+    page = report(folder)
+    assert [a["id"] for a in page.all("input")] == ["by-reward", "by-kl", "by-advantage"]
+    assert all("value" not in a["title"] for a in page.all("span", "t") if "title" in a)
+    assert "GAE without a critic" in page.text
+    assert "the critic's estimate" not in page.text
+
+
+@pytest.mark.parametrize("why", ["no variance explained", "critic none", "critic", "critic head"])
+def test_curves_of_a_critic_are_hidden_without_one(folder: Path, why: str):
+    explained = 0.5 if why == "critic" else 0.0 if why == "no variance explained" else None
+    values = {"value/loss": 0.25} | ({} if explained is None else {"value/explained_variance": explained})
+    write(folder, "metrics.jsonl", *(row | values for row in ppo_rows()))
+    critic = {"critic": why.partition(" ")[2]} if why in ("critic none", "critic head") else {}
+    write(folder, "config.json", CONFIG | {"options": {"algorithm": "ppo", "options": {"ppo": critic}}})
+    panels = [a["aria-label"].partition(".")[0] for a in report(folder).all("svg")]
+    assert ("value/loss" in panels) == (why in ("critic", "critic head"))
+    assert ("Explained variance of the value" in panels) == (why == "critic")
+    assert "Score" in panels
+
+
+def test_each_colour_mode_is_explained_in_a_sentence(folder: Path):
+    page = report(folder)
+    for name, sentence in {
+        "reward": "what the environment pays for this token",
+        "kl": "A token that costs KL is not a bad token",
+        "value": "It judges the state, not the token",
+        "advantage": "how much better the rewards from this token on were than the critic expected",
+    }.items():
+        assert page.all("p", f"about about-{name}")
+        assert sentence in page.text
+        assert f".about-{name}{{display:block}}" in page.source
+    assert ":has(#by-kl:checked) .about-reward{display:none}" in page.source
+
+
+def test_token_details_need_neither_a_pointer_nor_a_script(folder: Path):
+    page = report(folder)
+    tokens = [a for a in page.all("span", "t") if "title" in a]
+    assert len(tokens) == 3
+    # A tap or a click gives the focus, which shows the title; Tab goes to the tables, not through all tokens.
+    assert {a["tabindex"] for a in tokens} == {"-1"}
+    assert re.search(r"\.completion \.t:focus::after \{ content: attr\(title\); position: fixed", page.source)
+    completions = page.source.split('class="completion"')[1:]
+    assert ["Numbers of each token</summary>" in text for text in completions] == [True, True]
+    assert re.search(r'<th scope="row" class="text"> more</th><td>−2</td><td>\+0.5</td>', completions[1])
+
+
+def test_rounding_of_a_quantity_is_shown_as_0(folder: Path):
+    write(folder, "samples.jsonl", sample("after", "p", token("x", reward=-2.4e-8, kl=1e-9, value=1e-4)))
+    title = next(a["title"] for a in report(folder).all("span", "t") if "title" in a)
+    assert title.splitlines()[1:4] == ["reward 0", "kl 0", "value +0.0001"]
+
+
 def test_samples_are_paired_by_prompt_and_may_lack_a_side(folder: Path):
     rows = [
         sample("before", "A", token("a1")),
@@ -304,7 +385,7 @@ def test_samples_are_paired_by_prompt_and_may_lack_a_side(folder: Path):
     assert order == ['"a1"', '"a2"', '"a3"', '"b1"']
 
 
-@pytest.mark.parametrize("where", ["prompt", "token", "config", "stage", "metric", "definition"])
+@pytest.mark.parametrize("where", ["prompt", "token", "config", "stage", "metric", "definition", "comparison"])
 def test_hostile_text_stays_text(folder: Path, where: str):
     if where == "config":
         write(
@@ -320,6 +401,11 @@ def test_hostile_text_stays_text(folder: Path, where: str):
                 "revision": HOSTILE,
             },
         )
+    elif where == "comparison":
+        text = HOSTILE.replace("\ud800", "")  # the reader of comparisons refuses half a character
+        row = {"prompt": text, "chosen": text, "rejected": "x"}
+        for name in ("preferences_test.jsonl", "preferences_noise_free.jsonl"):
+            write(folder, name, row)
     elif where == "stage":
         write(folder, "metrics.jsonl", *({"stage": HOSTILE, "step": i, "loss/train": 1.0} for i in range(2)))
     elif where == "definition":
@@ -338,7 +424,7 @@ def test_hostile_text_stays_text(folder: Path, where: str):
     assert len(page.all("style")) == 1
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", page.source)
-    assert "⟨U+0000⟩⟨U+001B⟩⟨U+202E⟩⟨U+D800⟩" in page.text
+    assert "⟨U+0000⟩⟨U+001B⟩⟨U+202E⟩" + ("" if where == "comparison" else "⟨U+D800⟩") in page.text
 
 
 def test_tokens_that_would_not_show_are_shown(folder: Path):
@@ -365,6 +451,30 @@ def test_the_same_folder_gives_the_same_bytes(folder: Path):
     assert write_report(folder).read_bytes() == first
 
 
+def test_the_style_sheet_is_a_file_of_the_package(folder: Path):
+    sheet = (Path(charts.__file__).parent / "style.css").read_text(encoding="utf-8")
+    assert style_sheet() == sheet
+    assert sheet in report(folder).source
+    assert "</" not in sheet
+    assert sheet.count("{") == sheet.count("}")
+
+
+def test_charts_and_page_follow_the_readers_light_or_dark_mode(folder: Path):
+    rows = [row | {"gold/mean": 0.3, "score/a": 1, "score/b": 2, "score/c": 3, "score/d": 4} for row in ppo_rows(9)]
+    write(folder, "metrics.jsonl", *rows)
+    source = report(folder).source
+    assert '<meta name="color-scheme" content="light dark">' in source
+    light, dark = style_sheet().split("@media screen and (prefers-color-scheme: dark)")
+    for name, value in charts.COLOURS.items():
+        assert f"{name}: {value};" in light
+        assert re.search(rf"{name}: #[0-9a-f]{{6}};", dark)
+    assert len(set(charts.COLOURS.values())) == len(charts.COLOURS)
+    body = source.partition("<body>")[2]
+    assert not re.search(r"(fill|stroke|color|background|solid|dashed|dotted): ?#", body)  # no colour of one mode alone
+    used = set(re.findall(r"var\((--[a-z]+-?\d?)\)", body))
+    assert used == set(charts.COLOURS)
+
+
 @pytest.mark.parametrize(("missing", "section"), [("evaluation.json", "evaluation"), ("samples.jsonl", "generations")])
 def test_a_section_without_its_file_is_left_out(folder: Path, missing: str, section: str):
     (folder / missing).unlink()
@@ -384,6 +494,39 @@ def test_values_that_are_not_finite_are_gaps(folder: Path):
     page = report(folder)
     assert "4 of 61 values are not finite" in page.text
     assert not re.search(r"\bnan\b|\binf\b", page.source)
+
+
+@pytest.mark.parametrize("lead", [0, 3])
+def test_the_smooth_line_starts_where_the_data_start(lead: int):
+    """Also where the first values are not finite: it must not reach back to where nothing was measured."""
+    steps = np.arange(60.0) + 5
+    values = np.random.default_rng(0).normal(size=60) + 10 / (1 + np.arange(60))
+    values[:lead] = np.nan
+    mean = running_mean(np.column_stack([steps, values]))
+    assert mean[0].tolist() == [steps[lead], values[lead]]
+    assert mean[1].tolist() == pytest.approx([steps[lead + 1], values[lead : lead + 3].mean()])
+    assert len(mean) == 60 - lead
+    whole = values[lead:]
+    for at in range(REACH, len(whole)):  # centred, and cut off at the end
+        assert mean[at, 1] == pytest.approx(whole[at - REACH : at + REACH + 1].mean())
+
+
+def test_the_smooth_line_passes_over_gaps_and_ends_with_the_data():
+    values = np.array([1.0, 2.0, np.nan, 4.0, 5.0, np.nan, np.nan])
+    mean = running_mean(np.column_stack([np.arange(7.0), values]))
+    assert mean[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert mean[:, 1].tolist() == pytest.approx([1, 1.5, 3, 11 / 3, 4.5])
+    nothing = np.full((3, 2), np.nan)
+    assert running_mean(nothing) is nothing
+
+
+def test_both_lines_of_a_chart_start_at_one_point(folder: Path):
+    rows = [{"stage": "sft", "step": i, "loss/train": 5.0 - i % 7 - 0.01 * i} for i in range(SMOOTH_FROM)]
+    write(folder, "metrics.jsonl", *rows)
+    svg = report(folder).source.partition("<svg")[2].partition("</svg>")[0]
+    starts = re.findall(r'<path d="M (\S+) (\S+)[^"]*"[^>]*style="[^"]*var\(--series-1\)', svg)
+    assert len(starts) == 2
+    assert starts[0] == starts[1]
 
 
 def test_metrics_logged_once_are_numbers_and_splits_share_a_panel(folder: Path):
@@ -457,6 +600,44 @@ def test_a_line_that_a_killed_run_left_unfinished_is_left_out(folder: Path):
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"stage": "ppo", "step": 1, "sco')
     assert report(folder).sections() >= {"stage-1", "stage-2"}
+
+
+def test_comparisons_show_who_was_wrong(folder: Path):
+    asked = {"prompt": "Once", "ranking": [" a", " b", " c", " d"]}  # b ties with another; c is better than a
+    pair = {"prompt": "Then", "chosen": " good", "rejected": " bad"}
+    unknown = {"prompt": "Once", "chosen": " e", "rejected": " f"}  # a tie: nobody knows
+    write(folder, "preferences_test.jsonl", asked, pair, unknown)
+    write(folder, "preferences_noise_free.jsonl", {"prompt": "Once", "ranking": [" c", " a", " d"]}, pair)
+    write(folder, "preferences.jsonl", {"prompt": "of the training", "chosen": " x", "rejected": " y"})
+    page = report(folder)
+    assert "preferences" in page.sections()
+    assert "The annotators ordered 1 of 4 pairs of held-out completions wrongly (25.0 %)" in page.text
+    assert "3 of 3 held-out comparisons" in page.text
+    assert "of the training" not in page.text
+    section = page.source.partition('id="preferences"')[2].partition("</section>")[0]
+    assert section.count("<details>") == 1  # folded
+    cells = re.findall(r"<tr><td>(.*?)</td>(?:<td>(.*?)</td>)?<td [^>]*>(.*?)</td></tr>", section)
+    assert cells[:4] == [("1", "<b>2</b>", " a"), ("2", "tie", " b"), ("3", "<b>1</b>", " c"), ("4", "3", " d")]
+    assert cells[4:6] == [("chosen", "1", " good"), ("rejected", "2", " bad")]
+    assert cells[6:] == [("chosen", "", " e"), ("rejected", "", " f")]
+    assert "1 of 3 pairs wrong" in section
+    assert "no pair wrong" in section
+
+
+def test_at_most_a_dozen_comparisons_are_shown(folder: Path):
+    rows = [{"prompt": f"prompt {i}", "chosen": " good", "rejected": " bad"} for i in range(15)]
+    write(folder, "preferences.jsonl", *rows)
+    (folder / "preferences_test.jsonl").touch()
+    page = report(folder)
+    assert "12 of 15 comparisons" in page.text
+    assert page.text.count("Comparison ") == 12
+    assert "wrong" not in page.text.partition("12 of 15 comparisons")[2].partition("Settings")[0]
+
+
+def test_malformed_comparisons_are_named_with_their_line(folder: Path):
+    write(folder, "preferences.jsonl", {"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a"})
+    with pytest.raises(ValueError, match=r"preferences\.jsonl, line 2: a comparison needs"):
+        write_report(folder)
 
 
 def test_warnings_are_shown_as_text(folder: Path):

@@ -1,16 +1,13 @@
-"""Reading a run's folder for the report; every file is checked, because a folder may come from anywhere."""
+"""Reads a run folder for the report. Every file is checked, because the folder may come from anybody."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agents import evaluate, learner, reward_modelling, sft
+from agents.report.values import Row, as_float, is_numeric
 from lmgym.io import parse_json, quoted, read_lines
-
-Row = dict[str, Any]
-
+from lmgym.preferences import Comparison, read_comparisons
 
 DEFINITIONS = {
     "sft": sft.METRICS,
@@ -19,46 +16,93 @@ DEFINITIONS = {
     "evaluation": evaluate.METRICS,
 }
 
-
-# Of any stage that scores rollouts.
+# For any stage that scores rollouts.
 ROLLOUT_DEFINITIONS = learner.METRICS | {
     "gold/mean": "gold score of the rollout's completions, which no learner sees, mean over rows"
 }
 
+QUANTITIES = {"reward": "Reward", "kl": "KL", "value": "Value", "advantage": "Advantage"}
+"""The quantities that a token of samples.jsonl may have, and their titles."""
+
 
 @dataclass(frozen=True)
 class RunData:
-    """A run folder, read."""
+    """What a run folder holds.
+
+    Attributes:
+        config: config.json.
+        metrics: the rows of metrics.jsonl.
+        evaluation: evaluation.json; empty if the run has none.
+        samples: the rows of samples.jsonl; empty if the run has none.
+        definitions: metrics.json, the run's own definitions of its metrics: stage -> name -> text.
+        warnings: warnings.json.
+        comparisons: held-out comparisons as the annotators ranked them; those of the training where none are held out.
+        noise_free: comparisons of the same prompts, ranked by the gold score; empty if unknown.
+    """
 
     config: Row
     metrics: list[Row]
     evaluation: Row
-    """Empty if the run has none."""
     samples: list[Row]
-    """Empty if the run has none."""
     definitions: dict[str, dict[str, str]]
-    """What the run itself says of the metrics of a stage."""
     warnings: list[str]
-    """What it warned of."""
+    comparisons: list[Comparison]
+    noise_free: list[Comparison]
 
-    def meanings(self, stage: str) -> dict[str, str]:
-        """Definitions of a stage's metrics, by name or by pattern; the run's own come first."""
+    @property
+    def stages(self) -> dict[str, list[Row]]:
+        """The rows of metrics.jsonl by stage, in the order in which the stages began."""
+        stages: dict[str, list[Row]] = {}
+        for row in self.metrics:
+            stages.setdefault(row["stage"], []).append(row)
+        return stages
+
+    @property
+    def algorithm(self) -> str | None:
+        """The stage of the algorithm that trained the policy; without `options.algorithm`, the last training stage."""
+        training = [stage for stage in self.stages if self.is_training(stage)]
+        wanted = self.option("algorithm")
+        if not isinstance(wanted, str) or not wanted:
+            return training[-1] if training else None
+        # An algorithm may be a module or a file; its stage has the module's name.
+        name = Path(wanted).stem if wanted.endswith(".py") else wanted.rpartition(".")[2]
+        return name or wanted
+
+    def option(self, *names: str) -> object:
+        """A value among the options in config.json, by its path; None if there is none."""
+        value: object = self.config.get("options")
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    def definitions_of(self, stage: str) -> dict[str, str]:
+        """Definitions of a stage's metrics, by name or by pattern. The run's own come first."""
         own = self.definitions.get(stage, {})
-        scored = any(row["stage"] == stage and "score/mean" in row for row in self.metrics)
-        return own | DEFINITIONS.get(stage, ROLLOUT_DEFINITIONS if scored else {}) | own
+        has_score = any("score/mean" in row for row in self.metrics if row["stage"] == stage)
+        return own | DEFINITIONS.get(stage, ROLLOUT_DEFINITIONS if has_score else {}) | own
+
+    def is_training(self, stage: str) -> bool:
+        """Whether a stage trains a model; others only sample completions or compare them."""
+        return bool(self.definitions_of(stage)) or any("loss/train" in row for row in self.stages.get(stage, []))
 
 
 def read_run(folder: Path) -> RunData:
-    """Everything in a run's folder that the report shows."""
+    """Everything that the report shows of a run.
+
+    Raises:
+        ValueError: the folder or a required file is missing, a file is malformed, or an older version wrote the run;
+            the message names the file, and the line if there is one.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give the folder of a run, the one that holds metrics.jsonl")
     for name in ("metrics.jsonl", "config.json"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: holds no {name}, so it is no run folder, or the run ended before it began")
+            raise ValueError(f"{folder}: holds no {name}; it is not a run folder, or the run failed before it started")
     metrics = read_rows(folder / "metrics.jsonl", check_metrics, appended=True)
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no rows; the run ended before its first step")
     evaluation, samples = folder / "evaluation.json", folder / "samples.jsonl"
+    held_out = read_preferences(folder / "preferences_test.jsonl")
     return RunData(
         config=read_object(folder / "config.json"),
         metrics=metrics,
@@ -66,11 +110,18 @@ def read_run(folder: Path) -> RunData:
         samples=read_rows(samples, check_sample) if samples.is_file() else [],
         definitions=read_definitions(folder / "metrics.json"),
         warnings=read_warnings(folder / "warnings.json"),
+        comparisons=held_out or read_preferences(folder / "preferences.jsonl"),
+        noise_free=read_preferences(folder / "preferences_noise_free.jsonl") if held_out else [],
     )
 
 
+def read_preferences(path: Path) -> list[Comparison]:
+    """The comparisons in a file; none if the file is missing or empty."""
+    return read_comparisons(path) if path.is_file() and path.stat().st_size else []
+
+
 def read_warnings(path: Path) -> list[str]:
-    """What is of the right shape, as with definitions."""
+    """The texts in warnings.json; anything else in the file is ignored."""
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -79,7 +130,7 @@ def read_warnings(path: Path) -> list[str]:
 
 
 def read_definitions(path: Path) -> dict[str, dict[str, str]]:
-    """What is of the right shape: a run is worth a page whatever its definitions."""
+    """The definitions in metrics.json; anything else in the file is ignored, so that the run still gets a page."""
     try:
         stages = read_object(path)
     except (OSError, ValueError):
@@ -92,9 +143,12 @@ def read_definitions(path: Path) -> dict[str, dict[str, str]]:
 
 
 def read_rows(path: Path, check: Callable[[Row], str | None], appended: bool = False) -> list[Row]:
-    """Rows of a JSON Lines file. Unlike `read_jsonl`, NaN and Infinity are let through: a diverged run holds them.
+    """Rows of a JSON Lines file. Unlike `read_jsonl`, it accepts NaN and Infinity: a diverged run holds them.
 
-    Where lines are `appended`, the last may be one that a killed run did not finish, and is left out.
+    Args:
+        path: the file.
+        check: says what is wrong with a row, or None.
+        appended: the file is appended to, so the last line may be one that a killed run did not finish; skip it.
     """
     rows, lines = [], read_lines(path)
     for number, line in lines:
@@ -153,20 +207,3 @@ def read_evaluation(path: Path) -> Row:
         if not (isinstance(metrics, dict) and all(isinstance(value, dict | None) for value in metrics.values())):
             raise ValueError(f'{path}: {when!r} must be like {{"gold": {{"mean": 1.0, "stderr": 0.1}}}}')
     return evaluation
-
-
-def is_numeric(value: object) -> bool:
-    """Whether a value is a number and not a bool."""
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def as_float(value: object) -> float | None:
-    """A finite number, or None."""
-    try:
-        number = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:  # an integer beyond the floats
-        return None
-    return number if math.isfinite(number) else None
-
-
-QUANTITIES = {"reward": "Reward", "kl": "KL", "value": "Value", "advantage": "Advantage"}

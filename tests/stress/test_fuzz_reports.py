@@ -1,4 +1,4 @@
-"""Run folders of anything: a page in which all of it is text, or a complaint."""
+"""Run folders with random contents: a page in which all of them are text, or an error that names the folder."""
 
 import json
 from html.parser import HTMLParser
@@ -19,6 +19,8 @@ TEXTS = (
     "\x00\x1b[31m\x9b", "\ud800", "\u202e", "é漢🙂", "", " ", "a" * 3000, "../../x", "<a href=//evil.example>",
     "<img src=x onerror=alert(1)>", "\\", "\n\r\n", "%s{0}", "<base href=//evil.example>",
 )  # fmt: skip
+WHOLE_TEXTS = tuple(t for t in TEXTS if t != "\ud800")
+"""Texts that a file of comparisons may hold: its reader refuses half a character."""
 ALLOWED = {
     "html", "head", "meta", "title", "style", "body", "header", "p", "h1", "h2", "h3", "h4", "span", "b", "nav", "a",
     "main", "section", "dl", "dt", "dd", "div", "table", "thead", "tbody", "tr", "th", "td", "details", "summary",
@@ -74,7 +76,7 @@ def number(rng: np.random.Generator) -> Any:
 
 
 def write_folder(folder: Path, rng: np.random.Generator) -> None:
-    """A run folder of the right shape in most of its places, and of any in the others."""
+    """A run folder whose files mostly have the right shape; the rest of their contents is random."""
     wild = rng.integers(4) == 0
     stages = ["ppo", "sft", text(rng)]
     names = ["score/mean", "kl/sequence_nats", "gold/mean", "loss/train", text(rng), text(rng)]
@@ -104,7 +106,16 @@ def write_folder(folder: Path, rng: np.random.Generator) -> None:
         samples.append(anything(rng))
     for name, value in files.items():
         (folder / name).write_text(json.dumps(value))
-    for name, rows in (("metrics.jsonl", metrics), ("samples.jsonl", samples)):
+    rankings = [[str(t) for t in rng.permutation(WHOLE_TEXTS)[: rng.integers(2, 5)]] for _ in range(rng.integers(1, 4))]
+    comparisons: list[Any] = [{"prompt": ranking[0], "ranking": ranking} for ranking in rankings]
+    truths: list[Any] = [{"prompt": r[0], "ranking": list(rng.permutation(r))} for r in rankings]
+    if wild and rng.integers(2):
+        comparisons.append(anything(rng))
+    rows_of = {
+        "metrics.jsonl": metrics, "samples.jsonl": samples,
+        "preferences_test.jsonl": comparisons, "preferences_noise_free.jsonl": truths,
+    }  # fmt: skip
+    for name, rows in rows_of.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
