@@ -1,4 +1,5 @@
-# make demo | test | stress | check | mutants | audit | bench | assets | clean. All installs into .venv, from the pins in constraints.txt.
+# make demo | test | quick | check | coverage | mutants | stress | full | package | audit | bench | assets | clean.
+# Everything is installed into .venv, from the pins in constraints.txt.
 
 PYTHON ?= python3
 # Options for installing torch alone, such as the --index-url of a CPU-only build.
@@ -13,10 +14,10 @@ DEMO_OUT := runs/demo
 DEMO := $(BIN)/lmgym train Sentiment --preferences.prompts 600 --ppo.updates 20 --out $(DEMO_OUT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test stress check mutants audit bench assets clean
+.PHONY: help install demo test quick check coverage mutants stress full package audit bench assets clean
 
 help:
-	@sed -n '1s/^# //p' Makefile
+	@sed -n '1,2s/^# //p' Makefile
 
 install: $(STAMP)
 
@@ -35,6 +36,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
+# The inner loop: the checks, and the tests of what differs from the last commit (or from BASE=main). Under a minute.
+quick: check
+	$(BIN)/python tests/quick.py $(BASE)
+
+# Lines that the default tests run; shown, not enforced.
+coverage: $(STAMP)
+	$(BIN)/pytest $(PYTEST_FLAGS) --cov --cov-report=term:skip-covered
+
 # Kills, fuzzing, soaking: minutes.
 stress: $(STAMP)
 	$(BIN)/pytest -m stress $(PYTEST_FLAGS) tests/stress
@@ -48,6 +57,22 @@ check: $(STAMP)
 # Bugs planted in a copy: each must make a test fail. FLAGS=--write puts the table into docs/correctness.md.
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py $(FLAGS)
+
+# All that takes too long for CI: random one-token changes, every planted bug, kills and fuzzing, learning tests. An hour or two.
+full: $(STAMP)
+	$(BIN)/python tests/random_mutants.py --count 300 --jobs 2
+	$(BIN)/python tests/mutants.py --jobs 2
+	$(BIN)/pytest -m stress $(PYTEST_FLAGS) tests/stress
+	$(BIN)/pytest -m slow $(PYTEST_FLAGS)
+
+# Wheel and sdist into dist/, then the wheel in an environment of its own, used from another folder.
+package: $(STAMP)
+	rm -rf dist build/clean
+	$(BIN)/python -m build
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install $(TORCH_FLAGS) "$$(grep '^torch==' constraints.txt)"
+	build/clean/bin/python -m pip install -c constraints.txt dist/*.whl
+	cd build/clean && bin/lmgym train Sort --sft.examples 64 --ppo.updates 2 --test-prompts 32 --out run && test -s run/report.html
 
 # The pins against the public advisories, from an environment of its own: needs the network.
 audit:

@@ -1,0 +1,91 @@
+"""The inner loop: runs the tests of what differs from a revision (`make quick`), as the map below tells.
+
+    python tests/quick.py            # what is not committed, and the last commit if everything is
+    python tests/quick.py main       # what differs from main
+
+The map is also the table "Where is it tested?" of CONTRIBUTING.md; tests/test_quick.py compares the two.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TESTED_BY: dict[str, tuple[str, ...]] = {
+    "lmgym/env/": ("test_env", "test_gymnasium"),
+    "lmgym/rollout/": ("test_rollout", "test_cuda_graph"),
+    "lmgym/models/": ("test_models", "test_safe_weights", "test_special_text"),
+    "lmgym/fused/": ("test_fast", "test_onednn"),
+    "lmgym/reward/": ("test_reward", "test_reward_model"),
+    "lmgym/policy.py": ("test_policy", "test_sampling"),
+    "lmgym/sampling.py": ("test_sampling", "test_policy"),
+    "lmgym/devices.py": ("test_rollout",),
+    "lmgym/tasks/": ("test_tasks",),
+    "lmgym/preferences/": ("test_preferences",),
+    "lmgym/exact.py": ("test_exact",),
+    "lmgym/registry.py": ("test_gymnasium", "test_plugins"),
+    "lmgym/testing/": ("test_testing",),
+    "lmgym/io/": ("test_atomic_files", "test_display", "test_redact"),
+    "lmgym/__init__.py": ("test_gymnasium",),
+    "agents/functional.py": ("test_functional", "test_oracles"),
+    "agents/learner.py": ("test_ppo", "test_learner"),
+    "agents/training/": ("test_ppo", "test_learner"),
+    "agents/evaluate.py": ("test_evaluate",),
+    "agents/sft.py": ("test_sft",),
+    "agents/reward_modelling.py": ("test_reward_model",),
+    "agents/ppo.py": ("test_ppo", "test_docs"),
+    "agents/": ("test_learner", "test_docs"),
+    "agents/pipeline/": ("test_alarms", "test_plugins"),
+    "agents/runs/": ("test_survival", "test_paths"),
+    "agents/report/": ("test_report",),
+    "agents/cli/": ("test_cli",),
+    "agents/integrations/": ("test_sb3",),
+    "agents/tools/": (),
+    "examples/": ("test_examples",),
+    "README.md": ("test_examples",),
+    "docs/": ("test_docs", "test_correctness"),
+    "pyproject.toml": ("test_architecture",),
+    "constraints.txt": (),
+    "benchmarks/": (),
+}
+"""What a file's tests are: the longest entry that its path starts with. `tests/test_x.py` are their own tests."""
+
+
+def tests_of(path: str) -> tuple[str, ...]:
+    """The test files of a changed file, from the root of the repository."""
+    if re.fullmatch(r"tests/test_\w+\.py", path):
+        return (Path(path).stem,)
+    entries = [entry for entry in TESTED_BY if path.startswith(entry)]
+    return TESTED_BY[max(entries, key=len)] if entries else ()
+
+
+def changed(base: str | None) -> list[str]:
+    """The files that differ from a revision; without one, from HEAD, or from its parent where nothing is uncommitted."""
+
+    def git(*arguments: str) -> list[str]:
+        run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return run.stdout.splitlines()
+
+    if base is not None:
+        return git("diff", "--name-only", base)
+    present = [*git("diff", "--name-only", "HEAD"), *git("ls-files", "--others", "--exclude-standard")]
+    return present or git("diff", "--name-only", "HEAD~1")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the tests; returns pytest's exit status."""
+    files = changed(arguments[0] if arguments else None)
+    chosen = sorted({f"tests/{test}.py" for file in files for test in tests_of(file)})
+    chosen = [file for file in chosen if (ROOT / file).exists()]
+    print(f"{len(files)} changed files, tests: {' '.join(chosen) or 'none'}", flush=True)
+    if not chosen:
+        return 0
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2", "--dist", "worksteal", *chosen]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
