@@ -54,7 +54,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
 """What a file's tests are: the longest entry that its path starts with. `tests/test_x.py` are their own tests."""
 
 
-def tests_of(path: str) -> tuple[str, ...]:
+def relevant_tests(path: str) -> tuple[str, ...]:
     """The test files of a changed file, from the root of the repository."""
     if re.fullmatch(r"tests/test_\w+\.py", path):
         return (Path(path).stem,)
@@ -63,7 +63,7 @@ def tests_of(path: str) -> tuple[str, ...]:
 
 
 def changed(base: str | None) -> list[str]:
-    """The files that differ from a revision; without one, from HEAD, or from its parent where nothing is uncommitted."""
+    """The files that differ from a revision; without one, what is not committed, or else the last commit."""
 
     def git(*arguments: str) -> list[str]:
         run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -78,7 +78,7 @@ def changed(base: str | None) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Runs the tests; returns pytest's exit status."""
     files = changed(arguments[0] if arguments else None)
-    chosen = sorted({f"tests/{test}.py" for file in files for test in tests_of(file)})
+    chosen = sorted({f"tests/{test}.py" for file in files for test in relevant_tests(file)})
     chosen = [file for file in chosen if (ROOT / file).exists()]
     print(f"{len(files)} changed files, tests: {' '.join(chosen) or 'none'}", flush=True)
     if not chosen:

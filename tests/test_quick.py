@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from quick import TESTED_BY, tests_of
+from quick import TESTED_BY, relevant_tests
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path.relative_to(ROOT).as_posix() for room in ("lmgym", "agents") for path in (ROOT / room).rglob("*.py")]
@@ -12,7 +12,7 @@ SOURCES = [path.relative_to(ROOT).as_posix() for room in ("lmgym", "agents") for
 
 @pytest.mark.parametrize("path", SOURCES)
 def test_every_source_file_has_tests(path: str) -> None:
-    assert tests_of(path) or path.startswith("agents/tools/")
+    assert relevant_tests(path) or path.startswith("agents/tools/")
 
 
 def test_the_map_names_tests_and_files_that_exist() -> None:
@@ -22,10 +22,10 @@ def test_the_map_names_tests_and_files_that_exist() -> None:
 
 
 def test_the_longest_entry_counts() -> None:
-    assert tests_of("agents/training/batch.py") == TESTED_BY["agents/training/"]
-    assert tests_of("agents/rloo.py") == TESTED_BY["agents/"]
-    assert tests_of("tests/test_env.py") == ("test_env",)
-    assert tests_of("LICENSE") == ()
+    assert relevant_tests("agents/training/batch.py") == TESTED_BY["agents/training/"]
+    assert relevant_tests("agents/rloo.py") == TESTED_BY["agents/"]
+    assert relevant_tests("tests/test_env.py") == ("test_env",)
+    assert relevant_tests("LICENSE") == ()
 
 
 def test_contributing_shows_the_same_map() -> None:
