@@ -15,9 +15,17 @@ from torch.profiler import record_function
 
 from agents import functional as F
 from agents.training import Batch, Loss, Metrics, ShuffledMinibatches, State, Stateful, nonfinite
-from lmgym.devices import free_to_look
+from lmgym.devices import host_reads_are_free
 from lmgym.env import Finish, TokenVectorEnv
-from lmgym.models import Example, ExampleBatch, LanguageModel, buckets, collate, default_pass_tokens, encode
+from lmgym.models import (
+    Example,
+    ExampleBatch,
+    LanguageModel,
+    buckets,
+    collate_examples,
+    default_pass_tokens,
+    encode_example,
+)
 from lmgym.policy import Evaluation, Policy, TokenPolicy
 from lmgym.reward import kl_estimates
 from lmgym.rollout import RolloutBuffer
@@ -446,7 +454,7 @@ class Learner:
         self._begins = True
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
         bad = ~norm.isfinite()
-        if self.on_bad_step == "stop" and not free_to_look(self.device):
+        if self.on_bad_step == "stop" and not host_reads_are_free(self.device):
             self._unseen.append((bad, examine))
         elif self.on_bad_step == "stop" and bool(bad):
             raise self._bad_step(examine)
@@ -490,9 +498,9 @@ class Learner:
 
     def example_batches(self, lm: LanguageModel, examples: Sequence[Example], rows: int) -> Iterator[ExampleBatch]:
         """Minibatches of texts in random order, without end."""
-        encoded = [encode(lm, example) for example in examples]
+        encoded = [encode_example(lm, example) for example in examples]
         for batch in self.register("examples", ShuffledMinibatches(len(encoded), rows, self.generator)):
-            yield collate(lm, [encoded[i] for i in batch.tolist()])
+            yield collate_examples(lm, [encoded[i] for i in batch.tolist()])
 
 
 def _compile(policy: TokenPolicy) -> None:

@@ -14,7 +14,7 @@ LARGEST = float(torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
 
 @pytest.fixture
 def policy(probe: LanguageModel) -> Policy:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     return Policy(probe)
 
 
@@ -133,7 +133,7 @@ def test_log_probs_of_banned_tokens() -> None:
 
 
 def test_a_policy_without_adapter_samples_and_does_not_train(probe: LanguageModel) -> None:
-    with pytest.raises(ValueError, match=r"lm.add_adapter\('policy'\)"):
+    with pytest.raises(ValueError, match=r"lm.adapters.add\('policy'\)"):
         Policy(probe)
     policy = Policy(probe, adapter=None)
     policy.act(
@@ -144,14 +144,14 @@ def test_a_policy_without_adapter_samples_and_does_not_train(probe: LanguageMode
 
 
 def test_wrong_settings_are_refused(probe: LanguageModel) -> None:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     for temperature in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="must be positive"):
             Policy(probe, temperature=temperature)
 
 
 def test_the_critic_starts_from_zero(probe: LanguageModel) -> None:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     for critic in ("head", "adapter", "none"):
         policy = Policy(probe, critic=critic)
         decoding = policy.start(torch.tensor([[2, 3]]), torch.tensor([[1, 1]]))

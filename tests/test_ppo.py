@@ -26,11 +26,11 @@ EOS = 1
 
 def remember_texts(lm: LanguageModel) -> None:
     """The probe has few texts: tokenising each once halves the time of these tests, and changes nothing else."""
-    encode, decode = lm.encode, lm.decode_completion
+    encode, decode = lm.text.encode, lm.text.decode_completion
     known = functools.cache(lambda text: tuple(encode(text)))
     read = functools.cache(lambda prompt, ids: decode(prompt, ids))
-    lm.encode = lambda text: list(known(text))
-    lm.decode_completion = lambda prompt_ids, ids: read(tuple(prompt_ids), tuple(ids))
+    lm.text.encode = lambda text: list(known(text))
+    lm.text.decode_completion = lambda prompt_ids, ids: read(tuple(prompt_ids), tuple(ids))
 
 
 @dataclasses.dataclass
@@ -50,7 +50,7 @@ def make(
 ) -> Run:
     lm = lmgym.load("probe")
     remember_texts(lm)
-    lm.add_adapter("policy", rank=rank, alpha=2 * rank, seed=seed)
+    lm.adapters.add("policy", rank=rank, alpha=2 * rank, seed=seed)
     policy = Policy(lm, critic=critic, seed=seed)
     settings: dict[str, Any] = {"max_prompt_tokens": 1, "max_new_tokens": 3, "kl": "sampled", "beta": 0.2} | arguments
     env = TokenVectorEnv(rows, task=Tree(), model=lm, **settings)
@@ -122,13 +122,13 @@ def test_ppo_reaches_the_exact_optimum_of_the_tree(seed: int) -> None:
 def perturb(policy: Policy) -> None:
     generator = torch.Generator().manual_seed(0)
     assert policy.adapter is not None
-    for parameter in policy.lm.adapter_parameters(policy.adapter):
+    for parameter in policy.lm.adapters.parameters(policy.adapter):
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
 
 
 def gradients(policy: Policy, loss: Tensor) -> Tensor:
     assert policy.adapter is not None
-    found = torch.autograd.grad(loss, policy.lm.adapter_parameters(policy.adapter))
+    found = torch.autograd.grad(loss, policy.lm.adapters.parameters(policy.adapter))
     return torch.cat([gradient.flatten() for gradient in found])
 
 
@@ -137,7 +137,7 @@ def test_one_step_is_reinforce(monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(rows=64, critic="none")
     perturb(run.policy)
     taken: list[Tensor] = []
-    adapted = run.policy.lm.adapter_parameters("policy")
+    adapted = run.policy.lm.adapters.parameters("policy")
     monkeypatch.setattr(
         run.learner,
         "optimizer_step",

@@ -23,8 +23,8 @@ def score(prompts: Any, completions: Any) -> list[float]:
 
 def make(lm: LanguageModel, rows: int = 8, **arguments: Any) -> tuple[Policy, TokenVectorEnv, RolloutBuffer]:
     if "policy" not in lm.adapters:
-        lm.add_adapter("policy")
-        for parameter in lm.adapter_parameters("policy"):
+        lm.adapters.add("policy")
+        for parameter in lm.adapters.parameters("policy"):
             nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
     policy = Policy(lm, critic=arguments.pop("critic", "head"))
     nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(1))
@@ -172,7 +172,7 @@ def test_what_a_buffer_holds(probe: LanguageModel, on_limit: str, steps: int, cr
 
 
 def test_a_fresh_policy_is_its_reference(probe: LanguageModel) -> None:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     policy, env = Policy(probe), TokenVectorEnv(16, task=Tree(), model=probe, max_prompt_tokens=4, max_new_tokens=6)
     buffer = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
     torch.testing.assert_close(buffer.logp, buffer.reference_logp, atol=1e-5, rtol=0)

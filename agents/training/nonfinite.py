@@ -157,7 +157,7 @@ def _text(policy: TokenPolicy, batch: Batch, row: int) -> str:
     tokens = sequences.tokens[row][batch.mask[row]].tolist()
     if not isinstance(policy, Policy):
         return f"tokens {prompt} | {tokens}"
-    return f"{policy.lm.decode(prompt)!r} | {policy.lm.decode_completion(prompt, tokens)!r}"
+    return f"{policy.lm.text.decode(prompt)!r} | {policy.lm.text.decode_completion(prompt, tokens)!r}"
 
 
 def out_of_memory(error: BaseException) -> bool:
