@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.learner import Learner, LearnerConfig
 from lmgym import LanguageModel, Policy
+from lmgym.critic import Critic
 from lmgym.models import Decoding, Sequences
 from lmgym.models.transformers_decoding import CachedDecoding
 from lmgym.sampling import chosen_log_probs, log_probs
@@ -141,6 +143,26 @@ def test_a_policy_without_adapter_samples_and_does_not_train(probe: LanguageMode
     )
     with pytest.raises(ValueError, match="cannot be trained"):
         policy.parameters()
+
+
+@pytest.mark.parametrize("critic", ["head", "adapter"])
+def test_a_new_learner_trains_an_adapter_that_peft_switched_off(probe: LanguageModel, critic: Critic) -> None:
+    """peft's disable_adapter() leaves requires_grad off; a learner would train the value head alone, in silence."""
+    probe.adapters.add("policy")
+    policy = Policy(probe, critic=critic)
+    trained = policy.parameters()
+    probe.adapters.add("another")
+    with probe.adapters.using("another"), probe.model.disable_adapter():
+        pass
+    assert not any(p.requires_grad for p in probe.adapters.parameters("policy")), "else this test shows nothing"
+    learner = Learner(policy.parameters(), LearnerConfig(lr=1e-2, warmup=0.0))
+    assert [id(p) for p in learner.parameters] == [id(p) for p in trained]
+    assert all(p.requires_grad for p in trained)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    sequences = Sequences(torch.tensor([[2]]), mask[:, :1], torch.tensor([[3, 4]]), mask, torch.ones(2, 6).bool())
+    learner.step(-policy.evaluate(sequences).logp.sum())
+    assert all(p.grad is not None for p in probe.adapters.parameters("policy"))
+    assert any(bool(p.grad.any()) for p in probe.adapters.parameters("policy") if p.grad is not None)
 
 
 def test_wrong_settings_are_refused(probe: LanguageModel) -> None:
