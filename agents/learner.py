@@ -273,6 +273,7 @@ class Learner:
             for rows in self.minibatches(len(batch.mask), minibatch_rows or len(batch.mask)):
                 weights = weigh(batch.mask[rows])
                 passes = partial(self._micro_batches, rows, lengths, width)
+                self._require_gradients()
                 attempt = partial(self._run_passes, policy, batch, rows, loss, weights, passes)
                 self._within_memory(attempt, partial(self._shorter_passes, passes, width))
                 self.metrics.end_sum("policy/loss")
@@ -296,6 +297,8 @@ class Learner:
             describe: says what an item is, where its gradient is not finite.
         """
 
+        self._require_gradients()
+
         def attempt() -> None:
             size = self._pass_items or len(items)
             for start in range(0, len(items), size):
@@ -303,6 +306,19 @@ class Learner:
 
         self._within_memory(attempt, lambda: self._fewer_items(len(items)))
         self.optimizer_step(lambda: nonfinite.examine_items(self.parameters, items, share, describe))
+
+    def _require_gradients(self) -> None:
+        """Switches gradients on again for parameters that somebody froze, and tells the user."""
+        frozen = [p for p in self.parameters if not p.requires_grad]
+        if not frozen:
+            return
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        self.say(
+            f"{len(frozen)} of the {len(self.parameters)} parameters in training did not require gradients any more, "
+            "and do again: peft's disable_adapter() switches gradients off. To look at the base model, use "
+            "lm.adapters.using(None); to train fewer parameters, give only these to a new Learner"
+        )
 
     def _run_passes(
         self,

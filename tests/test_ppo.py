@@ -352,6 +352,26 @@ def test_a_step_goes_down_and_not_too_far() -> None:
         Learner([torch.nn.Parameter(torch.ones(1), requires_grad=False)], LearnerConfig())
 
 
+def test_an_adapter_that_peft_switches_off_between_updates_is_trained_on_and_the_user_is_told() -> None:
+    """peft's disable_adapter() leaves requires_grad off; else the value head alone would be trained, in silence."""
+    kept = [torch.zeros(0)] * 2
+    for i, interfere in enumerate((False, True)):
+        run = make(rows=8, kl="none")
+        run.policy.lm.adapters.add("another")
+        said: list[str] = []
+        run.learner.say = said.append
+        for row in ppo.train(run.policy, run.env, run.learner, ppo.Config(updates=2)):
+            assert row["optimizer/steps"] > 0
+            if interfere:
+                with run.policy.lm.adapters.using("another"), run.policy.lm.model.disable_adapter():
+                    pass
+                assert not any(p.requires_grad for p in run.policy.lm.adapters.parameters("policy"))
+        kept[i] = torch.cat([p.detach().flatten() for p in run.policy.parameters()])
+        assert len(said) == interfere
+        assert all("disable_adapter" in line for line in said)
+    assert torch.equal(*kept), "the numbers are those of a run that nobody disturbed"
+
+
 def test_metrics_are_masked_means_over_everything_added() -> None:
     metrics = Metrics()
     metrics.add("x", torch.tensor([1.0, 2.0, 99.0]), torch.tensor([True, True, False]))
