@@ -15,7 +15,7 @@ from agents import functional as F
 from agents.learner import STEP_METRICS, Learner
 from agents.training import require
 from lmgym.env import TokenVectorEnv
-from lmgym.models import EncodedExample, Example, ExampleBatch, collate, encode
+from lmgym.models import EncodedExample, Example, ExampleBatch, collate_examples, encode_example
 from lmgym.policy import Policy, TokenPolicy
 from lmgym.preferences import Comparison
 
@@ -68,7 +68,7 @@ def train(
         return loss
 
     def describe(pair: tuple[EncodedExample, EncodedExample]) -> str:
-        return repr([whole.lm.decode(ids) for ids, _ in pair])
+        return repr([whole.lm.text.decode(ids) for ids, _ in pair])
 
     for _, indices in learner.shuffled_minibatches(len(pairs), config.minibatch_pairs, config.epochs):
         minibatch = [pairs[i] for i in indices.tolist()]
@@ -83,7 +83,7 @@ def encode_pairs(
     """Every pair of every ranking, the better first."""
 
     def row(prompt: str, text: str) -> EncodedExample:
-        return encode(policy.lm, Example(prompt, text, config.finished), config.max_tokens)
+        return encode_example(policy.lm, Example(prompt, text, config.finished), config.max_tokens)
 
     ranked = [[row(c.prompt, text) for text in c.ranked] for c in comparisons]
     return [(rows[i], rows[j]) for rows in ranked for i in range(len(rows)) for j in range(i + 1, len(rows))]
@@ -93,7 +93,7 @@ def log_ratios(
     policy: Policy, env: TokenVectorEnv, pairs: Sequence[tuple[EncodedExample, EncodedExample]]
 ) -> tuple[Tensor, Tensor]:
     """log π(y)/π_ref(y) in nats of the chosen and of the rejected completions, [pairs] each."""
-    texts: ExampleBatch = collate(policy.lm, [row for pair in pairs for row in pair])
+    texts: ExampleBatch = collate_examples(policy.lm, [row for pair in pairs for row in pair])
     logp = policy.truncated().evaluate(texts.sequences).logp
     reference = env.reference.evaluate(texts.sequences)
     ratios = torch.where(texts.is_learned, logp - reference, 0.0).sum(1)

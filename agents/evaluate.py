@@ -147,7 +147,7 @@ def _sample(
     )
     tokens, before = [], ""
     for count, (token, reward, token_kl, value, advantage) in enumerate(columns, start=1):
-        text = env.model.decode_completion(prompt, chosen[:count])
+        text = env.model.text.decode_completion(prompt, chosen[:count])
         # An end-of-sequence token has no text; it is shown by its name.
         piece = text[len(before) :] if token not in env.model.eos_ids else env.model.tokenizer.decode([token])
         tokens.append({"text": piece, "reward": reward, "kl": token_kl, "value": value, "advantage": advantage})

@@ -36,7 +36,7 @@ METRICS = {
 def scores_of(model: RewardModel, comparisons: Sequence[Comparison]) -> list[Tensor]:
     """The scores of each comparison's completions, [K] each, from one differentiable pass."""
     texts = [c.prompt + text for c in comparisons for text in c.ranked]
-    scores = model.read(texts, [True] * len(texts), rows=16)
+    scores = model.raw_scores(texts, [True] * len(texts), rows=16)
     return list(scores.split([len(c.ranked) for c in comparisons]))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from agents.learner import STEP_METRICS, Learner
 from agents.training import require
-from lmgym.models import EncodedExample, Example, LanguageModel, collate, encode
+from lmgym.models import EncodedExample, Example, LanguageModel, collate_examples, encode_example
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ METRICS = {
 
 def nll(lm: LanguageModel, rows: Sequence[EncodedExample], adapter: str | None = None) -> tuple[Tensor, Tensor]:
     """[B, T] negative log-likelihood of each token that follows the first, in nats, and the mask of learned ones."""
-    texts = collate(lm, rows)
+    texts = collate_examples(lm, rows)
     logits, _ = lm.evaluate(texts.sequences, adapter)
     tokens = texts.sequences.tokens
     loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
@@ -46,7 +46,7 @@ def evaluate(lm: LanguageModel, examples: Sequence[Example], config: Config, ada
     """Mean negative log-likelihood of the examples' learned tokens, in nats."""
     total, count = 0.0, 0
     for start in range(0, len(examples), 64):
-        loss, mask = nll(lm, [encode(lm, e, config.max_tokens) for e in examples[start : start + 64]], adapter)
+        loss, mask = nll(lm, [encode_example(lm, e, config.max_tokens) for e in examples[start : start + 64]], adapter)
         total, count = total + float(loss[mask].sum()), count + int(mask.sum())
     return total / max(1, count)
 
@@ -62,7 +62,7 @@ def train(
     """Trains on the examples; yields `METRICS` after each step, with the held-out loss in the first and last."""
     if not examples:
         raise ValueError("there are no examples to fine-tune on")
-    rows = [encode(lm, example, config.max_tokens) for example in examples]
+    rows = [encode_example(lm, example, config.max_tokens) for example in examples]
     steps = config.epochs * -(-len(rows) // config.minibatch_rows)
 
     def loss(part: Sequence[EncodedExample]) -> Tensor:
@@ -75,7 +75,7 @@ def train(
         measured = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out and not step else {}
         minibatch = [rows[i] for i in indices.tolist()]
         learned = max(1, sum(len(ids) - given for ids, given in minibatch))
-        learner.minimise(minibatch, lambda part, n=learned: loss(part) / n, lambda row: repr(lm.decode(row[0])))
+        learner.minimise(minibatch, lambda part, n=learned: loss(part) / n, lambda row: repr(lm.text.decode(row[0])))
         if held_out and step + 1 == steps:
             measured = {"loss/test": evaluate(lm, held_out, config, adapter)}
         yield learner.drain() | measured

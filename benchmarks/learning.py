@@ -103,7 +103,7 @@ SETTINGS = {
 def world(setting: Setting, seed: int) -> tuple[lmgym.Policy, lmgym.TokenVectorEnv, Learner]:
     """A fresh policy, its environment and a learner."""
     lm = lmgym.load("tiny")
-    lm.add_adapter("policy", rank=16, alpha=32, seed=seed)
+    lm.adapters.add("policy", rank=16, alpha=32, seed=seed)
     policy = lmgym.Policy(lm, critic=setting.critic, seed=seed)
     kl: Any = getattr(setting.config, "env_kl", "sampled")
     env = lmgym.TokenVectorEnv(ROWS, task=TASK, model=lm, kl=kl, beta=setting.beta, **BUDGETS)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from benchmarks.worker import Job
-from lmgym.models import quietly
+from lmgym.models import silence_libraries
 
 LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (0.03, 0.6)}
 """Mean and greatest difference in nats; bfloat16 weights are rounded, and are judged against those that are not."""
@@ -64,7 +64,7 @@ def check(name: str, job: Job, said: Mapping[str, Tensor], adapter: bool = True)
         raise AssertionError(f"{name} wrote {count} tokens, not {job.rows} x {job.new_tokens}")
     said = {key: x[:ROWS].to(job.device) for key, x in said.items()}
     is_action, found = said["is_action"].bool(), {}
-    with quietly():
+    with silence_libraries():
         right_ones = truth(job, said, adapter)
     for key, right in right_ones.items():
         if key not in said or (key == "score" and job.ends):  # whether EOS itself is scored differs between contenders

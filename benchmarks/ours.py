@@ -40,9 +40,9 @@ def build(job: Job) -> lmgym.Policy:
     """The policy of a job."""
     lm = lmgym.load(job.part("policy"), device=job.device, dtype=job.dtype)
     if "layers" in job.options:
-        lm.add_adapter("policy", rank=8, alpha=16, targets="attention", layers=job.options["layers"])
+        lm.adapters.add("policy", rank=8, alpha=16, targets="attention", layers=job.options["layers"])
     else:
-        lm.load_adapter(job.part("adapter"), "policy")
+        lm.adapters.load(job.part("adapter"), "policy")
     return lmgym.Policy(lm, critic=job.options.get("critic", "none"))
 
 
@@ -53,7 +53,7 @@ def environment(job: Job, lm: lmgym.LanguageModel, rows: int, new_tokens: int) -
     prompts = job.prompts()
     return lmgym.TokenVectorEnv(
         rows,
-        task=Prompts([lm.decode(ids) for ids in prompts]),
+        task=Prompts([lm.text.decode(ids) for ids in prompts]),
         model=lm,
         score=reward,
         kl=job.options.get("kl", "sampled"),

@@ -59,7 +59,7 @@ def objective(setting: Setting, seed: int, updates: int) -> tuple[float, float, 
     """The mean of score − β·KL after training, its standard error over prompts, and the seconds of the training."""
     lm = lmgym.load("tiny", dtype=setting.dtype)
     lm.fast = setting.fast
-    lm.add_adapter("policy", seed=seed, layers=setting.layers)
+    lm.adapters.add("policy", seed=seed, layers=setting.layers)
     policy = lmgym.Policy(lm, seed=seed)
     task = Sentiment(scorer=RewardModel.load("tiny-reward"))
     make = partial(lmgym.TokenVectorEnv, task=task, model=lm, max_prompt_tokens=40, kl="sampled", beta=BETA)

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from benchmarks.worker import EOS, PAD
-from lmgym.models import quietly
+from lmgym.models import silence_libraries
 
 PROMPTS, PROMPT_TOKENS = 1024, 16
 NEVER = -30.0
@@ -112,7 +112,7 @@ def make(name: str, root: Path) -> Path:
     """The folder of a shape, which is made if it is not there."""
     folder = root / name
     if not folder.is_dir():
-        with quietly():
+        with silence_libraries():
             _make(name, root).rename(folder)
     return folder
 

@@ -12,7 +12,7 @@ from lmgym.tasks import Sort
 def main(updates: int = 30, rows: int = 64, lr: float = 3e-3) -> float:
     """Trains a LoRA adapter to sort letters; returns the last mean score."""
     lm = lmgym.load("tiny")
-    lm.add_adapter("policy", rank=8)
+    lm.adapters.add("policy", rank=8)
     policy = lmgym.Policy(lm, critic="none")
     env = lmgym.TokenVectorEnv(
         rows, task=Sort(), model=lm, max_prompt_tokens=12, max_new_tokens=8, kl="sampled", beta=0.02

@@ -14,7 +14,7 @@ from lmgym.tasks import Tree
 
 def main(updates: int = 30, rows: int = 256) -> None:
     lm = lmgym.load("probe")
-    lm.add_adapter("policy", rank=8)
+    lm.adapters.add("policy", rank=8)
     policy = lmgym.Policy(lm)
     env = lmgym.TokenVectorEnv(
         rows, task=Tree(), model=lm, max_prompt_tokens=4, max_new_tokens=3, kl="sampled", beta=0.1

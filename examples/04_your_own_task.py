@@ -37,7 +37,7 @@ def main(updates: int = 20) -> None:
     if "you/Brief-v0" not in gym.registry:
         lmgym.register_task("you/Brief-v0", Brief, max_prompt_tokens=40, max_new_tokens=32)
     lm = lmgym.load("tiny")
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     env = gym.make_vec("you/Brief-v0", num_envs=32, model=lm, kl="sampled", beta=0.02).unwrapped
     assert isinstance(env, lmgym.TokenVectorEnv)
     policy = lmgym.Policy(lm)

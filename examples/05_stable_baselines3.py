@@ -16,7 +16,7 @@ from lmgym.tasks.probe import Bandit
 
 def main(steps: int = 8192) -> None:
     lm = lmgym.load("probe")
-    lm.add_adapter("policy", rank=16, alpha=32)
+    lm.adapters.add("policy", rank=16, alpha=32)
     policy = lmgym.Policy(lm)
     arguments: dict[str, Any] = {"max_prompt_tokens": 1, "max_new_tokens": 1, "kl": "none", "beta": 0.2}
     environment = lmgym.TokenVectorEnv(32, task=Bandit(), model=lm, autoreset_mode="SameStep", **arguments)

@@ -28,7 +28,7 @@ GROUP, ROWS = 4, 64
 
 def world(seed: int, critic: Critic = "none", plus: float = 0.0) -> tuple[lmgym.Policy, lmgym.TokenVectorEnv]:
     lm = lmgym.load("tiny")
-    lm.add_adapter("policy", seed=seed)
+    lm.adapters.add("policy", seed=seed)
     task = Arithmetic()
     score = lmgym.Score({"sum": task.score}, shift=-plus)
     env = lmgym.TokenVectorEnv(
@@ -49,7 +49,7 @@ def scatter(rollouts: int, seed: int) -> dict[str, float]:
         optimizer.zero_grad()
         error.square()[buffer.is_action].mean().backward(inputs=head)
         optimizer.step()
-    parameters = policy.lm.adapter_parameters("policy")
+    parameters = policy.lm.adapters.parameters("policy")
     found: dict[str, list[Tensor]] = {}
     for update in range(rollouts):
         lmgym.collect(policy, env, buffer, lmgym.Stream(seed, update, GROUP))

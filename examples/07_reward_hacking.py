@@ -27,7 +27,7 @@ Curve = list[tuple[float, float, float]]
 def train(beta: float, updates: int, rows: int, seed: int) -> tuple[Curve, list[str]]:
     """Trains against the built-in reward model; returns the curve, and completions of held-out prompts."""
     lm = lmgym.load("tiny")
-    lm.add_adapter("policy", seed=seed)
+    lm.adapters.add("policy", seed=seed)
     policy = lmgym.Policy(lm, critic="none")
     task = Sentiment(lmgym.RewardModel.load("tiny-reward"))
     env = lmgym.TokenVectorEnv(

@@ -79,7 +79,7 @@ class Letters(lmgym.Task):
 
 def curve(task: Letters, metric: str, updates: int, bug: str) -> list[float]:
     lm = lmgym.load("probe")
-    lm.add_adapter("policy", rank=16, alpha=32)
+    lm.adapters.add("policy", rank=16, alpha=32)
     env = lmgym.TokenVectorEnv(128, task=task, model=lm, max_prompt_tokens=5, max_new_tokens=6, kl="none")
     rows = reinforce(lmgym.Policy(lm, critic="none"), env, seed=0, lr=1e-2, updates=updates, bug=bug)
     return [row[metric] for row in rows]

@@ -124,7 +124,7 @@ def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, largest: int = 100_000) 
     sequences = _pack(env, prompt, paths)
     completions = [
         Completion(
-            env.model.decode_completion(env.model.encode(prompt.text), list(path)),
+            env.model.text.decode_completion(env.model.text.encode(prompt.text), list(path)),
             "stop" if path[-1] in env.model.eos_ids else "length",
             len(path),
         )
@@ -152,7 +152,7 @@ def policy_logp(tree: Tree, step_log_probs: Callable[[Sequences], Tensor]) -> Fl
 
 def _pack(env: TokenVectorEnv, prompt: Prompt, paths: list[Path]) -> Sequences:
     device, count, steps = env.model.device, len(paths), env.max_new_tokens
-    ids = env.model.encode(prompt.text)
+    ids = env.model.text.encode(prompt.text)
     tokens: Int[Tensor, "N T"] = torch.full((count, steps), env.model.pad_id, device=device)
     is_action: Bool[Tensor, "N T"] = torch.zeros(count, steps, dtype=torch.bool, device=device)
     for row, path in enumerate(paths):

@@ -2,27 +2,24 @@
 
 import copy
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lmgym.devices import rounds
-from lmgym.fused import chosen_log_probs_of, draw_from
-from lmgym.models import Decoding, LanguageModel, Mask, Sequences, check_shapes, read_weights
-from lmgym.models import load as load_model
-from lmgym.sampling import chosen_log_probs, draw, log_probs, most_probable, pack_bits
-
-Critic = Literal["head", "adapter", "network", "none"]
+from lmgym.critic import VALUE_ADAPTER, Critic, load_value_adapter, load_value_head, save_critic
+from lmgym.devices import reduced_precision
+from lmgym.fused import chosen_log_probs_from_hidden, draw_from_logits
+from lmgym.models import Decoding, LanguageModel, Mask, Sequences
+from lmgym.sampling import Truncation, chosen_log_probs, draw, log_probs, pack_bits
 
 
 class Action(NamedTuple):
-    """What `Policy.act` chose.
+    """The actions that `Policy.act` chose.
 
     Attributes:
-        token: [B].
+        token: [B] the chosen tokens.
         logp: [B] log π(token | state) in nats, float32.
         value: [B] the critic's estimate of the return from this state; 0 without a critic.
         sampling_mask: [B, W] the tokens that truncated sampling allowed, as bits (`lmgym.sampling.pack_bits`); None
@@ -36,12 +33,12 @@ class Action(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What `Policy.evaluate` finds for tokens that were chosen earlier; entries where no token was chosen mean nothing.
+    """The result of `Policy.evaluate` for tokens that were chosen earlier; other entries are undefined.
 
     Attributes:
         logp: [B, T] log π(token | state) in nats.
         value: [B, T] the critic's estimate.
-        entropy: [B, T] of the distribution that the token was drawn from, in nats.
+        entropy: [B, T] of the distribution from which the token was drawn, in nats.
     """
 
     logp: Float[Tensor, "B T"]
@@ -51,16 +48,16 @@ class Evaluation(NamedTuple):
 
 @runtime_checkable
 class TokenPolicy(Protocol):
-    """What `collect` and the algorithms ask of a policy; `Policy` is one, and so is a table (`lmgym.testing`).
+    """The interface that `collect` and the algorithms need: of `Policy`, or of a table (`lmgym.testing`).
 
-    `lmgym.testing.check_policy` checks the whole contract. The state that `start` returns belongs to the policy, and
-    nobody else looks into it.
+    `lmgym.testing.check_policy` checks the whole contract. The state that `start` returns belongs to the policy; its
+    contents are private.
 
     Attributes:
-        device: where its tensors live.
-        temperature: divides the logits wherever it samples or scores.
-        critic: "none" where `Action.value` and `Evaluation.value` are zeros.
-        truncates: whether it samples from the most probable tokens alone, and says which in `Action.sampling_mask`.
+        device: the device of its tensors.
+        temperature: divides the logits, in sampling and in scoring.
+        critic: "none" if `Action.value` and `Evaluation.value` are always 0.
+        truncates: whether it samples from the most probable tokens alone, and returns them in `Action.sampling_mask`.
     """
 
     temperature: float
@@ -80,13 +77,13 @@ class TokenPolicy(Protocol):
 
 @runtime_checkable
 class SelectingPolicy(Protocol):
-    """What a policy may offer besides, so that a rollout drops rows that have ended and reads a group's prompt once."""
+    """An optional interface with which a rollout can drop ended rows, and read the prompt of a group only once."""
 
     def select(self, decoding: Any, rows: Int[Tensor, " R"]) -> Any:
-        """The state of these rows, in this order, as often as they are named; None where that cannot be had."""
+        """The state of these rows, in this order; a row may occur several times. None if that is not supported."""
         ...
 
-    def put(self, decoding: Any, rows: Int[Tensor, " R"], fresh: Any) -> Any:
+    def replace_rows(self, decoding: Any, rows: Int[Tensor, " R"], fresh: Any) -> Any:
         """The state with these rows replaced by those of `fresh`."""
         ...
 
@@ -96,25 +93,31 @@ class Policy:
 
     Args:
         lm: the language model.
-        adapter: the adapter that is trained, added beforehand with `lm.add_adapter`; None is the model as it is, which
-            can be sampled from and evaluated but not trained, because it would be its own reference.
+        adapter: the adapter to train, added before with `lm.adapters.add`. None is the model itself: it can be sampled
+            from and evaluated but not trained, because it would be its own reference.
         temperature: divides the logits, in sampling and in scoring.
-        critic: "head" reads the value from the policy's own trunk with a linear layer; "adapter" gives the critic a
-            LoRA adapter of its own on the same base (a second pass); "network" is a copy of the base of its own, all of
-            whose weights are trained (as TRL has it), and gives no value while acting: `collect` computes values
-            afterwards, in one pass; "none" has no values.
-        seed: draws the value adapter.
-        top_k: samples from this many most probable tokens alone; 0 from all. What was kept is stored with a rollout
-            and scored: log π is that of the truncated distribution. The reference is not truncated, so that KL is not 0
-            before training but −log of the probability that was kept.
+        critic: "head" computes the value from the policy's own hidden state with a linear layer. "adapter" gives the
+            critic its own LoRA adapter on the same base (a second pass). "network" is a separate copy of the base, and
+            all its weights are trained, as in TRL; it gives no values while acting, and `collect` computes them
+            afterwards in one pass. "none" has no values.
+        seed: of the value adapter's random weights.
+        top_k: samples from this many most probable tokens; 0 from all. A rollout stores the tokens that were kept, and
+            log π is that of the truncated distribution. The reference is not truncated, so that KL before training is
+            not 0 but −log of the probability that was kept.
         top_p: samples from the fewest most probable tokens that hold this much probability; 1 from all.
 
     Attributes:
-        room: how many tokens `start` makes room for; a rollout sets it, for a cache that is larger than it must be is
-            read more slowly.
+        truncation: the settings of truncated sampling.
+        value_head: the linear layer of the critic.
+        network: the model of a "network" critic; None otherwise.
+        reserve_tokens: how many new tokens the cache of `start` can hold before it must grow. A rollout sets it: a
+            cache that is larger than necessary is read more slowly.
+
+    Raises:
+        ValueError: there is no such adapter, or a setting is out of range.
     """
 
-    room = 64
+    reserve_tokens = 64
 
     def __init__(
         self,
@@ -128,8 +131,8 @@ class Policy:
     ):
         if adapter is not None and adapter not in lm.adapters:
             raise ValueError(
-                f"the model has no adapter {adapter!r}: add one with lm.add_adapter({adapter!r}); without an adapter a "
-                "policy has no reference to measure KL from (adapter=None gives a policy for sampling only)"
+                f"the model has no adapter {adapter!r}: add it with lm.adapters.add({adapter!r}). Without one, a "
+                "policy has no reference to measure KL from; adapter=None makes a policy for sampling only"
             )
         if not temperature > 0:
             raise ValueError(f"temperature={temperature} must be positive")
@@ -138,34 +141,29 @@ class Policy:
         self.lm = lm
         self.adapter = adapter
         self.temperature = temperature
-        self.critic = critic
-        self._truncate(top_k, top_p, adapter)
-        # Zero, so that the critic starts from no opinion (Ziegler et al. 2019); float32 whatever the model's dtype.
+        self.critic: Critic = critic
+        self.truncation = Truncation(top_k, top_p, adapter)
+        # The critic starts from value 0 (Ziegler et al. 2019), and is float32 whatever the model's dtype.
         self.value_head = nn.Linear(lm.hidden_size, 1, device=lm.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        if critic == "adapter" and "value" not in lm.adapters:
-            rank = lm.adapter_rank(adapter) if adapter is not None else 8
-            lm.add_adapter("value", rank=rank, alpha=2 * rank, seed=seed + 1)
+        if critic == "adapter" and VALUE_ADAPTER not in lm.adapters:
+            rank = lm.adapters.rank(adapter) if adapter is not None else 8
+            lm.adapters.add(VALUE_ADAPTER, rank=rank, alpha=2 * rank, seed=seed + 1)
         self.network = lm.copy_of_base() if critic == "network" else None
-        for parameter in self.parameters() if adapter is not None else ():
-            parameter.requires_grad_(True)
-
-    def _truncate(self, top_k: int, top_p: float, by: str | None) -> None:
-        if top_k < 0 or not 0 < top_p <= 1:
-            raise ValueError(f"top_k={top_k} must not be negative, and top_p={top_p} must lie in (0, 1]")
-        self.top_k, self.top_p, self.truncated_by = top_k, top_p, by
+        if adapter is not None:
+            self.parameters()  # from now on they require gradients
 
     def truncated(self, top_k: int = 0, top_p: float = 1.0, by: str | None = None) -> "Policy":
-        """The same policy, sharing its weights, that samples from the most probable tokens alone.
+        """A policy with the same weights that samples from the most probable tokens alone; by default from all.
 
         Args:
-            top_k: how many; 0 is all.
-            top_p: how much probability they hold; 1 is all.
-            by: the adapter under which they are the most probable; None is the policy's own.
+            top_k: a number of tokens; 0 is all.
+            top_p: the probability that they hold; 1 is all.
+            by: the adapter whose probabilities decide; None is the policy's own.
         """
         other = copy.copy(self)
-        other._truncate(top_k, top_p, self.adapter if by is None else by)
+        other.truncation = Truncation(top_k, top_p, self.adapter if by is None else by)
         return other
 
     @property
@@ -175,10 +173,12 @@ class Policy:
     @property
     def truncates(self) -> bool:
         """Whether it samples from the most probable tokens alone."""
-        return self.top_k > 0 or self.top_p < 1
+        return self.truncation.active
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: the adapter, and the critic's head and adapter.
+        """The weights to train: of the adapter and of the critic.
+
+        All of them require gradients afterwards. peft's own switches, such as `disable_adapter()`, turn that off.
 
         Raises:
             ValueError: the policy has no adapter.
@@ -186,41 +186,43 @@ class Policy:
         if self.adapter is None:
             raise ValueError(
                 "a policy without an adapter cannot be trained: the frozen reference shares its weights, so KL would "
-                "read as 0. Add an adapter: lm.add_adapter('policy'); Policy(lm, adapter='policy')"
+                "be 0. Add an adapter: lm.adapters.add('policy'); Policy(lm, adapter='policy')"
             )
-        parameters = self.lm.adapter_parameters(self.adapter)
+        parameters = self.lm.adapters.parameters(self.adapter)
         if self.critic == "adapter":
-            parameters += self.lm.adapter_parameters("value")
+            parameters += self.lm.adapters.parameters(VALUE_ADAPTER)
         if self.network is not None:
             parameters += self.network.trunk_parameters()
         if self.critic != "none":
             parameters += list(self.value_head.parameters())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         return parameters
 
     @torch.no_grad()
     def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask) -> Decoding:
-        """Reads left-padded prompts and stands ready to act."""
-        trunk = self.lm.trunk(self.adapter)
-        some_layers = trunk is not None and self.adapter is not None and trunk.lowest(self.adapter) > 0
-        decoding = self.lm.start(input_ids, attention_mask, self.adapter, self.room, some_layers)
+        """Reads left-padded prompts; the result is the state for `act`."""
+        fused, reserve = self.lm.fused(self.adapter), self.reserve_tokens
+        frozen = fused is not None and self.adapter is not None and fused.weights.frozen_layers(self.adapter) > 0
+        decoding = self.lm.start(input_ids, attention_mask, self.adapter, reserve, store_frozen_prefix=frozen)
         if self.critic == "adapter":
-            decoding.critic = self.lm.start(input_ids, attention_mask, "value", self.room)
-        if self.truncates and self.truncated_by != self.adapter:
-            decoding.nucleus = self.lm.start(input_ids, attention_mask, self.truncated_by, self.room)
+            decoding.critic = self.lm.start(input_ids, attention_mask, VALUE_ADAPTER, reserve)
+        if self.truncates and self.truncation.judge != self.adapter:
+            decoding.nucleus = self.lm.start(input_ids, attention_mask, self.truncation.judge, reserve)
         return decoding
 
     @torch.no_grad()
     def act(self, decoding: Decoding, uniform: Float[Tensor, " B"], action_mask: Bool[Tensor, "*rows V"]) -> Action:
-        """Draws the next token by inverse CDF, and gives its log-probability and the state's value.
+        """Draws the next token by inverse CDF, and computes its log-probability and the state's value.
 
         Args:
-            decoding: where decoding stands.
-            uniform: [B] one number in [0, 1) a row. All of the randomness is here, so a row's tokens depend on nothing
-                but its own numbers.
+            decoding: the state.
+            uniform: [B] one number in [0, 1) per row. It is the only source of randomness, so that the tokens of a row
+                depend on its own numbers alone.
             action_mask: [V] or [B, V], True where a token is allowed.
         """
         if not self.truncates:
-            token, logp = draw_from(decoding.masked_logits(self.temperature, action_mask), uniform)
+            token, logp = draw_from_logits(decoding.masked_logits(self.temperature, action_mask), uniform)
             return Action(token, logp, self.value(decoding))
         allowed = self._allowed(decoding, action_mask)
         logp = log_probs(decoding.logits, self.temperature, allowed)
@@ -233,10 +235,10 @@ class Policy:
         return decoding.advance(token)
 
     def select(self, decoding: Decoding, rows: Int[Tensor, " R"]) -> Decoding | None:
-        """The state of these rows, in this order, as often as they are named; None where the cache cannot do that."""
+        """The state of these rows, in this order; a row may occur several times. None if the cache cannot do that."""
         return decoding.select(rows)
 
-    def put(self, decoding: Decoding, rows: Int[Tensor, " R"], fresh: Decoding) -> Decoding:
+    def replace_rows(self, decoding: Decoding, rows: Int[Tensor, " R"], fresh: Decoding) -> Decoding:
         """The state with these rows replaced by those of `fresh`."""
         if not decoding.replace_rows(rows, fresh):
             raise ValueError(f"the cache of {self.lm.name!r} cannot restart single rows: decode without slots")
@@ -244,20 +246,20 @@ class Policy:
 
     @property
     def rescores(self) -> bool:
-        """Whether `collect` computes log-probabilities and values anew, in passes like those of the update.
+        """Whether `collect` computes log-probabilities and values again, in passes like those of the update.
 
-        In low precision, decoding with merged weights rounds otherwise than training does, and the probability ratio
-        would start away from 1.
+        In reduced precision, decoding with merged weights rounds differently from training, and the first probability
+        ratios would not be 1.
         """
-        return rounds(self.lm.model.dtype, self.device)
+        return reduced_precision(self.lm.model.dtype, self.device)
 
     @property
     def values_late(self) -> bool:
-        """Whether values come after the rollout: a critic that is a network of its own says nothing while acting."""
+        """Whether values are computed after the rollout: a "network" critic gives none while acting."""
         return self.critic == "network"
 
     def value(self, decoding: Decoding) -> Float[Tensor, " B"]:
-        """The critic's estimate of the return from where decoding stands."""
+        """The critic's estimate of the return from the current state."""
         if self.critic in ("none", "network"):
             return torch.zeros(decoding.hidden.shape[0], device=decoding.hidden.device)
         hidden = decoding.hidden if decoding.critic is None else decoding.critic.hidden
@@ -266,127 +268,111 @@ class Policy:
     def logp(
         self, decoding: Decoding, token: Int[Tensor, " B"], action_mask: Bool[Tensor, "*rows V"]
     ) -> Float[Tensor, " B"]:
-        """log π of a token that may come next, in nats; of a banned one, see `chosen_log_probs`."""
+        """log π of a possible next token, in nats; for a banned one, see `chosen_log_probs`."""
         return chosen_log_probs(decoding.logits, token, self.temperature, self._allowed(decoding, action_mask))
 
     def _allowed(self, decoding: Decoding, action_mask: Tensor) -> Tensor:
         if not self.truncates:
             return action_mask
         judge = decoding if decoding.nucleus is None else decoding.nucleus
-        return self._most_probable(judge.logits, action_mask)
-
-    def _most_probable(self, logits: Tensor, action_mask: Tensor) -> Tensor:
-        return most_probable(log_probs(logits, self.temperature, action_mask), self.top_k, self.top_p)
+        return self.truncation.mask(judge.logits, self.temperature, action_mask)
 
     def log_probs(self, sequences: Sequences) -> Float[Tensor, "B T V"]:
-        """log π over the whole vocabulary at every step, −∞ for banned tokens and those that truncation leaves out."""
+        """log π over the whole vocabulary at every step, −∞ for banned and truncated tokens."""
         logits, _ = self.lm.evaluate(sequences, self.adapter)
         return log_probs(logits, self.temperature, self._behaviour_mask(sequences, logits))
 
     def _behaviour_mask(self, sequences: Sequences, logits: Tensor) -> Tensor:
-        """What could have been chosen: as it was kept, or, for sequences that this policy did not draw, as it would."""
+        """The tokens that could have been chosen: as stored, or recomputed for sequences of another policy."""
         if not self.truncates or sequences.sampling_mask is not None:
             return sequences.behaviour_mask()
         with torch.no_grad():
-            if self.truncated_by != self.adapter:
-                logits, _ = self.lm.evaluate(sequences, self.truncated_by)
-            return self._most_probable(logits, sequences.action_mask)
+            if self.truncation.judge != self.adapter:
+                logits, _ = self.lm.evaluate(sequences, self.truncation.judge)
+            return self.truncation.mask(logits, self.temperature, sequences.action_mask)
 
     def evaluate(self, sequences: Sequences, entropies: bool = True) -> Evaluation:
         """Log-probability, value and entropy of tokens that were chosen earlier, in one differentiable pass.
 
         Args:
             sequences: prompts and tokens.
-            entropies: whether they are wanted; the fused pass gives zeros otherwise.
+            entropies: whether to compute the entropies; the fused pass returns zeros otherwise.
         """
         replayable = sequences.sampling_mask is not None or not self.truncates
-        if replayable and self.lm.trunk(self.adapter) is not None and not self.lm.head_is_trained:
+        if replayable and self.lm.fused(self.adapter) is not None and not self.lm.head_is_trained:
             hidden = self.lm.hidden(sequences, self.adapter)
-            head, mask = self.lm.output_head(self.temperature), self.lm.mask(sequences.action_mask)
+            head, mask = self.lm.output_head(self.temperature), self.lm.token_mask(sequences.action_mask)
             sampling_mask = sequences.sampling_mask if self.truncates else None
-            chosen, entropy = chosen_log_probs_of(hidden, sequences.tokens, head, mask, sampling_mask, entropies)
+            tokens = sequences.tokens
+            chosen, entropy = chosen_log_probs_from_hidden(hidden, tokens, head, mask, sampling_mask, entropies)
         else:
             logits, hidden = self.lm.evaluate(sequences, self.adapter)
             mask = self._behaviour_mask(sequences, logits)
             logp = log_probs(logits, self.temperature, mask)
             probs = logp.exp()
-            # A banned token has probability 0 and log-probability −∞; p·log p is 0 there, and its gradient too.
+            # A banned token has probability 0 and log-probability −∞; p·log p must be 0 there, and its gradient too.
             entropy = -(probs * logp.masked_fill(~mask, 0.0)).sum(-1)
             chosen = logp.gather(2, sequences.tokens[..., None])[..., 0]
         chosen = chosen.masked_fill(~sequences.is_action, 0.0)
         return Evaluation(chosen, self.values(sequences, hidden), entropy)
 
     def compile(self) -> None:
-        """Lets torch compile the fused pass of `evaluate` where it is differentiated: half a minute, once.
+        """Compiles the fused pass of `evaluate`, as far as it is differentiated: takes half a minute, once.
 
         Raises:
             ValueError: the pass goes through transformers, or there is no C++ compiler.
         """
         models = [(self.lm, self.adapter), *([] if self.network is None else [(self.network, None)])]
         for lm, adapter in models:
-            trunk = lm.trunk(adapter)
-            if trunk is None:
-                raise ValueError(f"only the fused pass can be compiled, and this model's is {lm.path(adapter)}")
-            trunk.compile()
+            fused = lm.fused(adapter)
+            if fused is None:
+                raise ValueError(f"only the fused pass can be compiled; this model's passes go {lm.path(adapter)}")
+            fused.compile()
 
     def values(self, sequences: Sequences, hidden: Float[Tensor, "B T D"] | None = None) -> Float[Tensor, "B T"]:
         """The critic's estimates alone, differentiable.
 
         Args:
             sequences: prompts and tokens.
-            hidden: the policy's own hidden states, where they are known.
+            hidden: the policy's own hidden states, if they are known.
         """
         if self.critic == "none":
             return torch.zeros(sequences.tokens.shape, device=self.device)
         if self.network is not None:
             hidden = self.network.hidden(sequences)
         elif self.critic == "adapter":
-            hidden = self.lm.hidden(sequences, "value")
+            hidden = self.lm.hidden(sequences, VALUE_ADAPTER)
         elif hidden is None:
             hidden = self.lm.hidden(sequences, self.adapter)
         return self.value_head(hidden.float())[..., 0]
 
     def save(self, folder: str | Path) -> None:
-        """Saves the adapter as plain peft loads it, with the critic beside it."""
+        """Saves the adapter in peft's format, with the critic beside it.
+
+        Raises:
+            ValueError: the policy has no adapter.
+        """
         if self.adapter is None:
             raise ValueError("a policy without an adapter has nothing to save but the model: use lm.save(folder)")
-        self.lm.save_adapter(folder, self.adapter)
-        if self.critic != "none":
-            save_file(self.value_head.state_dict(), str(Path(folder) / "value_head.safetensors"))
-        if self.critic == "adapter":
-            self.lm.save_adapter(Path(folder) / "value", "value")
-        if self.network is not None:
-            self.network.save(Path(folder) / "value_network")
+        self.lm.adapters.save(folder, self.adapter)
+        save_critic(folder, self.critic, self.value_head, self.lm, self.network)
 
     @classmethod
     def load(cls, lm: LanguageModel, folder: str | Path, temperature: float = 1.0, adapter: str = "policy") -> "Policy":
-        """Loads what `save` wrote onto the base model that it was trained on.
+        """Loads a policy that `save` wrote, onto the base model that it was trained on.
 
         Raises:
-            ValueError: there is no adapter in the folder, or a file is pickled, damaged, or another model's. The model
+            ValueError: there is no adapter in the folder, or a file is pickled, damaged, or of another model. The model
                 is then as it was.
         """
-        folder, before = Path(folder), lm.adapters
-        head = folder / "value_head.safetensors"
+        folder, before = Path(folder), set(lm.adapters)
         try:
-            lm.load_adapter(folder, adapter)
-            critic: Critic = "head" if head.is_file() else "none"
-            if (folder / "value").is_dir():
-                lm.load_adapter(folder / "value", "value")
-                critic = "adapter"
-            if (folder / "value_network").is_dir():
-                critic = "network"
-            weights = {} if critic == "none" else read_weights(head)
-            policy = cls(lm, adapter, temperature, critic)
-            if critic != "none":
-                check_shapes(head, weights, policy.value_head.state_dict())
-                policy.value_head.load_state_dict(weights)
-            if policy.network is not None:
-                saved = load_model(str(folder / "value_network"), device=lm.device).model.state_dict()
-                check_shapes(folder / "value_network", saved, policy.network.model.state_dict())
-                policy.network.model.load_state_dict(saved)
+            lm.adapters.load(folder, adapter)
+            policy = cls(lm, adapter, temperature, load_value_adapter(folder, lm))
+            if policy.critic != "none":
+                load_value_head(folder, policy.value_head, policy.network)
         except ValueError:
-            for name in set(lm.adapters) - set(before):
-                lm.drop_adapter(name)
+            for name in set(lm.adapters) - before:
+                lm.adapters.drop(name)
             raise
         return policy

@@ -23,9 +23,9 @@ INNER = {
 
 
 def adapted(lm: LanguageModel, std: float = 0.2) -> Policy:
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     generator = torch.Generator().manual_seed(0)
-    for parameter in lm.adapter_parameters("policy"):
+    for parameter in lm.adapters.parameters("policy"):
         nn.init.normal_(parameter, std=std, generator=generator)
     return Policy(lm)
 

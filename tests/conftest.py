@@ -106,10 +106,14 @@ def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every module believe that looking at a tensor makes the host wait for the device."""
     patched = 0
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] in ("lmgym", "agents") and name != "lmgym.devices" and hasattr(module, "free_to_look"):
-            monkeypatch.setattr(module, "free_to_look", lambda device: False)
+        if (
+            name.split(".")[0] in ("lmgym", "agents")
+            and name != "lmgym.devices"
+            and hasattr(module, "host_reads_are_free")
+        ):
+            monkeypatch.setattr(module, "host_reads_are_free", lambda device: False)
             patched += 1
-    assert patched >= 4, "modules that ask free_to_look() are loaded before this is called"
+    assert patched >= 4, "modules that ask host_reads_are_free() are loaded before this is called"
 
 
 def step_down(learner: Any, loss: torch.Tensor) -> None:

@@ -39,7 +39,7 @@ from agents.learner import Learner, LearnerConfig
 from agents.training import RunningScale, require
 from lmgym import Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.exact import Tree, enumerate_tree, policy_logp
-from lmgym.models import Example, collate
+from lmgym.models import Example, collate_examples
 from lmgym.preferences import Comparison
 from lmgym.tasks import Arithmetic
 from lmgym.tasks.probe import TREE_SCORES
@@ -161,7 +161,7 @@ def test_which_part_of_grpo_is_biased(
 
 
 def lm_policy(env: TokenVectorEnv, trees: Sequence[Tree], **settings: Any) -> Policy:
-    env.model.add_adapter("policy", rank=16, alpha=32)
+    env.model.adapters.add("policy", rank=16, alpha=32)
     return Policy(env.model, **settings)
 
 
@@ -402,7 +402,7 @@ def test_online_dpo_on_a_fixed_set_is_dpo(monkeypatch: pytest.MonkeyPatch) -> No
             p[::-1] if s else p
             for p, s in zip(dpo.encode_pairs(policy, comparisons, dpo.Config()), swapped, strict=True)
         ]
-        given = collate(policy.lm, [row for pair in pairs for row in pair])
+        given = collate_examples(policy.lm, [row for pair in pairs for row in pair])
         buffer.prompt_ids.copy_(given.sequences.prompt_ids)
         buffer.prompt_mask.fill_(True)
         buffer.tokens.copy_(given.sequences.tokens)
@@ -433,7 +433,7 @@ def test_online_dpo_learns_nothing_from_equal_scores() -> None:
 def test_distillation_from_itself_changes_nothing(teacher: str) -> None:
     run = make(critic="none")
     perturb(run.policy)
-    run.policy.lm.copy_adapter("policy", "teacher")
+    run.policy.lm.adapters.copy("policy", "teacher")
     same = run.policy if teacher == "itself" else Policy(run.policy.lm, "teacher", critic="none")
     loss, gradient = first_loss(distill, run.policy, run.env, same, updates=1)
     # Observed: 0 and up to 2e-9, rounding of the softmax.
@@ -844,10 +844,10 @@ def test_dpo_measures_margins_by_hand() -> None:
     given = [Comparison("a", ("bc", "d", "abd")), Comparison("b", ("c", "dd")), Comparison("c", ("abc", "b"))]
 
     def log_ratio(prompt: str, text: str) -> float:
-        ids, answer = run.policy.lm.encode(prompt), [*run.policy.lm.encode(text), 1]
+        ids, answer = run.policy.lm.text.encode(prompt), [*run.policy.lm.text.encode(text), 1]
         found = []
         for adapter in ("policy", None):
-            with torch.no_grad(), run.policy.lm.using(adapter):
+            with torch.no_grad(), run.policy.lm.adapters.using(adapter):
                 logp = run.policy.lm.model(input_ids=torch.tensor([[*ids, *answer]])).logits[0].log_softmax(-1)
             found.append(sum(float(logp[len(ids) - 1 + t, token]) for t, token in enumerate(answer)))
         return found[0] - found[1]
@@ -905,8 +905,8 @@ def test_after_a_refresh_the_policy_is_its_own_reference_and_goes_on() -> None:
     assert all(torch.equal(p, before[name]) for name, p in frozen.items())
     assert not any(p.requires_grad for n, p in run.policy.lm.model.named_parameters() if ".reference." in n)
     assert all(p.requires_grad for p in run.policy.parameters())
-    moved = run.policy.lm.adapter_parameters("policy")
-    kept = run.policy.lm.adapter_parameters("reference")
+    moved = run.policy.lm.adapters.parameters("policy")
+    kept = run.policy.lm.adapters.parameters("reference")
     assert any(not torch.equal(p, q) for p, q in zip(moved, kept, strict=True)), "the reference stays where it was"
 
 
@@ -1111,7 +1111,7 @@ def test_a_policy_that_is_its_own_reference_is_refused_wherever_kl_is_paid(
 ) -> None:
     """KL would read as 0: in the loss just as in the reward."""
     lm = lmgym.load("probe")
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     policy = lmgym.Policy(lm)
     env = TokenVectorEnv(
         8, task=TreeTask(), model=lm, max_prompt_tokens=1, max_new_tokens=3, kl=form, reference_adapter="policy"
@@ -1143,7 +1143,7 @@ def test_learning_to_add(module: ModuleType, config: dict[str, Any], lr: float, 
     Observed with seed 0: PPO 0.80, RLOO 0.69, GRPO 0.78.
     """
     lm = lmgym.load("tiny")
-    lm.add_adapter("policy", rank=16, alpha=32)
+    lm.adapters.add("policy", rank=16, alpha=32)
     policy, settings = Policy(lm, critic=critic), module.Config(**config)
     budgets: dict[str, Any] = {"task": Arithmetic(), "model": lm, "max_prompt_tokens": 12, "max_new_tokens": 8}
     env = TokenVectorEnv(128, kl=getattr(settings, "env_kl", "sampled"), beta=0.01, **budgets)

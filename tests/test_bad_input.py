@@ -254,7 +254,7 @@ def test_the_components_of_a_score_are_logged(probe: LanguageModel) -> None:
     def letters(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         return [float(len(c.text)) for c in completions]
 
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     policy = Policy(probe, critic="none")
     score = Score({"tree": Tree().score, "letters": (-0.5, letters)})
     env = TokenVectorEnv(16, task=Tree(), model=probe, kl="sampled", score=score, missing_eos_score=None, **SMALL)

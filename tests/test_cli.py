@@ -266,7 +266,7 @@ def test_what_a_run_saved_loads_in_plain_peft_and_transformers(finished_run: Pat
     lm = lmgym.load(str(finished_run / "sft"))
     policy = lmgym.Policy.load(lm, finished_run / "policy")
     text = "We stayed at the old hotel for a week."
-    ids = torch.tensor([lm.encode(text)])
+    ids = torch.tensor([lm.text.encode(text)])
     plain = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(finished_run / "sft"), str(finished_run / "policy")
     ).eval()

@@ -119,7 +119,7 @@ def test_what_was_captured_serves_later_rollouts_with_other_weights_and_prompts(
     policy, env = twin(random_model("LlamaConfig"))
     buffer = RolloutBuffer.like(env)
     for update in range(4):
-        perturb(policy.lm.adapter_parameters("policy"), seed=update)
+        perturb(policy.lm.adapters.parameters("policy"), seed=update)
         perturb(list(policy.value_head.parameters()), seed=update)
         collect(policy, env, buffer, Stream(3, update))
         policy.lm.capture = False
@@ -228,7 +228,7 @@ def test_captured_is_eager(config: str, arguments: dict[str, Any], dtype: torch.
     buffer = RolloutBuffer.like(env)
     buffer.loop = loop = CapturedLoop(policy, env, buffer)
     for update in range(3):
-        perturb(lm.adapter_parameters("policy"), seed=update, std=0.05)
+        perturb(lm.adapters.parameters("policy"), seed=update, std=0.05)
         collect(policy, env, buffer, Stream(3, update))
         lm.capture = False
         ordinary = collect(policy, env, RolloutBuffer.like(env), Stream(3, update))

@@ -193,7 +193,7 @@ def test_the_test_above_would_notice_missing_position_ids(gpt2: LanguageModel, m
     gpt2.fast = False
     ids, mask = torch.tensor([[PAD, PAD, PAD, A, B]]), torch.tensor([[0, 0, 0, 1, 1]])
     right = gpt2.start(ids, mask).logits
-    monkeypatch.setattr(gpt2, "_takes_position_ids", False)
+    monkeypatch.setattr(gpt2._transformers, "_takes_position_ids", False)
     assert (gpt2.start(ids, mask).logits - right).abs().max() > 0.05
 
 
@@ -210,7 +210,7 @@ def test_a_budget_of_all_positions_can_be_stepped_through_resets(mode: str) -> N
 
 def test_a_bound_critic_restarts_with_its_row() -> None:
     lm = random_gpt2(positions=7)
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     env = make(lm, 2, max_new_tokens=3, kl="sampled")
     env.bind(Policy(lm, critic="adapter"))
     env.reset(seed=0, options={"prompt": "abcd"})
@@ -239,14 +239,14 @@ def test_reference_follows_rows_through_partial_resets(gpt2: LanguageModel) -> N
 def test_the_reference_is_the_adapter_that_it_is_told_to_be(gpt2: LanguageModel) -> None:
     """In steps and in bulk, and from any step on."""
     for seed, name in enumerate(("policy", "old")):
-        gpt2.add_adapter(name, seed=seed)
-        for parameter in gpt2.adapter_parameters(name):
+        gpt2.adapters.add(name, seed=seed)
+        for parameter in gpt2.adapters.parameters(name):
             torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(seed))
     tokens = random_tokens(8, 6).clamp(min=A)
     env = make(gpt2, kl="reference", reference_adapter="old")
 
     def expected(adapter: str | None) -> Tensor:
-        with gpt2.using(adapter):
+        with gpt2.adapters.using(adapter):
             rows = [
                 plain_logp(gpt2, p, t.tolist(), env.action_mask_table) for p, t in zip(PROMPTS, tokens, strict=True)
             ]
@@ -518,8 +518,8 @@ def test_scores_must_be_one_for_each(probe: LanguageModel, wrong: Any, message: 
 
 @pytest.mark.parametrize("output", ["torch", "numpy"])
 def test_a_bound_policy_pays_what_its_log_probabilities_pay(probe: LanguageModel, output: str) -> None:
-    probe.add_adapter("policy")
-    for parameter in probe.adapter_parameters("policy"):
+    probe.adapters.add("policy")
+    for parameter in probe.adapters.parameters("policy"):
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
     policy = Policy(probe)
     bound = make(probe, 4, kl="sampled", output=output)

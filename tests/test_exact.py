@@ -79,8 +79,8 @@ def test_the_optimum_is_reached_by_the_optimal_policy_and_by_no_other(tree: Tree
 
 def test_a_policy_is_read_off_the_tree_and_sampling_agrees(probe: LanguageModel) -> None:
     """The enumeration's probabilities, scores and rewards are those that a rollout meets."""
-    probe.add_adapter("policy")
-    for parameter in probe.adapter_parameters("policy"):
+    probe.adapters.add("policy")
+    for parameter in probe.adapters.parameters("policy"):
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
     env = make(probe, 2000)
     policy = Policy(probe)

@@ -14,7 +14,7 @@ from agents import grpo, ppo
 from agents.learner import Learner, LearnerConfig
 from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.env import Finish
-from lmgym.fused import draw_from, onednn
+from lmgym.fused import draw_from_logits, onednn
 from lmgym.fused.head import LARGE
 from lmgym.models import buckets
 from lmgym.reward import RewardModel
@@ -40,8 +40,8 @@ def perturb(parameters: list[nn.Parameter], std: float = 0.2, seed: int = 0) -> 
 def made(lm: LanguageModel, rows: int = 16, critic: Any = "head", **arguments: Any) -> tuple[Policy, TokenVectorEnv]:
     if "policy" not in lm.adapters:
         adapter = {key: arguments.pop(key) for key in ("targets", "layers") if key in arguments}
-        lm.add_adapter("policy", **adapter)
-        perturb(lm.adapter_parameters("policy"))
+        lm.adapters.add("policy", **adapter)
+        perturb(lm.adapters.parameters("policy"))
     settings: dict[str, Any] = {"max_prompt_tokens": 4, "max_new_tokens": 12, "kl": "sampled"} | arguments
     env = TokenVectorEnv(rows, task=Tree(), model=lm, score=lambda p, c: [float(len(x.text)) for x in c], **settings)
     policy = Policy(lm, critic=critic)
@@ -97,7 +97,7 @@ def test_a_temperature_is_in_the_gradient() -> None:
     gradients = []
     for fast in (True, False):
         lm.fast = fast
-        found = torch.autograd.grad(policy.evaluate(sequences).logp.sum(), lm.adapter_parameters("policy"))
+        found = torch.autograd.grad(policy.evaluate(sequences).logp.sum(), lm.adapters.parameters("policy"))
         gradients.append(torch.cat([g.flatten() for g in found]))
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-5
 
@@ -137,8 +137,8 @@ def test_weights_that_change_are_read_anew(small: int, monkeypatch: pytest.Monke
     sequences = rollout(policy, env).sequences
     before = policy.evaluate(sequences).logp.detach()
     for change in (
-        lambda: lm.adapter_parameters("policy")[0].data.mul_(1.5),
-        lambda: perturb(lm.adapter_parameters("policy"), seed=5),
+        lambda: lm.adapters.parameters("policy")[0].data.mul_(1.5),
+        lambda: perturb(lm.adapters.parameters("policy"), seed=5),
         lambda: next(p for n, p in lm.model.named_parameters() if "up_proj.base_layer" in n).mul_(1.1),
         lambda: lm.model.get_output_embeddings().weight.mul_(1.2),
         lambda: lm.to(dtype=torch.float64).to(dtype=torch.float32),
@@ -275,7 +275,7 @@ def test_drawing_by_blocks_is_drawing(vocabulary: int) -> None:
     uniform = torch.rand(2000, generator=generator)
     uniform[0], uniform[1] = 0.0, float(torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
     logp = logits.double().log_softmax(-1)
-    token, drawn = draw_from(logits.clone(), uniform)
+    token, drawn = draw_from_logits(logits.clone(), uniform)
     assert bool((logits.gather(1, token[:, None]) > -1e29).all()), "nothing that is banned"
     torch.testing.assert_close(drawn.double(), logp.gather(1, token[:, None])[:, 0], atol=2e-5, rtol=1e-5)
     # Rounding moves a border by a few parts in a million, so that some draw next to it is another.
@@ -330,7 +330,7 @@ def test_buckets_hold_every_row_once() -> None:
 def test_cached_layers_change_nothing(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA on the top layer: what the layer below made in the rollout serves the reference and all epochs."""
     kept = trained(config, layers=1)
-    monkeypatch.setattr("lmgym.fused.forward.Trunk.lowest", lambda *_: 0)
+    monkeypatch.setattr("lmgym.fused.weights.FusedWeights.frozen_layers", lambda *_: 0)
     assert float((kept - trained(config, layers=1)).abs().max()) < 1e-6
 
 
@@ -341,7 +341,7 @@ def test_what_lies_below_the_adapter_is_kept_for_every_row(
     policy, env = made(random_model("LlamaConfig"), rows=32, layers=1)
     buffer = rollout(policy, env, **more)
     assert buffer.frozen_prefix is not None
-    assert buffer.frozen_prefix.layer == 1
+    assert buffer.frozen_prefix.layers == 1
     with torch.no_grad():
         found = policy.evaluate(buffer.sequences)
         expected = policy.evaluate(replace(buffer.sequences, frozen_prefix=None))
@@ -402,9 +402,9 @@ def test_an_update_waits_for_the_device_only_where_it_must(unseen: None) -> None
 def test_bfloat16_is_near_and_its_ratio_starts_at_one() -> None:
     """On the built-in model. Observed between decoding and training: mean 0.004, at most 0.06."""
     lm = lmgym.load("tiny", dtype="bfloat16")
-    lm.add_adapter("policy")
-    assert {p.dtype for p in lm.adapter_parameters("policy")} == {torch.float32}, "the adapter's own weights are exact"
-    perturb(lm.adapter_parameters("policy"), std=0.02)
+    lm.adapters.add("policy")
+    assert {p.dtype for p in lm.adapters.parameters("policy")} == {torch.float32}, "the adapter's own weights are exact"
+    perturb(lm.adapters.parameters("policy"), std=0.02)
     policy = Policy(lm)
     env = TokenVectorEnv(32, task=lmgym.tasks.Sort(), model=lm, max_new_tokens=24, kl="sampled")
     buffer = RolloutBuffer.like(env)
@@ -460,16 +460,16 @@ def test_reward_models_score_alike_on_both_ways(config: str, monkeypatch: pytest
     lm = random_model(config, **FUSED[config])
     model = RewardModel.from_language_model(lm, rank=0, ends_with_eos=True)
     texts, finished = ["ab", "abcdabcd", "d", "cab"] * 3, [True, False, True, True] * 3
-    assert model._trunk() is not None
+    assert model._fused_model() is not None
     fused = model.score_texts(texts, finished)
-    monkeypatch.setattr(RewardModel, "_trunk", lambda self: None)
+    monkeypatch.setattr(RewardModel, "_fused_model", lambda self: None)
     torch.testing.assert_close(fused, model.score_texts(texts, finished), atol=1e-5, rtol=0)
 
 
 def test_adapters_where_they_are_asked_for() -> None:
     lm = random_model("LlamaConfig")
-    lm.add_adapter("attention", targets="attention")
-    lm.add_adapter("top", layers=1)
+    lm.adapters.add("attention", targets="attention")
+    lm.adapters.add("top", layers=1)
     names = {name for name, _ in lm.model.named_parameters() if "lora_A" in name}
     attention = {name for name in names if ".attention." in name}
     assert {name.split(".")[-4] for name in attention} == {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -477,19 +477,19 @@ def test_adapters_where_they_are_asked_for() -> None:
     assert len(names - attention) == 7
     for layers in (3, -1):
         with pytest.raises(ValueError, match="the model has 2 layers"):
-            lm.add_adapter("wrong", layers=layers)
+            lm.adapters.add("wrong", layers=layers)
 
 
 def test_a_model_decodes_with_the_weights_that_an_adapter_was_merged_into() -> None:
     """What was fused before holds no more."""
     lm = lmgym.load("tiny")
-    lm.add_adapter("sft", rank=2)
-    perturb(lm.adapter_parameters("sft"))
+    lm.adapters.add("sft", rank=2)
+    perturb(lm.adapters.parameters("sft"))
     policy = Policy(lm, "sft", critic="none")
     settings: dict[str, Any] = {"max_prompt_tokens": 4, "max_new_tokens": 4, "kl": "none"}
     env = TokenVectorEnv(4, task=Tree(), model=lm, score=lambda p, c: [0.0] * len(c), **settings)
     before = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
-    lm.merge_adapter()
+    lm.adapters.merge()
     after = collect(Policy(lm, None, critic="none"), env, RolloutBuffer.like(env), Stream(0, 0))
     assert torch.equal(after.tokens, before.tokens)
     torch.testing.assert_close(after.logp, before.logp, rtol=0, atol=1e-4)

@@ -205,7 +205,7 @@ def test_nlpo_chooses_among_the_most_probable_alone() -> None:
 def test_distillation_measures_the_kl_from_the_teacher() -> None:
     """By torch, on the teacher's own tokens: a mean over them."""
     run = make(rows=32, critic="none", kl="none")
-    run.policy.lm.add_adapter("teacher", rank=16, alpha=32)
+    run.policy.lm.adapters.add("teacher", rank=16, alpha=32)
     teacher = Policy(run.policy.lm, "teacher", critic="none")
     perturb(teacher)
     (row,) = train(distill, run, teacher, updates=1)

@@ -30,7 +30,7 @@ def lm(request: pytest.FixtureRequest) -> LanguageModel:
 
 def perturb(lm: LanguageModel, name: str, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for parameter in lm.adapter_parameters(name):
+    for parameter in lm.adapters.parameters(name):
         nn.init.normal_(parameter, std=0.3, generator=generator)
 
 
@@ -99,7 +99,7 @@ def test_generate_of_transformers_walks_the_same_path(lm: LanguageModel) -> None
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampling_and_scoring_agree(lm: LanguageModel, temperature: float) -> None:
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     perturb(lm, "policy")
     for critic in ("head", "adapter", "none"):
         policy = Policy(lm, temperature=temperature, critic=critic)
@@ -120,7 +120,7 @@ def test_sampling_and_scoring_agree(lm: LanguageModel, temperature: float) -> No
         torch.testing.assert_close(torch.stack(logp, 1), evaluation.logp, atol=1e-5, rtol=0)
         # Observed with 160 random heads: 2e-5.
         torch.testing.assert_close(torch.stack(value, 1), evaluation.value, atol=1e-4, rtol=0)
-        with lm.using("policy"):
+        with lm.adapters.using("policy"):
             for row, prompt in enumerate(PROMPTS):
                 chosen = s.tokens[row].tolist()
                 logits = plain_logits(lm.model, prompt + chosen)[len(prompt) - 1 : -1] / temperature
@@ -130,7 +130,7 @@ def test_sampling_and_scoring_agree(lm: LanguageModel, temperature: float) -> No
 
 
 def test_rows_that_restart_equal_a_fresh_prefill(lm: LanguageModel) -> None:
-    lm.add_adapter("value")
+    lm.adapters.add("value")
     perturb(lm, "value")
     decoding = lm.start(*left_padded(PROMPTS, 5))
     decoding.critic = lm.start(*left_padded(PROMPTS, 5), "value")
@@ -139,12 +139,12 @@ def test_rows_that_restart_equal_a_fresh_prefill(lm: LanguageModel) -> None:
     fresh_rows, new = torch.tensor([0, 2]), [[D, C], [B, B, A, C]]
     fresh = lm.start(*left_padded(new, 5))
     fresh.critic = lm.start(*left_padded(new, 5), "value")
-    assert decoding.replace_rows(fresh_rows, fresh, keep=8)
+    assert decoding.replace_rows(fresh_rows, fresh, max_length=8)
     texts = [new[0], PROMPTS[1] + TOKENS[1, :4].tolist(), new[1], PROMPTS[3] + TOKENS[3, :4].tolist()]
     for t in range(3):
         for adapter, part in ((None, decoding), ("value", decoding.critic)):
             assert isinstance(part, Decoding)
-            with lm.using(adapter):
+            with lm.adapters.using(adapter):
                 for row, text in enumerate(texts):
                     plain = plain_logits(lm.model, text + TOKENS[row, :t].tolist())[-1]
                     torch.testing.assert_close(part.logits[row], plain, atol=1e-4, rtol=0)
@@ -156,7 +156,7 @@ def test_rows_that_restart_equal_a_fresh_prefill(lm: LanguageModel) -> None:
 
 def test_a_fresh_adapter_is_the_base_exactly(lm: LanguageModel) -> None:
     before, _ = lm.evaluate(sequences())
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     for adapter in ("policy", None):
         after, _ = lm.evaluate(sequences(), adapter)
         assert torch.equal(before, after)
@@ -166,42 +166,45 @@ def test_a_fresh_adapter_is_the_base_exactly(lm: LanguageModel) -> None:
 
 
 def test_using_restores_and_leaks_nothing(lm: LanguageModel) -> None:
-    lm.add_adapter("policy")
-    lm.add_adapter("other", seed=1)
+    lm.adapters.add("policy")
+    lm.adapters.add("other", seed=1)
     perturb(lm, "policy", 0)
     perturb(lm, "other", 1)
     Policy(lm)
     flags = {name: p.requires_grad for name, p in lm.model.named_parameters()}
     alone = {adapter: lm.evaluate(sequences(), adapter)[0].detach() for adapter in (None, "policy", "other")}
-    with lm.using("policy"):
-        with lm.using("other"), lm.using(None):
+    with lm.adapters.using("policy"):
+        with lm.adapters.using("other"), lm.adapters.using(None):
             assert torch.equal(lm.model(input_ids=torch.tensor([[A]])).logits, plain_logits(lm.model, [A])[None])
-        with pytest.raises(RuntimeError, match="inside"), lm.using(None):
+        with pytest.raises(RuntimeError, match="inside"), lm.adapters.using(None):
             raise RuntimeError("inside")
         inner = plain_logits(lm.model, [A, B])
-    with lm.using("policy"):
+    with lm.adapters.using("policy"):
         assert torch.equal(inner, plain_logits(lm.model, [A, B]))
     for adapter, logits in alone.items():
         assert torch.equal(lm.evaluate(sequences(), adapter)[0], logits)
     assert {name: p.requires_grad for name, p in lm.model.named_parameters()} == flags
     assert not torch.equal(alone["policy"], alone["other"])
-    with pytest.raises(ValueError, match=r"no adapter 'none' \(it has policy, other\)"), lm.using("none"):
+    with (
+        pytest.raises(ValueError, match=r"no adapter 'none' \(it has policy, other\)"),
+        lm.adapters.using("none"),
+    ):
         pass
 
 
 def test_gradients_reach_policy_and_value_adapter_in_one_graph(lm: LanguageModel) -> None:
-    lm.add_adapter("policy")
-    lm.add_adapter("frozen")
+    lm.adapters.add("policy")
+    lm.adapters.add("frozen")
     policy = Policy(lm, critic="adapter")
     nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(2))
     perturb(lm, "policy")
     perturb(lm, "value")
     evaluation = policy.evaluate(sequences())
-    with torch.no_grad(), lm.using(None):
+    with torch.no_grad(), lm.adapters.using(None):
         pass  # the reference is read between forward and backward
     (evaluation.logp.sum() + evaluation.value.sum()).backward()
     for name in ("policy", "value"):
-        assert all(p.grad is not None and bool(p.grad.any()) for p in lm.adapter_parameters(name)), name
+        assert all(p.grad is not None and bool(p.grad.any()) for p in lm.adapters.parameters(name)), name
     trained = {id(p) for p in policy.parameters()}
     assert all(p.grad is None for p in lm.model.parameters() if id(p) not in trained)
 
@@ -209,18 +212,18 @@ def test_gradients_reach_policy_and_value_adapter_in_one_graph(lm: LanguageModel
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, of transformers
 def test_what_is_trained_still_is_when_an_adapter_is_added(lm: LanguageModel, tmp_path: Path) -> None:
     """A copy, a new one, or one from a folder: the policy's gradient stays as it was, and the others have none."""
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     perturb(lm, "policy")
-    lm.save_adapter(tmp_path)
+    lm.adapters.save(tmp_path)
     policy = Policy(lm, critic="none")
 
     def gradient() -> list[Tensor]:
         return list(torch.autograd.grad(policy.evaluate(sequences()).logp.sum(), policy.parameters()))
 
     before = gradient()
-    lm.copy_adapter("policy", "copy")
-    lm.add_adapter("new", seed=1)
-    lm.load_adapter(tmp_path, "loaded")
+    lm.adapters.copy("policy", "copy")
+    lm.adapters.add("new", seed=1)
+    lm.adapters.load(tmp_path, "loaded")
     trained = {name for name, p in lm.model.named_parameters() if p.requires_grad}
     assert trained
     assert all(".policy." in name for name in trained)
@@ -232,34 +235,34 @@ def test_a_saved_adapter_loads_in_plain_peft(lm: LanguageModel, tmp_path: Path) 
     from peft import PeftModel
 
     lm.save(tmp_path / "base")
-    lm.add_adapter("policy", rank=4, alpha=8)
-    lm.add_adapter("value", rank=2)
+    lm.adapters.add("policy", rank=4, alpha=8)
+    lm.adapters.add("value", rank=2)
     perturb(lm, "policy")
     perturb(lm, "value", 1)
-    lm.save_adapter(tmp_path / "policy", "policy")
+    lm.adapters.save(tmp_path / "policy", "policy")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {f.name for f in (tmp_path / "policy").iterdir()}
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     plain = PeftModel.from_pretrained(base, str(tmp_path / "policy")).eval()
-    with lm.using("policy"):
+    with lm.adapters.using("policy"):
         ours = plain_logits(lm.model, [A, B, C])
     torch.testing.assert_close(plain_logits(plain, [A, B, C]), ours, atol=1e-5, rtol=0)
 
     again = lmgym.load(str(tmp_path / "base"))
-    again.load_adapter(tmp_path / "policy", "copied")
-    with again.using("copied"):
+    again.adapters.load(tmp_path / "policy", "copied")
+    with again.adapters.using("copied"):
         torch.testing.assert_close(plain_logits(again.model, [A, B, C]), ours, atol=1e-5, rtol=0)
-    again.add_adapter("twin", base="copied")
-    with again.using("twin"):
+    again.adapters.add("twin", base="copied")
+    with again.adapters.using("twin"):
         torch.testing.assert_close(plain_logits(again.model, [A, B, C]), ours, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="already an adapter 'copied'"):
-        again.load_adapter(tmp_path / "policy", "copied")
+        again.adapters.load(tmp_path / "policy", "copied")
     with pytest.raises(ValueError, match="no adapter in"):
-        again.load_adapter(tmp_path / "base", "new")
+        again.adapters.load(tmp_path / "base", "new")
 
 
 def test_a_policy_comes_back_from_its_folder(lm: LanguageModel, tmp_path: Path) -> None:
     lm.save(tmp_path / "base")
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     policy = Policy(lm, critic="adapter")
     for name in ("policy", "value"):
         perturb(lm, name)
@@ -274,33 +277,33 @@ def test_a_policy_comes_back_from_its_folder(lm: LanguageModel, tmp_path: Path) 
 
 
 def test_a_merged_adapter_is_the_model(lm: LanguageModel, tmp_path: Path) -> None:
-    lm.add_adapter("sft")
+    lm.adapters.add("sft")
     perturb(lm, "sft")
-    with lm.using("sft"):
+    with lm.adapters.using("sft"):
         before = plain_logits(lm.model, [A, B, C])
     with pytest.raises(ValueError, match="without adapters"):
         lm.save(tmp_path)
-    lm.merge_adapter()
-    assert lm.adapters == ()
+    lm.adapters.merge()
+    assert not lm.adapters
     lm.save(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(plain_logits(plain, [A, B, C]), before, atol=1e-4, rtol=0)
     assert AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"] == [A, B]
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     torch.testing.assert_close(lm.evaluate(sequences(), "policy")[0], lm.evaluate(sequences())[0], atol=0, rtol=0)
 
 
 def test_adapter_seeds_and_global_random_state(lm: LanguageModel) -> None:
     state = torch.get_rng_state()
-    lm.add_adapter("one", seed=3)
-    lm.add_adapter("two", seed=3)
-    lm.add_adapter("three", seed=4)
+    lm.adapters.add("one", seed=3)
+    lm.adapters.add("two", seed=3)
+    lm.adapters.add("three", seed=4)
     assert torch.equal(torch.get_rng_state(), state)
-    one, two, three = (torch.cat([p.flatten() for p in lm.adapter_parameters(n)]) for n in ("one", "two", "three"))
+    one, two, three = (torch.cat([p.flatten() for p in lm.adapters.parameters(n)]) for n in ("one", "two", "three"))
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
     with pytest.raises(ValueError, match="already an adapter 'one'"):
-        lm.add_adapter("one")
+        lm.adapters.add("one")
 
 
 # Dropout, padding, ends --------------------------------------------------------------------------------------------
@@ -308,7 +311,7 @@ def test_adapter_seeds_and_global_random_state(lm: LanguageModel) -> None:
 
 def test_dropout_is_off_for_good() -> None:
     lm = random_gpt2()
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     lm.model.train()
     first, second = (lm.evaluate(sequences(), "policy")[0] for _ in range(2))
     assert torch.equal(first, second)
@@ -353,8 +356,8 @@ def test_a_beginning_token_is_kept_and_an_end_is_not() -> None:
     lm = lmgym.load("probe")
     backend = lm.tokenizer.backend_tokenizer
     backend.post_processor = TemplateProcessing(single="a $A <eos>", special_tokens=[("a", A), ("<eos>", EOS)])
-    assert lm.encode("bc") == [A, B, C]
-    assert lm.encode("") == [A]
+    assert lm.text.encode("bc") == [A, B, C]
+    assert lm.text.encode("") == [A]
 
 
 def test_several_ends_come_from_the_generation_config(probe: LanguageModel) -> None:
@@ -386,7 +389,7 @@ def test_the_probe_is_the_same_every_time() -> None:
 
 def test_log_probabilities_are_float32_whatever_the_weights() -> None:
     lm = lmgym.load("probe", dtype="bfloat16")
-    lm.add_adapter("policy")
+    lm.adapters.add("policy")
     evaluation = Policy(lm).evaluate(sequences())
     assert {x.dtype for x in evaluation} == {torch.float32}
     assert lm.model.dtype == torch.bfloat16
@@ -398,7 +401,7 @@ def test_a_real_model(shared_data: Path) -> None:
     lm = lmgym.load(str(shared_data / "stories260K"))
     assert set(lm.eos_ids) == {1, 2}
     assert lm.pad_id == 0
-    ids = lm.encode("Once upon a time")
+    ids = lm.text.encode("Once upon a time")
     assert ids[0] == 1
     assert ids[-1] not in lm.eos_ids
     plain: Any = AutoModelForCausalLM.from_pretrained(shared_data / "stories260K").eval()
@@ -409,6 +412,6 @@ def test_a_real_model(shared_data: Path) -> None:
         chosen.append(int(decoding.logits[0].argmax()))
         decoding = decoding.advance(decoding.logits.argmax(1))
     assert chosen == expected[len(ids) :].tolist()
-    text = lm.decode_completion(ids, chosen)
-    assert lm.decode(ids) + text == lm.decode([*ids, *chosen])
+    text = lm.text.decode_completion(ids, chosen)
+    assert lm.text.decode(ids) + text == lm.text.decode([*ids, *chosen])
     assert text.startswith(",")

@@ -52,10 +52,12 @@ def test_a_rollout_with_packed_weights_is_that_without(
     lm = random_model(config, **FUSED[config])
     policy, env = made(lm, targets=targets)
     one = rollout(policy, env)
-    trunk = lm.trunk("policy")
-    assert trunk is not None
+    fused = lm.fused("policy")
+    assert fused is not None
     assert all(
-        isinstance(p, PackedLinear) for la in trunk.layers("policy", decode=True) for p in (la.qkv, la.up, la.down)
+        isinstance(p, PackedLinear)
+        for la in fused.weights.layers("policy", decode=True)
+        for p in (la.qkv, la.up, la.down)
     )
     assert lm.output_head(1.0).packed is not None
     for place in ("fused.weights", "fused.forward", "models.language_model"):

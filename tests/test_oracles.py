@@ -244,9 +244,9 @@ def test_dpos_loss_and_gradient_equal_trls() -> None:
 
 
 def moved(lm: LanguageModel, **settings: Any) -> Policy:
-    lm.add_adapter("policy", rank=4)
+    lm.adapters.add("policy", rank=4)
     generator = torch.Generator().manual_seed(0)
-    for parameter in lm.adapter_parameters("policy"):
+    for parameter in lm.adapters.parameters("policy"):
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     return Policy(lm, critic="none", **settings)
 
@@ -270,7 +270,7 @@ def test_generate_and_its_transition_scores_equal_the_policys(architecture: str,
         temperature=settings.get("temperature", 1.0), top_k=settings.get("top_k", 0), top_p=settings.get("top_p", 1.0),
         eos_token_id=1, pad_token_id=0, bad_words_ids=[[0]],
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), lm.using("policy"):
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), lm.adapters.using("policy"):
         torch.manual_seed(0)
         model: Any = lm.model
         found = model.generate(input_ids=prompts, attention_mask=(prompts != 0).long(), generation_config=config)
@@ -293,7 +293,7 @@ def test_a_greedy_rollout_is_what_generate_writes(probe: LanguageModel) -> None:
     config = GenerationConfig(
         do_sample=False, max_new_tokens=6, eos_token_id=1, pad_token_id=0, bad_words_ids=[[0]],
     )  # fmt: skip
-    with torch.no_grad(), probe.using("policy"):
+    with torch.no_grad(), probe.adapters.using("policy"):
         model: Any = probe.model
         prompts = buffer.sequences.prompt_ids
         found = model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
@@ -313,7 +313,7 @@ def test_log_ratios_of_dpo_equal_plain_peft_and_trl() -> None:
     chosen, rejected = dpo.log_ratios(policy, env, dpo.encode_pairs(policy, comparisons, dpo.Config()))
 
     def logp(text: str, prompt: str) -> Tensor:
-        ids = torch.tensor([[*lm.encode(prompt), *(lm.encode(text) if text else []), 1]])
+        ids = torch.tensor([[*lm.text.encode(prompt), *(lm.text.encode(text) if text else []), 1]])
         model: Any = lm.model
         per_token = selective_log_softmax(model(input_ids=ids).logits[:, :-1], ids[:, 1:])
         return per_token[0, len(prompt) - 1 :].sum()
@@ -321,7 +321,7 @@ def test_log_ratios_of_dpo_equal_plain_peft_and_trl() -> None:
     expected = []
     with torch.no_grad():
         for c in comparisons:
-            with lm.using("policy"):
+            with lm.adapters.using("policy"):
                 now = [logp(text, c.prompt) for text in c.ranked]
             model: Any = lm.model
             with model.disable_adapter():

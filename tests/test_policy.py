@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import step_down
 from torch import Tensor
 
 import lmgym
+from agents.learner import Learner, LearnerConfig
 from lmgym import LanguageModel, Policy
+from lmgym.critic import Critic
 from lmgym.models import Decoding, Sequences
 from lmgym.models.transformers_decoding import CachedDecoding
 from lmgym.sampling import chosen_log_probs, log_probs
@@ -17,7 +20,7 @@ LARGEST = float(torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
 
 @pytest.fixture
 def policy(probe: LanguageModel) -> Policy:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     return Policy(probe)
 
 
@@ -136,7 +139,7 @@ def test_log_probs_of_banned_tokens() -> None:
 
 
 def test_a_policy_without_adapter_samples_and_does_not_train(probe: LanguageModel) -> None:
-    with pytest.raises(ValueError, match=r"lm.add_adapter\('policy'\)"):
+    with pytest.raises(ValueError, match=r"lm.adapters.add\('policy'\)"):
         Policy(probe)
     policy = Policy(probe, adapter=None)
     policy.act(
@@ -146,15 +149,35 @@ def test_a_policy_without_adapter_samples_and_does_not_train(probe: LanguageMode
         policy.parameters()
 
 
+@pytest.mark.parametrize("critic", ["head", "adapter"])
+def test_a_new_learner_trains_an_adapter_that_peft_switched_off(probe: LanguageModel, critic: Critic) -> None:
+    """peft's disable_adapter() leaves requires_grad off; a learner would train the value head alone, in silence."""
+    probe.adapters.add("policy")
+    policy = Policy(probe, critic=critic)
+    trained = policy.parameters()
+    probe.adapters.add("another")
+    with probe.adapters.using("another"), probe.model.disable_adapter():
+        pass
+    assert not any(p.requires_grad for p in probe.adapters.parameters("policy")), "else this test shows nothing"
+    learner = Learner(policy.parameters(), LearnerConfig(lr=1e-2, warmup=0.0))
+    assert [id(p) for p in learner.parameters] == [id(p) for p in trained]
+    assert all(p.requires_grad for p in trained)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    sequences = Sequences(torch.tensor([[2]]), mask[:, :1], torch.tensor([[3, 4]]), mask, torch.ones(2, 6).bool())
+    step_down(learner, -policy.evaluate(sequences).logp.sum())
+    assert all(p.grad is not None for p in probe.adapters.parameters("policy"))
+    assert any(bool(p.grad.any()) for p in probe.adapters.parameters("policy") if p.grad is not None)
+
+
 def test_wrong_settings_are_refused(probe: LanguageModel) -> None:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     for temperature in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="must be positive"):
             Policy(probe, temperature=temperature)
 
 
 def test_the_critic_starts_from_zero(probe: LanguageModel) -> None:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     for critic in ("head", "adapter", "none"):
         policy = Policy(probe, critic=critic)
         decoding = policy.start(torch.tensor([[2, 3]]), torch.tensor([[1, 1]]))
@@ -164,15 +187,15 @@ def test_the_critic_starts_from_zero(probe: LanguageModel) -> None:
 
 def test_the_critics_adapter_is_drawn_apart_from_the_policys(probe: LanguageModel) -> None:
     """From the same seed: its rank is the policy's, its scale 2, and its weights are others."""
-    probe.add_adapter("policy", rank=4, alpha=8, seed=0)
+    probe.adapters.add("policy", rank=4, alpha=8, seed=0)
     policy = Policy(probe, critic="adapter", seed=0)
-    assert probe.adapter_rank("value") == 4
+    assert probe.adapters.rank("value") == 4
     config: Any = probe.model.peft_config["value"]
     assert config.lora_alpha == 8
-    pairs = zip(probe.adapter_parameters("policy"), probe.adapter_parameters("value"), strict=True)
+    pairs = zip(probe.adapters.parameters("policy"), probe.adapters.parameters("value"), strict=True)
     assert not any(torch.equal(one, other) for one, other in pairs if bool(one.any()))
     trained = {id(p) for p in policy.parameters()}
-    assert trained >= {id(p) for name in ("policy", "value") for p in probe.adapter_parameters(name)}
+    assert trained >= {id(p) for name in ("policy", "value") for p in probe.adapters.parameters(name)}
     assert all(p.requires_grad for p in policy.parameters())
     frozen = Policy(lmgym.load("probe"), None, critic="adapter")
-    assert frozen.lm.adapter_rank("value") == 8
+    assert frozen.lm.adapters.rank("value") == 8

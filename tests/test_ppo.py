@@ -28,11 +28,11 @@ EOS = 1
 
 def remember_texts(lm: LanguageModel) -> None:
     """The probe has few texts: tokenising each once halves the time of these tests, and changes nothing else."""
-    encode, decode = lm.encode, lm.decode_completion
+    encode, decode = lm.text.encode, lm.text.decode_completion
     known = functools.cache(lambda text: tuple(encode(text)))
     read = functools.cache(lambda prompt, ids: decode(prompt, ids))
-    lm.encode = lambda text: list(known(text))
-    lm.decode_completion = lambda prompt_ids, ids: read(tuple(prompt_ids), tuple(ids))
+    lm.text.encode = lambda text: list(known(text))
+    lm.text.decode_completion = lambda prompt_ids, ids: read(tuple(prompt_ids), tuple(ids))
 
 
 @dataclasses.dataclass
@@ -52,7 +52,7 @@ def make(
 ) -> Run:
     lm = lmgym.load("probe")
     remember_texts(lm)
-    lm.add_adapter("policy", rank=rank, alpha=2 * rank, seed=seed)
+    lm.adapters.add("policy", rank=rank, alpha=2 * rank, seed=seed)
     policy = Policy(lm, critic=critic, seed=seed)
     settings: dict[str, Any] = {"max_prompt_tokens": 1, "max_new_tokens": 3, "kl": "sampled", "beta": 0.2} | arguments
     env = TokenVectorEnv(rows, task=Tree(), model=lm, **settings)
@@ -124,13 +124,13 @@ def test_ppo_reaches_the_exact_optimum_of_the_tree(seed: int) -> None:
 def perturb(policy: Policy) -> None:
     generator = torch.Generator().manual_seed(0)
     assert policy.adapter is not None
-    for parameter in policy.lm.adapter_parameters(policy.adapter):
+    for parameter in policy.lm.adapters.parameters(policy.adapter):
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
 
 
 def gradients(policy: Policy, loss: Tensor) -> Tensor:
     assert policy.adapter is not None
-    found = torch.autograd.grad(loss, policy.lm.adapter_parameters(policy.adapter))
+    found = torch.autograd.grad(loss, policy.lm.adapters.parameters(policy.adapter))
     return torch.cat([gradient.flatten() for gradient in found])
 
 
@@ -139,7 +139,7 @@ def test_one_step_is_reinforce(monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(rows=64, critic="none")
     perturb(run.policy)
     taken: list[Tensor] = []
-    adapted = run.policy.lm.adapter_parameters("policy")
+    adapted = run.policy.lm.adapters.parameters("policy")
     monkeypatch.setattr(
         run.learner,
         "optimizer_step",
@@ -248,7 +248,7 @@ def test_an_adapter_that_is_frozen_from_outside_is_trained_on() -> None:
     next(updates)
     with run.policy.lm.model.disable_adapter():
         pass
-    adapter = run.policy.lm.adapter_parameters("policy")
+    adapter = run.policy.lm.adapters.parameters("policy")
     assert not any(p.requires_grad for p in adapter)
     before = [p.detach().clone() for p in adapter]
     next(updates)
@@ -370,6 +370,26 @@ def test_a_step_goes_down_and_not_too_far() -> None:
     assert bool((parameter.detach() < torch.tensor([3.0, 4.0])).all())
     with pytest.raises(ValueError, match="nothing to train"):
         Learner([torch.nn.Parameter(torch.ones(1), requires_grad=False)], LearnerConfig())
+
+
+def test_an_adapter_that_peft_switches_off_between_updates_is_trained_on_and_the_user_is_told() -> None:
+    """peft's disable_adapter() leaves requires_grad off; else the value head alone would be trained, in silence."""
+    kept = [torch.zeros(0)] * 2
+    for i, interfere in enumerate((False, True)):
+        run = make(rows=8, kl="none")
+        run.policy.lm.adapters.add("another")
+        said: list[str] = []
+        run.learner.say = said.append
+        for row in ppo.train(run.policy, run.env, run.learner, ppo.Config(updates=2)):
+            assert row["optimizer/steps"] > 0
+            if interfere:
+                with run.policy.lm.adapters.using("another"), run.policy.lm.model.disable_adapter():
+                    pass
+                assert not any(p.requires_grad for p in run.policy.lm.adapters.parameters("policy"))
+        kept[i] = torch.cat([p.detach().flatten() for p in run.policy.parameters()])
+        assert len(said) == interfere
+        assert all("disable_adapter" in line for line in said)
+    assert torch.equal(*kept), "the numbers are those of a run that nobody disturbed"
 
 
 def test_metrics_are_masked_means_over_everything_added() -> None:

@@ -139,7 +139,7 @@ def test_making_one_leaves_the_language_model_and_the_random_state_alone(probe: 
         nn.init.ones_(parameter)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(probe.model.lm_head.weight, before)
-    assert probe.adapters == ()
+    assert not probe.adapters
 
 
 def test_normalise_gives_mean_zero_and_deviation_one(probe: LanguageModel) -> None:

@@ -25,8 +25,8 @@ def score(prompts: Any, completions: Any) -> list[float]:
 
 def make(lm: LanguageModel, rows: int = 8, **arguments: Any) -> tuple[Policy, TokenVectorEnv, RolloutBuffer]:
     if "policy" not in lm.adapters:
-        lm.add_adapter("policy")
-        for parameter in lm.adapter_parameters("policy"):
+        lm.adapters.add("policy")
+        for parameter in lm.adapters.parameters("policy"):
             nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
     policy = Policy(lm, critic=arguments.pop("critic", "head"))
     nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(1))
@@ -174,7 +174,7 @@ def test_what_a_buffer_holds(probe: LanguageModel, on_limit: str, steps: int, cr
 
 
 def test_a_fresh_policy_is_its_reference(probe: LanguageModel) -> None:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     policy, env = Policy(probe), TokenVectorEnv(16, task=Tree(), model=probe, max_prompt_tokens=4, max_new_tokens=6)
     buffer = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0))
     torch.testing.assert_close(buffer.logp, buffer.reference_logp, atol=1e-5, rtol=0)
@@ -209,7 +209,7 @@ def test_scoring_again_finds_what_acting_found(
     probe: LanguageModel, on_limit: Any, truncation: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In full precision both agree: on log-probabilities, values, and the value behind a row that is cut off."""
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     env = TokenVectorEnv(
         24, task=Tree(), model=probe, max_prompt_tokens=1, max_new_tokens=3, kl="none", on_limit=on_limit
     )
@@ -240,6 +240,6 @@ def test_a_policy_that_ends_otherwise_is_refused(probe: LanguageModel) -> None:
     _, env, _ = make(probe, 2, kl="none")
     other = lmgym.load("probe")
     other.eos_ids = (1, 2)
-    other.add_adapter("policy")
+    other.adapters.add("policy")
     with pytest.raises(ValueError, match="different vocabularies"):
         check_agreement(Policy(other), env)

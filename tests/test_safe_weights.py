@@ -31,7 +31,7 @@ class Bomb:
 def saved(tmp_path: Path) -> Path:
     """A saved policy with an adapter, and a critic that has an adapter too."""
     lm = lmgym.load("probe")
-    lm.add_adapter("policy", rank=4)
+    lm.adapters.add("policy", rank=4)
     policy = Policy(lm, critic="adapter")
     for parameter in policy.parameters():
         torch.nn.init.constant_(parameter, 0.01)
@@ -116,7 +116,7 @@ def test_pickled_weights_are_refused_by_name_with_the_remedy(saved: Path, tmp_pa
     (saved / "adapter_model.safetensors").unlink()
     torch.save({"w": Bomb(marker)}, saved / "adapter_model.bin")
     with pytest.raises(ValueError, match=r"adapter_model\.bin: pickled weights can run any code.*save_pretrained"):
-        lmgym.load("probe").load_adapter(saved)
+        lmgym.load("probe").adapters.load(saved)
     model = tmp_path / "model"
     lmgym.load("probe").save(model)
     (model / "model.safetensors").unlink()
@@ -158,7 +158,7 @@ def of_another_shape(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     ("change", "said"),
     [
         (without_the_first, "lacks"),
-        (with_one_more, "besides what belongs there"),
+        (with_one_more, "has the unexpected weight"),
         (of_another_shape, r"shape \(3, 5\)"),
     ],
 )
@@ -179,15 +179,15 @@ def test_weights_that_lack_or_exceed_are_refused(saved: Path, name: str, change:
 
 def test_what_fails_leaves_the_other_adapters_alone(saved: Path) -> None:
     lm = lmgym.load("probe")
-    lm.add_adapter("mine")
-    (parameter, *_) = lm.adapter_parameters("mine")
+    lm.adapters.add("mine")
+    (parameter, *_) = lm.adapters.parameters("mine")
     parameter.requires_grad_(True)
     save_file(without_the_first(load_file(saved / "value_head.safetensors")), saved / "value_head.safetensors")
     with pytest.raises(ValueError, match="value_head"):
         Policy.load(lm, saved)
-    assert lm.adapters == ("mine",)
+    assert list(lm.adapters) == ["mine"]
     assert parameter.requires_grad
-    assert lm.adapter_parameters("mine")[0] is parameter
+    assert lm.adapters.parameters("mine")[0] is parameter
 
 
 def test_a_sound_policy_loads_and_decides_as_before(saved: Path) -> None:
@@ -209,9 +209,9 @@ def test_a_sound_policy_loads_and_decides_as_before(saved: Path) -> None:
         ({"layer_replication": [[0, 1]]}, "changes the base"),
         ({"modules_to_save": ["lm_head"]}, "cannot be switched off"),
         ({"init_lora_weights": "pissa"}, "may rewrite the base"),
-        ({"r": "many"}, "no settings of a LoRA adapter|no adapter for this model"),
-        ({"r": -1}, "no settings of a LoRA adapter|no adapter for this model"),
-        ({"target_modules": ["nowhere"]}, "no adapter for this model"),
+        ({"r": "many"}, "not the settings of a LoRA adapter|does not fit this model"),
+        ({"r": -1}, "not the settings of a LoRA adapter|does not fit this model"),
+        ({"target_modules": ["nowhere"]}, "does not fit this model"),
     ],
 )
 def test_settings_of_an_adapter_that_cannot_be(saved: Path, settings: dict[str, Any], said: str) -> None:
@@ -257,7 +257,7 @@ def test_code_that_comes_with_a_model_does_not_run(
     settings = json.loads(file.read_text())
     settings |= {"auto_map": remote, "auto_mapping": {"parent_library": "mine", "base_model_class": "Mine"}}
     file.write_text(json.dumps(settings))
-    lmgym.load("probe").load_adapter(saved)
+    lmgym.load("probe").adapters.load(saved)
     assert not marker.exists()
 
 
@@ -321,7 +321,7 @@ def test_a_reward_adapter_names_its_base(tmp_path: Path) -> None:
 def test_read_settings_and_check_shapes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON"):
         read_settings(tmp_path / "missing.json")
-    with pytest.raises(ValueError, match="no such file; weights are read from safetensors alone"):
+    with pytest.raises(ValueError, match="no such file; weights are read from safetensors files only"):
         read_weights(tmp_path / "missing.safetensors")
     with pytest.raises(ValueError, match="file: lacks 'b' and 1 more"):
         check_shapes("file", {"a": torch.ones(1)}, {name: torch.ones(1) for name in "abc"})
@@ -329,21 +329,21 @@ def test_read_settings_and_check_shapes(tmp_path: Path) -> None:
 
 def test_dropping_an_adapter(probe: LanguageModel) -> None:
     plain = probe.model
-    probe.add_adapter("one")
-    probe.add_adapter("two")
-    probe.drop_adapter("one")
-    assert probe.adapters == ("two",)
-    probe.drop_adapter("two")
+    probe.adapters.add("one")
+    probe.adapters.add("two")
+    probe.adapters.drop("one")
+    assert list(probe.adapters) == ["two"]
+    probe.adapters.drop("two")
     assert not probe.adapters
     assert probe.model is plain
     with pytest.raises(ValueError, match="no adapter 'two'"):
-        probe.drop_adapter("two")
+        probe.adapters.drop("two")
 
 
 def test_loading_an_adapter_draws_nothing_and_keeps_the_name_of_its_base(saved: Path, tmp_path: Path) -> None:
     lm, state = lmgym.load("probe"), torch.get_rng_state()
-    lm.load_adapter(saved)
+    lm.adapters.load(saved)
     assert torch.equal(state, torch.get_rng_state())
-    lm.save_adapter(tmp_path / "again")
+    lm.adapters.save(tmp_path / "again")
     first, second = (json.loads((folder / "adapter_config.json").read_text()) for folder in (saved, tmp_path / "again"))
     assert first["base_model_name_or_path"] == second["base_model_name_or_path"]

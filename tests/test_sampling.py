@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lmgym
 from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
-from lmgym.models import Example, collate, encode
+from lmgym.models import Example, collate_examples, encode_example
 from lmgym.sampling import draw, log_probs, most_probable, pack_bits, packed_width, unpack_bits
 from lmgym.tasks.probe import Tree
 
@@ -98,7 +98,7 @@ def world(**arguments: Any) -> TokenVectorEnv:
 
 
 def truncated(env: TokenVectorEnv, **settings: Any) -> Policy:
-    env.model.add_adapter("policy", rank=8)
+    env.model.adapters.add("policy", rank=8)
     policy = Policy(env.model, critic="none", **settings)
     perturb(policy)
     return policy
@@ -196,7 +196,7 @@ def test_the_judge_may_be_another_adapter() -> None:
     """NLPO's masks: what the copy finds probable is kept, whatever the policy has come to since."""
     env = world()
     policy = truncated(env)
-    env.model.copy_adapter("policy", "judge")
+    env.model.adapters.copy("policy", "judge")
     for parameter in policy.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     judged = policy.truncated(top_p=0.7, by="judge")
@@ -238,20 +238,22 @@ def test_a_moved_policy_is_scored_over_what_was_kept_and_not_over_what_it_would_
     unseen = replace(sequences, sampling_mask=None)
     own = policy.log_probs(unseen).detach()[sequences.is_action] > -torch.inf
     whole = logits.masked_fill(~sequences.action_mask, -torch.inf).log_softmax(-1)[sequences.is_action]
-    assert own.tolist() == [naive(row.exp().double().numpy(), policy.top_k, policy.top_p).tolist() for row in whole]
+    assert own.tolist() == [
+        naive(row.exp().double().numpy(), policy.truncation.top_k, policy.truncation.top_p).tolist() for row in whole
+    ]
     assert not torch.equal(own, kept[sequences.is_action])
 
 
 def test_a_policy_keeps_everything_unless_told_otherwise(probe: LanguageModel) -> None:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     for policy in (Policy(probe), Policy(probe, top_k=2).truncated()):
-        assert (policy.top_k, policy.top_p, policy.truncates) == (0, 1.0, False)
+        assert (policy.truncation.top_k, policy.truncation.top_p, policy.truncates) == (0, 1.0, False)
     assert all(Policy(probe, **settings).truncates for settings in TRUNCATIONS)
     assert (Policy(probe).temperature, Policy(probe).critic) == (1.0, "head")
 
 
 def test_truncations_that_make_no_sense_are_refused(probe: LanguageModel) -> None:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     wrong: list[dict[str, Any]] = [{"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": float("nan")}]
     for settings in wrong:
         with pytest.raises(ValueError, match=r"top_k=.* must not be negative, and top_p=.* must lie in \(0, 1\]"):
@@ -259,8 +261,10 @@ def test_truncations_that_make_no_sense_are_refused(probe: LanguageModel) -> Non
 
 
 def test_texts_that_others_wrote_are_scored_by_the_whole_policy(probe: LanguageModel) -> None:
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     policy = Policy(probe, critic="none", top_k=1)
-    texts = collate(probe, [encode(probe, Example("a", "bcd")), encode(probe, Example("b", "d"))])
+    texts = collate_examples(
+        probe, [encode_example(probe, Example("a", "bcd")), encode_example(probe, Example("b", "d"))]
+    )
     assert bool((policy.evaluate(texts.sequences).logp == -torch.inf).any())
     assert bool(torch.isfinite(policy.truncated().evaluate(texts.sequences).logp).all())

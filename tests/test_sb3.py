@@ -84,7 +84,7 @@ def make(
 ) -> Made:
     lm = lm or lmgym.load("probe")
     remember_texts(lm)
-    lm.add_adapter("policy", rank=16, alpha=32)
+    lm.adapters.add("policy", rank=16, alpha=32)
     policy = Policy(lm, critic=critic, temperature=temperature)
     settings = {"task": Tree(), "max_prompt_tokens": 1, "max_new_tokens": 3, "kl": "none", "beta": 0.2}
     env = TokenVectorEnv(rows, model=lm, temperature=temperature, autoreset_mode="SameStep", **(settings | arguments))
@@ -417,7 +417,7 @@ def test_saved_parameters_come_back(name: str, tmp_path: Path) -> None:
     observation = {key: torch.as_tensor(x) for key, x in first.env.reset().items()}
     read = (lambda m: m.q_net(observation)) if name == "DQN" else (lambda m: m.policy.predict_values(observation))
     torch.testing.assert_close(read(again), read(model))
-    found, expected = (made.lm.adapter_parameters("policy") for made in (second, first))
+    found, expected = (made.lm.adapters.parameters("policy") for made in (second, first))
     torch.testing.assert_close(found, expected)
     with pytest.raises(ValueError, match=r"not the language model.*set_parameters"):
         type(model).load(tmp_path / "model.zip", device="cpu")
@@ -514,7 +514,7 @@ def test_the_buffer_holds_score_less_sampled_kl(name: str, on_limit: str) -> Non
             token, info = int(found["actions"][t, row, 0]), record.infos[t][row]
             logp = []
             for adapter in ("policy", None):
-                with torch.no_grad(), made.lm.using(adapter):
+                with torch.no_grad(), made.lm.adapters.using(adapter):
                     logits = made.lm.model(text).logits[0, -1] / 0.8
                 logits[PAD] = -torch.inf
                 logp.append(float(logits.log_softmax(-1)[token]))
@@ -522,7 +522,7 @@ def test_the_buffer_holds_score_less_sampled_kl(name: str, on_limit: str) -> Non
             expected = info["score"] - 0.3 * (logp[0] - logp[1])
             if info["TimeLimit.truncated"]:
                 whole = torch.as_tensor(info["terminal_observation"]["input_ids"])[None]
-                with torch.no_grad(), made.lm.using("policy"):
+                with torch.no_grad(), made.lm.adapters.using("policy"):
                     hidden = made.lm.model(whole, output_hidden_states=True).hidden_states[-1][0, -1]
                     expected += float(value(hidden))
             assert found["rewards"][t, row] == pytest.approx(expected, abs=1e-5)

@@ -9,29 +9,29 @@ from test_ppo import perturb
 from agents import sft
 from agents.learner import Learner, LearnerConfig
 from lmgym import LanguageModel, Policy
-from lmgym.models import Example, encode
+from lmgym.models import Example, encode_example
 
 PAD, EOS, A, B, C, D = range(6)
 
 
 def by_hand(lm: LanguageModel, ids: list[int], start: int, adapter: str | None = None) -> list[float]:
-    with torch.no_grad(), lm.using(adapter):
+    with torch.no_grad(), lm.adapters.using(adapter):
         logits = lm.model(input_ids=torch.tensor([ids])).logits[0]
     return [-float(logits[t - 1].log_softmax(0)[ids[t]]) for t in range(start, len(ids))]
 
 
 def test_prompt_is_given_completion_and_its_end_are_learned(probe: LanguageModel) -> None:
-    assert encode(probe, Example("ab", "cd"), 10) == ([A, B, C, D, EOS], 2)
-    assert encode(probe, Example("ab", "cd", finished=False), 10) == ([A, B, C, D], 2)
-    assert encode(probe, Example("", "cd"), 10) == ([C, D, EOS], 1)
-    assert encode(probe, Example("ab", "cdcd"), 3) == ([A, B, C], 2)
+    assert encode_example(probe, Example("ab", "cd"), 10) == ([A, B, C, D, EOS], 2)
+    assert encode_example(probe, Example("ab", "cd", finished=False), 10) == ([A, B, C, D], 2)
+    assert encode_example(probe, Example("", "cd"), 10) == ([C, D, EOS], 1)
+    assert encode_example(probe, Example("ab", "cdcd"), 3) == ([A, B, C], 2)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_loss_by_hand_over_padded_rows(architecture: str, request: pytest.FixtureRequest) -> None:
     lm: LanguageModel = request.getfixturevalue(architecture)
     examples = [Example("a", "bcd"), Example("abc", "d"), Example("", "dd", finished=False)]
-    rows = [encode(lm, example, 10) for example in examples]
+    rows = [encode_example(lm, example, 10) for example in examples]
     loss, mask = sft.nll(lm, rows)
     expected = [by_hand(lm, ids, start) for ids, start in rows]
     for row, values in enumerate(expected):
@@ -44,11 +44,11 @@ def test_the_loss_by_hand_over_padded_rows(architecture: str, request: pytest.Fi
 
 def test_it_learns_and_reports_what_it_says(probe: LanguageModel) -> None:
     """Two texts, each half of the time: the entropy is log 2 spread over five tokens."""
-    probe.add_adapter("sft", rank=8)
+    probe.adapters.add("sft", rank=8)
     examples = [Example("a", "bcdb"), Example("a", "dcdb")] * 64
-    for parameter in probe.adapter_parameters("sft"):
+    for parameter in probe.adapters.parameters("sft"):
         parameter.requires_grad_(True)
-    learner = Learner(probe.adapter_parameters("sft"), LearnerConfig(lr=1e-2))
+    learner = Learner(probe.adapters.parameters("sft"), LearnerConfig(lr=1e-2))
     config = sft.Config(epochs=8, minibatch_rows=16)
     rows = list(sft.train(probe, examples, examples[:4], learner, config, "sft"))
     assert len(rows) == 8 * 8
@@ -69,23 +69,23 @@ def test_no_examples_are_refused(probe: LanguageModel) -> None:
 
 def test_a_step_goes_down_the_mean_over_learned_tokens(probe: LanguageModel) -> None:
     """Its gradient's norm, and the schedule over all steps of all passes; held-out loss before the first and last."""
-    probe.add_adapter("policy")
+    probe.adapters.add("policy")
     perturb(Policy(probe))
     given = [Example("ab", "cd"), Example("a", "bcdd", finished=False), Example("c", "")]
-    learner = Learner(probe.adapter_parameters("policy"), LearnerConfig(lr=0.0, max_grad_norm=0.0))
+    learner = Learner(probe.adapters.parameters("policy"), LearnerConfig(lr=0.0, max_grad_norm=0.0))
     (row,) = list(sft.train(probe, given, [], learner, sft.Config(minibatch_rows=3), "policy"))
-    encoded, losses = [encode(probe, example) for example in given], []
+    encoded, losses = [encode_example(probe, example) for example in given], []
     for ids, start in encoded:
-        with probe.using("policy"):
+        with probe.adapters.using("policy"):
             logp = probe.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         losses += [-logp[t - 1, ids[t]] for t in range(start, len(ids))]
     mean = torch.stack(losses).mean()
-    gradient = torch.autograd.grad(mean, probe.adapter_parameters("policy"))
+    gradient = torch.autograd.grad(mean, probe.adapters.parameters("policy"))
     norm = torch.cat([g.flatten() for g in gradient]).norm()
     assert row["optimizer/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
     assert row["loss/train"] == pytest.approx(float(mean.detach()), rel=1e-5)
 
-    learner = Learner(probe.adapter_parameters("policy"), LearnerConfig(lr=1e-3, warmup=0.0))
+    learner = Learner(probe.adapters.parameters("policy"), LearnerConfig(lr=1e-3, warmup=0.0))
     rows, rates = [], []
     for one in sft.train(probe, given, given, learner, sft.Config(epochs=2, minibatch_rows=2), "policy"):
         rows.append(one)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 
 import lmgym
 from lmgym import LanguageModel, RewardModel, TokenVectorEnv
-from lmgym.models import Example, encode, token_ids
+from lmgym.models import Example, encode_example, token_ids
 from lmgym.tasks import PromptList
 
 NAMES = (
@@ -65,11 +65,11 @@ def stories(shared_data: Path) -> LanguageModel:
 def test_special_names_in_a_prompt_stay_text(name: str, request: pytest.FixtureRequest) -> None:
     lm: LanguageModel = request.getfixturevalue(name)
     before = [1] if name == "stories" else []
-    for text, ids in zip(texts(), lm.encode_all(texts()), strict=True):
+    for text, ids in zip(texts(), lm.text.encode_all(texts()), strict=True):
         assert ids[: len(before)] == before, "an intended beginning stays"
         own = ids[len(before) :]
         assert not special(lm) & set(own), (text, lm.tokenizer.convert_ids_to_tokens(ids))
-        assert lm.decode(ids) == text, "and nothing of the text is lost"
+        assert lm.text.decode(ids) == text, "and nothing of the text is lost"
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt2_words", "stories"])
@@ -77,7 +77,7 @@ def test_special_names_in_a_text_to_learn_stay_text(name: str, request: pytest.F
     lm: LanguageModel = request.getfixturevalue(name)
     before = 1 if name == "stories" else 0
     for text in texts():
-        ids, start = encode(lm, Example(f"Say it: {text}", text))
+        ids, start = encode_example(lm, Example(f"Say it: {text}", text))
         assert ids[-1] == lm.eos_ids[0], "the intended end stays"
         assert 0 < start < len(ids) - 1
         assert not special(lm) & set(ids[before:-1])
@@ -93,7 +93,7 @@ def test_special_names_in_an_environment(tiny: LanguageModel) -> None:
     for row, text in enumerate(hostile):
         ids = observation["input_ids"][row][observation["attention_mask"][row].bool()].tolist()
         assert not {tiny.pad_id, *tiny.eos_ids} & set(ids)
-        assert tiny.decode(ids) == text
+        assert tiny.text.decode(ids) == text
     assert env.running_rows() == [0, 1, 2, 3]
 
 
@@ -110,21 +110,21 @@ def test_special_names_in_a_text_to_score() -> None:
 
 
 def test_a_beginning_that_also_ends_stays(gpt2_words: LanguageModel) -> None:
-    assert gpt2_words.encode("Hi") == gpt2_words.tokenizer("Hi")["input_ids"]
-    assert gpt2_words.encode("<|endoftext|>") != [50256]
+    assert gpt2_words.text.encode("Hi") == gpt2_words.tokenizer("Hi")["input_ids"]
+    assert gpt2_words.text.encode("<|endoftext|>") != [50256]
 
 
 def test_letters_that_a_tokenizer_does_not_know_are_no_padding(probe: LanguageModel) -> None:
     """The probe knows a to d alone, and would read all else as padding."""
     with pytest.raises(
-        ValueError, match="special token '<pad>', the token's name or a character that it does not know"
+        ValueError, match="special token '<pad>': the token's name or a character that it does not know"
     ):
-        probe.encode("abz")
+        probe.text.encode("abz")
 
 
 def test_ordinary_texts_are_encoded_as_transformers_does(tiny: LanguageModel, probe: LanguageModel) -> None:
     for lm, words in ((tiny, ["We saw it.", " 12 é 漢 🙂"]), (probe, ["abcd", "dd"])):
-        assert lm.encode_all(words) == lm.tokenizer(words)["input_ids"]
+        assert lm.text.encode_all(words) == lm.tokenizer(words)["input_ids"]
 
 
 def word_level(**template: Any) -> PreTrainedTokenizerFast:
@@ -138,16 +138,16 @@ def test_a_tokenizer_that_cannot_tell_them_apart_says_so() -> None:
     """Whole words are looked up, special tokens among them: such a text cannot be written."""
     config = GPT2Config(vocab_size=5, n_embd=8, n_layer=1, n_head=1, n_positions=64, eos_token_id=1, bos_token_id=None)
     lm = LanguageModel(GPT2LMHeadModel(config), word_level(), "words")
-    assert lm.encode("a b unheard") == [3, 4, 2]
+    assert lm.text.encode("a b unheard") == [3, 4, 2]
     with pytest.raises(ValueError, match="reads as its special token '<eos>'"):
-        lm.encode("a <eos> b")
-    assert lm.encode("a b") == [3, 4], "and what failed is not remembered"
+        lm.text.encode("a <eos> b")
+    assert lm.text.encode("a b") == [3, 4], "and what failed is not remembered"
 
 
 @pytest.mark.parametrize("text", ["\ud800", "ok \udfff", "a\udc80b"])
 def test_half_a_character_is_no_text(tiny: LanguageModel, text: str) -> None:
     with pytest.raises(ValueError, match="lone surrogate"):
-        tiny.encode(text)
+        tiny.text.encode(text)
     with pytest.raises(ValueError, match="lone surrogate"):
         RewardModel.load("tiny-reward").score_texts([text])
 
@@ -161,5 +161,5 @@ def test_token_ids_leaves_the_tokenizer_as_it_was(tiny: LanguageModel) -> None:
 
 def test_texts_of_every_script_come_back(tiny: LanguageModel) -> None:
     for text in (os.linesep, "ไทย", "한국어", "हिन्दी", "ქართული", "Ⅷ ½ ﬁ", "e\u0301", "\u200d\u200b", "\x00\x1b[31m"):
-        assert tiny.decode(tiny.encode(text)) == text
-    assert torch.tensor(tiny.encode("漢")).shape == (3,), "bytes where there is no token"
+        assert tiny.text.decode(tiny.text.encode(text)) == text
+    assert torch.tensor(tiny.text.encode("漢")).shape == (3,), "bytes where there is no token"

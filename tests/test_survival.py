@@ -408,7 +408,7 @@ def test_an_algorithm_called_like_a_stage_is_refused(tmp_path: Path, capsys: pyt
 
 def world(rows: int = 8, kind: str = "none", **config: Any) -> tuple[lmgym.Policy, lmgym.TokenVectorEnv, Learner]:
     lm = lmgym.load("tiny")
-    lm.add_adapter("policy", rank=2)
+    lm.adapters.add("policy", rank=2)
     policy = lmgym.Policy(lm, critic="head")
     env = lmgym.TokenVectorEnv(rows, task=Sort(), model=lm, max_new_tokens=8, kl="sampled", beta=0.02)
     return policy, env, Learner(policy.parameters(), LearnerConfig(lr=1e-3, **config), seed=3)
@@ -581,7 +581,7 @@ def test_a_bad_text_in_fine_tuning_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     def bad(lm: LanguageModel, rows: Any, adapter: Any = None) -> Any:
         loss, mask = nll(lm, rows, adapter)
-        return loss * torch.tensor([[float("nan") if "7" in lm.decode(ids) else 1.0] for ids, _ in rows]), mask
+        return loss * torch.tensor([[float("nan") if "7" in lm.text.decode(ids) else 1.0] for ids, _ in rows]), mask
 
     monkeypatch.setattr(sft, "nll", bad)
     examples = [Example(f"say {i}:", f" {i}.") for i in range(5, 9)]
@@ -711,10 +711,10 @@ def test_fine_tuning_takes_smaller_passes_too(monkeypatch: pytest.MonkeyPatch) -
 
     def tuned(most: int) -> tuple[LanguageModel, list[dict[str, float]], list[str]]:
         lm, said = lmgym.load("tiny"), []
-        lm.add_adapter("sft", rank=2)
-        for parameter in lm.adapter_parameters("sft"):
+        lm.adapters.add("sft", rank=2)
+        for parameter in lm.adapters.parameters("sft"):
             parameter.requires_grad_(True)
-        learner = Learner(lm.adapter_parameters("sft"), LearnerConfig(), say=said.append)
+        learner = Learner(lm.adapters.parameters("sft"), LearnerConfig(), say=said.append)
         nll = sft.nll
 
         def limited(lm: LanguageModel, rows: Any, adapter: Any = None) -> Any:
@@ -730,7 +730,7 @@ def test_fine_tuning_takes_smaller_passes_too(monkeypatch: pytest.MonkeyPatch) -
     parts, part_rows, part_said = tuned(1)
     assert not said
     assert len(part_said) == 2, "4 rows, 2, 1"
-    for a, b in zip(whole.adapter_parameters("sft"), parts.adapter_parameters("sft"), strict=True):
+    for a, b in zip(whole.adapters.parameters("sft"), parts.adapters.parameters("sft"), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
     assert [row["loss/train"] for row in part_rows] == pytest.approx([row["loss/train"] for row in rows], rel=1e-5)
 

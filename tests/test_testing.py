@@ -85,7 +85,7 @@ class Recurrent(nn.Module):
 
 
 def language_model(env: TokenVectorEnv, **settings: Any) -> Policy:
-    env.model.add_adapter("policy", rank=4)
+    env.model.adapters.add("policy", rank=4)
     policy = Policy(env.model, **settings)
     perturb(policy)
     for parameter in policy.parameters():

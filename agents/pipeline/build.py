@@ -28,7 +28,7 @@ def rehearse(algorithm: Algorithm) -> None:
         ValueError: what the algorithm says.
     """
     rl, config, lm = algorithm.rl, algorithm.config, load("probe")
-    lm.add_adapter("policy", rl.lora_rank, 2 * rl.lora_rank)
+    lm.adapters.add("policy", rl.lora_rank, 2 * rl.lora_rank)
     policy = Policy(lm, "policy", rl.temperature, rl.critic, top_k=rl.top_k, top_p=rl.top_p)
     arguments: dict[str, Any] = {"max_prompt_tokens": 4, "max_new_tokens": 3, "temperature": rl.temperature}
     setting = Setting(Tree(), lm, arguments, teacher=Policy(lm, None, rl.temperature))

@@ -87,8 +87,8 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
         train, test = examples_of(setting, wanted, run)
         adapter = "sft" if wanted.lora_rank else None
         if adapter:
-            lm.add_adapter(adapter, wanted.lora_rank, 2 * wanted.lora_rank, setting.seed)
-        parameters = lm.adapter_parameters(adapter) if adapter else list(lm.model.parameters())
+            lm.adapters.add(adapter, wanted.lora_rank, 2 * wanted.lora_rank, setting.seed)
+        parameters = lm.adapters.parameters(adapter) if adapter else list(lm.model.parameters())
         for parameter in parameters:
             parameter.requires_grad_(True)
         learner = Learner(parameters, wanted, setting.seed, on_bad_step=options.on_bad_step, say=run.say)
@@ -100,7 +100,7 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
                 run.say(f"sft: held-out loss {metrics['loss/test']:.3f} nats per token")
         lm.model.requires_grad_(False)
         if adapter:
-            lm.merge_adapter()
+            lm.adapters.merge()
     run.write_folder("sft", lm.save)
     run.finish("sft", products=["sft"])
 
@@ -255,7 +255,7 @@ def train_policy(
         extra: extra_argument(extra, optional, setting, options, algorithm, comparisons)
         for extra, optional in algorithm.extras.items()
     }
-    setting.lm.add_adapter("policy", rl.lora_rank, 2 * rl.lora_rank, setting.seed)
+    setting.lm.adapters.add("policy", rl.lora_rank, 2 * rl.lora_rank, setting.seed)
     policy = Policy(setting.lm, "policy", rl.temperature, rl.critic, setting.seed, rl.top_k, rl.top_p)
     settings: dict[str, Any] = {"temperature": rl.temperature, "score": score}
     env = setting.env(rl.rows, kl=getattr(config, "env_kl", "sampled"), beta=rl.controller(), **settings)

@@ -31,12 +31,12 @@ class AdapterCopy:
 
     def renew(self) -> None:
         """Copies the source as it is now."""
-        self.lm.copy_adapter(self.source, self.name)
+        self.lm.adapters.copy(self.source, self.name)
         self._made = True
         self.then(self.name)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {f"{i:04}": p for i, p in enumerate(self.lm.adapter_parameters(self.name))} if self._made else {}
+        return {f"{i:04}": p for i, p in enumerate(self.lm.adapters.parameters(self.name))} if self._made else {}
 
     def state(self) -> State:
         return State({"made": self._made}, self._tensors())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from agents.training.batch import Batch, Loss
 from agents.training.stateful import State
-from lmgym.devices import free_to_look
+from lmgym.devices import host_reads_are_free
 from lmgym.policy import Evaluation, Policy, TokenPolicy
 
 OnBadStep = Literal["stop", "skip"]
@@ -81,7 +81,7 @@ class StepGuard:
         """
         if self.on_bad_step != "stop":
             return
-        if not free_to_look(refused.device):
+        if not host_reads_are_free(refused.device):
             self._unread.append((refused, examine))
         elif bool(refused):
             raise bad_step(when, examine, self.parameters)
@@ -204,7 +204,7 @@ def _text(policy: TokenPolicy, batch: Batch, row: int) -> str:
     tokens = sequences.tokens[row][batch.mask[row]].tolist()
     if not isinstance(policy, Policy):
         return f"tokens {prompt} | {tokens}"
-    return f"{policy.lm.decode(prompt)!r} | {policy.lm.decode_completion(prompt, tokens)!r}"
+    return f"{policy.lm.text.decode(prompt)!r} | {policy.lm.text.decode_completion(prompt, tokens)!r}"
 
 
 def out_of_memory(error: BaseException) -> bool:

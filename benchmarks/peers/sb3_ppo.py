@@ -57,7 +57,7 @@ def main() -> None:
     policy.lm.fast = False
     model = lmgym.load(job.part("policy"), device=job.device, dtype=job.dtype)
     prompts = job.prompts()
-    lmgym.register_task("benchmarks/Prompts-v0", lambda: Prompts([model.decode(ids) for ids in prompts]))
+    lmgym.register_task("benchmarks/Prompts-v0", lambda: Prompts([model.text.decode(ids) for ids in prompts]))
     reward = RewardModel.load(job.part("reward"))
 
     def make() -> gym.Env:

@@ -49,7 +49,7 @@ class ScorerCache:
     def advance(self, token: Tensor, live: Tensor) -> None:
         decoding = self._current()
         # Ended rows wait for their reset; their position must not run past the model's last one.
-        decoding.park(live)
+        decoding.rewind_ended(live)
         self.decoding = self.scorer.advance(decoding, token)
 
     def _current(self) -> Decoding:

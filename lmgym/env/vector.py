@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.profiler import record_function
 
-from lmgym.devices import sent
+from lmgym.devices import to_device
 from lmgym.env.actions import TokenAction
 from lmgym.env.arguments import OnLimit, check_choice
 from lmgym.env.infos import numpy_infos
@@ -435,7 +435,7 @@ class TokenVectorEnv(VectorEnv):
 
     def _texts(self, rows: Sequence[int], chosen: Sequence[list[int]]) -> list[str]:
         ids, lengths = self.prompt_ids.tolist(), self._prompt_lengths
-        return self.model.decode_completions([ids[row][-lengths[row] :] for row in rows], chosen)
+        return self.model.text.decode_completions([ids[row][-lengths[row] :] for row in rows], chosen)
 
     def _ends(self) -> tuple[Tensor, Tensor]:
         full = self.finish == Finish.LENGTH
@@ -518,8 +518,8 @@ class TokenVectorEnv(VectorEnv):
             used[i, -len(chosen) :] = True
         # Only now, when every prompt is known to be good, is anything changed.
         self.prompts, self._prompt_lengths = prompts, lengths
-        self.prompt_ids[rows] = sent(torch.from_numpy(ids), self.model.device)
-        self.prompt_mask[rows] = sent(torch.from_numpy(used), self.model.device)
+        self.prompt_ids[rows] = to_device(torch.from_numpy(ids), self.model.device)
+        self.prompt_mask[rows] = to_device(torch.from_numpy(used), self.model.device)
         for tensor in (self.tokens, self.length, self.finish, self._reference_logp, self._score, self._token_rewards):
             tensor[rows] = 0
         for column in self._breakdown.values():
@@ -548,7 +548,7 @@ class TokenVectorEnv(VectorEnv):
         return prompt
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        found = self.model.encode_all([prompt.text for prompt in prompts])
+        found = self.model.text.encode_all([prompt.text for prompt in prompts])
         for prompt, ids in zip(prompts, found, strict=True):
             if len(ids) > self.max_prompt_tokens and self.long_prompts == "error":
                 raise ValueError(

@@ -1,27 +1,37 @@
-"""The fused forward pass of the GPT-2 and Llama families: faster than transformers, equal to it in tests."""
+"""The fused forward pass of the GPT-2 and Llama families: faster than transformers, and tested to give the same."""
 
-from lmgym.fused.forward import Trunk
+from lmgym.fused.architectures import body_of, unsupported_adapter_reason, unsupported_reason
+from lmgym.fused.forward import FusedModel
 from lmgym.fused.frozen_prefix import FrozenPrefix
-from lmgym.fused.head import Head, Room, TokenMask, chosen_log_probs_of, draw_from, lowest
-from lmgym.fused.kv_cache import Cache
+from lmgym.fused.head import (
+    Head,
+    ScratchMemory,
+    TokenMask,
+    chosen_log_probs_from_hidden,
+    draw_from_logits,
+    mask_value,
+)
+from lmgym.fused.kv_cache import KVCache
 from lmgym.fused.onednn import PackedLinear, can_pack, pack_linear
-from lmgym.fused.weights import Layer, body_of, state_of, tensors_of
+from lmgym.fused.weights import Layer, tensors_of, weight_version
 
 __all__ = [
-    "Cache",
     "FrozenPrefix",
+    "FusedModel",
     "Head",
+    "KVCache",
     "Layer",
     "PackedLinear",
-    "Room",
+    "ScratchMemory",
     "TokenMask",
-    "Trunk",
     "body_of",
     "can_pack",
-    "chosen_log_probs_of",
-    "draw_from",
-    "lowest",
+    "chosen_log_probs_from_hidden",
+    "draw_from_logits",
+    "mask_value",
     "pack_linear",
-    "state_of",
     "tensors_of",
+    "unsupported_adapter_reason",
+    "unsupported_reason",
+    "weight_version",
 ]

@@ -1,27 +1,24 @@
-"""What the layers below the lowest adapted layer compute: frozen, so computed once per rollout."""
+"""The output of the layers below the lowest adapted one: they are frozen, so it is computed once per rollout."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from lmgym.fused.forward import Trunk
-
-if TYPE_CHECKING:
-    pass
+from lmgym.fused.forward import FusedModel
 
 
 class FrozenPrefix(NamedTuple):
-    """What the layers below the adapters make of texts, computed once for all passes above it.
+    """The output of a model's lowest layers for some texts, computed once and used by all later passes over them.
 
-    It belongs to these texts: sequences with other tokens need another one, or None.
+    It is valid for these texts alone: sequences with other tokens need another one, or None.
 
     Attributes:
-        hidden: [B, L, D] what goes into layer `layer`; column c holds position c.
-        layer: the lowest layer that an adapter changes.
-        owner: whose layers these are; others compute their own.
+        hidden: [B, L, D] the output; column c holds position c.
+        layers: how many of the lowest layers computed it.
+        owner: the model that these layers belong to; other models do not use it.
     """
 
     hidden: Float[Tensor, "B L D"]
-    layer: int
-    owner: Trunk
+    layers: int
+    owner: FusedModel

@@ -1,8 +1,8 @@
-"""From the trunk's hidden states to tokens: log-probabilities of chosen ones, and drawing new ones.
+"""The output head: log-probabilities of chosen tokens, and sampling of new ones, from hidden states.
 
-A table of logits for every token of a rollout is the largest thing that an update could hold: 64 rows of 48 tokens over
-a vocabulary of 32,000 take 400 MB, and autograd would keep several. Here logits exist for a chunk of tokens at a time,
-and the gradient of a log-probability with respect to its hidden state is formed while they do.
+The logits of all tokens of a rollout would be the largest tensor of an update: 64 rows of 48 tokens over a vocabulary
+of 32,000 take 400 MB, and autograd would save several copies. Here logits are computed for one chunk of tokens at a
+time, together with the gradient of each log-probability with respect to its hidden state.
 """
 
 from typing import Any, NamedTuple
@@ -16,21 +16,21 @@ from lmgym.fused.onednn import PackedLinear
 from lmgym.sampling import search, unpack_bits
 
 CHUNK_LOGITS = 1 << 21
-"""How many logits exist at a time."""
+"""The number of logits in memory at a time."""
 BLOCK = 128
-"""Tokens that sampling from a large vocabulary takes together at first."""
+"""Sampling from a large vocabulary first chooses a block of this many tokens."""
 LARGE = 12 * BLOCK
-"""Tokens from which on a vocabulary is large: below, what blocks add takes longer than what they spare."""
+"""Vocabularies of at least this many tokens are sampled by blocks; for smaller ones that would be slower."""
 
 
 class Head(NamedTuple):
-    """The last projection, and the temperature that divides what it gives.
+    """The output projection, and the temperature that divides the logits.
 
     Attributes:
         weight: [V, D].
         bias: [V] or None.
         temperature: of sampling and scoring.
-        packed: the same weight for a CPU's products, where that pays.
+        packed: the same weight packed for a CPU; None where packing is not used.
     """
 
     weight: Float[Tensor, "V D"]
@@ -42,14 +42,14 @@ class Head(NamedTuple):
         self,
         hidden: Float[Tensor, "N D"],
         added: Float[Tensor, " V"] | None = None,
-        room: "Room | None" = None,
+        scratch: "ScratchMemory | None" = None,
     ) -> Float[Tensor, "N V"]:
-        """Logits over the temperature in float32, a tensor to write into.
+        """Logits divided by the temperature, in float32. The caller may overwrite them.
 
         Args:
-            hidden: the trunk's last hidden states.
-            added: a number for each token.
-            room: memory to write to, where it is used again; on a CPU, half of the time would go into asking for it.
+            hidden: the last hidden states.
+            added: is added to every row of the logits, like a bias.
+            scratch: memory for the result, to be reused; on a CPU, allocation would take half of the time.
         """
         bias = self.bias
         if self.temperature != 1:
@@ -60,27 +60,27 @@ class Head(NamedTuple):
         shape = (len(hidden), len(self.weight))
         if self.packed is not None:
             out = self.packed._replace(bias=bias)(hidden)
-        elif room is None:
+        elif scratch is None:
             out = nnf.linear(hidden, self.weight, bias)
         else:
-            out = room.take("logits", shape, hidden.dtype, hidden.device)
+            out = scratch.tensor("logits", shape, hidden.dtype, hidden.device)
             if bias is None:
                 torch.mm(hidden, self.weight.T, out=out)
             else:
                 torch.addmm(bias, hidden, self.weight.T, out=out)
-        if out.dtype == torch.float32 or room is None:
+        if out.dtype == torch.float32 or scratch is None:
             return out.float()
-        return room.take("float logits", shape, torch.float32, hidden.device).copy_(out)
+        return scratch.tensor("float logits", shape, torch.float32, hidden.device).copy_(out)
 
 
-class Room:
-    """Memory that is used again in every step of a rollout."""
+class ScratchMemory:
+    """Memory that is reused in every step of a rollout."""
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A tensor that the next call with the same name hands out again."""
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised tensor; the next call with the same name and shape returns the same memory."""
         held = self._held.get(name)
         if held is None or held.shape != shape or held.dtype != dtype or held.device != device:
             held = self._held[name] = torch.empty(shape, dtype=dtype, device=device)
@@ -88,12 +88,12 @@ class Room:
 
 
 class TokenMask(NamedTuple):
-    """[T, V] of allowed tokens, taken apart into what the projection's bias can say and the few columns that vary.
+    """A mask [T, V] of allowed tokens, split into a bias for all steps and the few columns that differ between steps.
 
     Attributes:
-        added: [V] 0, or a number so low that the token has no probability: forbidden at every step.
-        columns: [K] the tokens that are allowed at some steps only.
-        forbidden: [T, K] at which steps these are not.
+        added: [V] `mask_value` on the tokens that are forbidden at every step, else 0.
+        columns: [K] the tokens that are allowed at some steps and forbidden at others.
+        forbidden: [T, K] True at the steps where these are forbidden.
     """
 
     added: Float[Tensor, " V"]
@@ -102,27 +102,27 @@ class TokenMask(NamedTuple):
 
     @classmethod
     def of(cls, allowed: Bool[Tensor, "T V"], dtype: torch.dtype) -> "TokenMask":
-        """Waits for the device, to learn how many columns vary; keep it."""
+        """Splits a mask. The result should be cached: counting the columns synchronises with the device."""
         never = ~allowed.any(0)
         columns = (~allowed.all(0) & ~never).nonzero()[:, 0]
-        added = torch.zeros(len(never), dtype=dtype, device=allowed.device).masked_fill_(never, lowest(dtype))
+        added = torch.zeros(len(never), dtype=dtype, device=allowed.device).masked_fill_(never, mask_value(dtype))
         return cls(added, columns, ~allowed[:, columns])
 
 
-def lowest(dtype: torch.dtype) -> float:
-    """What stands for −∞ where 0 · −∞ must be 0."""
+def mask_value(dtype: torch.dtype) -> float:
+    """A finite replacement for −∞, so that its product with 0 is 0 and not NaN."""
     return torch.finfo(dtype).min / 4
 
 
 class _Steps(NamedTuple):
-    """The masks of N = B · T tokens, row after row."""
+    """The masks of N = B · T tokens, in row-major order."""
 
     mask: TokenMask
     sampling_mask: UInt8[Tensor, "N W"] | None
 
     def logits(self, head: Head, hidden: Tensor, part: slice) -> Tensor:
         logits = head.logits(hidden[part], self.mask.added)
-        low = lowest(head.weight.dtype)
+        low = mask_value(head.weight.dtype)
         if len(self.mask.columns):
             steps = len(self.mask.forbidden)
             at = torch.arange(part.start, part.start + len(logits), device=logits.device) % steps
@@ -136,8 +136,8 @@ class _Steps(NamedTuple):
 class _Chosen(torch.autograd.Function):
     """Log-probabilities of chosen tokens, and entropies, from hidden states.
 
-    d log p(a)/dh = (W_a − Σ_v p_v W_v) / temperature is formed in the forward pass, from the same logits. The entropy's
-    gradient is rarely asked for, and then its logits are computed again.
+    The forward pass computes d log p(a)/dh = (W_a − Σ_v p_v W_v) / temperature from the same logits. The gradient of
+    the entropy is rarely needed; the backward pass computes its logits again.
     """
 
     @staticmethod
@@ -155,7 +155,7 @@ class _Chosen(torch.autograd.Function):
             weights = logits.exp()
             total = weights.sum(-1, keepdim=True)
             found = (chosen - total.log())[:, 0]
-            logp[part] = found.masked_fill_(chosen[:, 0] < lowest(head.weight.dtype) / 2, -torch.inf)
+            logp[part] = found.masked_fill_(chosen[:, 0] < mask_value(head.weight.dtype) / 2, -torch.inf)
             if entropies:
                 entropy[part] = (total.log() - logits.mul_(weights).sum(-1, keepdim=True) / total)[:, 0]
             if slope is not None:
@@ -187,7 +187,7 @@ def _parts(tokens: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
-def chosen_log_probs_of(
+def chosen_log_probs_from_hidden(
     hidden: Float[Tensor, "B T D"],
     token: Int[Tensor, "B T"],
     head: Head,
@@ -195,20 +195,20 @@ def chosen_log_probs_of(
     sampling_mask: UInt8[Tensor, "B T W"] | None = None,
     entropies: bool = True,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-    """Log-probabilities of chosen tokens in nats, float32, and the entropies of what they were drawn from.
+    """Log-probabilities of chosen tokens, and entropies of their distributions, in nats and float32.
 
-    Both can be differentiated with respect to the hidden states; the head is taken to be frozen.
+    Both are differentiable with respect to the hidden states. The head must be frozen.
 
     Args:
-        hidden: the states that the tokens were chosen from.
+        hidden: the states from which the tokens were chosen.
         token: the tokens.
-        head: the last projection.
+        head: the output projection.
         mask: the tokens that were allowed.
         sampling_mask: the tokens that truncated sampling kept, as bits.
-        entropies: whether to compute them; zeros otherwise.
+        entropies: whether to compute the entropies; zeros otherwise.
 
     Returns:
-        −∞ for tokens that were not allowed.
+        Log-probabilities, −∞ for tokens that were not allowed; and entropies.
     """
     steps = _Steps(mask, None if sampling_mask is None else sampling_mask.flatten(0, 1))
     found = _Chosen.apply(hidden.flatten(0, 1), token.flatten(), head, steps, entropies)
@@ -216,13 +216,13 @@ def chosen_log_probs_of(
     return logp.view(token.shape), entropy.view(token.shape)
 
 
-def draw_from(
+def draw_from_logits(
     logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-    """Tokens by inverse CDF as `lmgym.sampling.draw` gives them, and their log-probabilities; overwrites the logits.
+    """Draws tokens by inverse CDF, like `lmgym.sampling.draw`, with their log-probabilities; overwrites the logits.
 
-    Over a large vocabulary it looks for the block of tokens first and then inside it, which spares summing up all of it
-    token by token.
+    For a large vocabulary it finds the block of the token first and then the token in the block, which avoids a
+    cumulative sum over the whole vocabulary.
     """
     weights = torch.softmax(logits, -1, out=logits)
     vocabulary = weights.shape[1]

@@ -9,7 +9,7 @@ from torch.nn import functional as nnf
 
 
 class NoContext:
-    """Stands for autograd's context where nothing is to be differentiated."""
+    """Replaces autograd's context when nothing is differentiated."""
 
     needs_input_grad = (False,)
 
@@ -18,14 +18,14 @@ class NoContext:
 
 
 def call(function: type[torch.autograd.Function], *inputs: Any) -> Any:
-    """A function with a gradient of its own; in a decoding step, autograd's ceremony would cost more than the work."""
+    """Calls an autograd function; without gradients its forward pass alone, to avoid autograd's overhead."""
     if torch.is_grad_enabled():
         return function.apply(*inputs)
     return function.forward(NoContext(), *inputs)
 
 
 class LoRA(torch.autograd.Function):
-    """`x Wᵀ + b + (x downᵀ) upᵀ` with W frozen: one pass over the output instead of three, in both directions."""
+    """`x Wᵀ + b + (x downᵀ) upᵀ` with W frozen: one pass over the output instead of three, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
@@ -43,46 +43,46 @@ class LoRA(torch.autograd.Function):
 
 
 class Rotate(torch.autograd.Function):
-    """Rotary positions (Su et al. 2021) on the first heads: pairs of numbers as complex ones, times exp(i · angle)."""
+    """Rotary positions (Su et al. 2021) on the first heads: pairs as complex numbers, times exp(i · angle)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, turns: Tensor, heads: int) -> Tensor:
-        ctx.turns, ctx.heads = turns, heads
-        return rotated(x, turns, heads)
+    def forward(ctx: Any, x: Tensor, rotations: Tensor, heads: int) -> Tensor:
+        ctx.rotations, ctx.heads = rotations, heads
+        return rotate(x, rotations, heads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return rotated(grads[0], ctx.turns.conj(), ctx.heads), None, None
+        return rotate(grads[0], ctx.rotations.conj(), ctx.heads), None, None
 
 
-def rotated(x: Tensor, turns: Tensor, heads: int) -> Tensor:
-    """Query and key heads turned by the rotary positions; values pass through."""
+def rotate(x: Tensor, rotations: Tensor, heads: int) -> Tensor:
+    """Rotates the first `heads` heads (queries and keys); the others (values) pass through."""
     y = x.clone(memory_format=torch.contiguous_format)
     part = y[..., :heads, :]
     if x.dtype == torch.float32:
-        torch.view_as_complex(part.unflatten(-1, (-1, 2))).mul_(turns)
+        torch.view_as_complex(part.unflatten(-1, (-1, 2))).mul_(rotations)
     else:
-        turned = torch.view_as_complex(part.float().unflatten(-1, (-1, 2))) * turns
-        part.copy_(torch.view_as_real(turned).flatten(-2))
+        product = torch.view_as_complex(part.float().unflatten(-1, (-1, 2))) * rotations
+        part.copy_(torch.view_as_real(product).flatten(-2))
     return y
 
 
-def rotated_in_eager(x: Tensor, turns: Tensor, heads: int) -> Tensor:
-    """The same without complex numbers, as a compiler can fuse it, and its gradient; `turns` are [L, 1, half, 2]."""
+def rotate_real(x: Tensor, rotations: Tensor, heads: int) -> Tensor:
+    """The same without complex numbers, so that torch.compile can fuse it; `rotations` are [L, 1, half, 2]."""
     part = x[..., :heads, :].float().unflatten(-1, (-1, 2))
-    (a, b), (cos, sin) = part.unbind(-1), turns.unbind(-1)
-    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-    return torch.cat([turned.to(x.dtype), x[..., heads:, :]], -2)
+    (a, b), (cos, sin) = part.unbind(-1), rotations.unbind(-1)
+    product = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    return torch.cat([product.to(x.dtype), x[..., heads:, :]], -2)
 
 
-def gated_in_eager(x: Tensor) -> Tensor:
-    """`silu(gate) · up` of a joined projection, as separate operations for torch.compile."""
+def gate_decomposed(x: Tensor) -> Tensor:
+    """`silu(gate) · up` of a joint projection as separate operations, so that torch.compile can fuse them."""
     gate, up = x.chunk(2, -1)
     return nnf.silu(gate) * up
 
 
 class Gate(torch.autograd.Function):
-    """`silu(gate) · up` of the two halves, keeping only its input for the backward pass."""
+    """`silu(gate) · up` of the two halves; saves only the input for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ class RMSNorm(torch.autograd.Function):
         return grad.mul_(scale).addcmul_(x, along), of_weight, None
 
 
-def gelu_of_few(x: Tensor) -> Tensor:
-    """GPT-2's GELU by way of a sigmoid: on what a CPU's cache holds, in a third of the time of torch's kernel."""
+def fast_gelu(x: Tensor) -> Tensor:
+    """GPT-2's GELU by a sigmoid: a third of the time of torch's kernel on tensors that fit into a CPU's cache."""
     if x.numel() > 1 << 17 or x.device.type != "cpu":
         return nnf.gelu(x, approximate="tanh")
     twice, exact = 1.5957691216057308, x.float()  # 2 √(2/π); (1 + tanh u) / 2 is the sigmoid of 2u
@@ -129,9 +129,9 @@ def gelu_of_few(x: Tensor) -> Tensor:
     return slope.mul_(exact).sigmoid_().mul_(exact).to(x.dtype)
 
 
-def take(x: Float[Tensor, "B L D"], at: Int[Tensor, "B T"] | slice) -> Float[Tensor, "B T D"]:
+def gather_positions(x: Float[Tensor, "B L D"], positions: Int[Tensor, "B T"] | slice) -> Float[Tensor, "B T D"]:
     """Hidden states at positions: a slice, or one index per row and step."""
-    if isinstance(at, slice):
-        return x[:, at]
+    if isinstance(positions, slice):
+        return x[:, positions]
     first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (first + at).flatten()).view(*at.shape, -1)
+    return x.flatten(0, 1).index_select(0, (first + positions).flatten()).view(*positions.shape, -1)

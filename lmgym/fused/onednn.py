@@ -1,8 +1,8 @@
-"""Weights laid out once as a CPU's kernels read them, for the many small products of decoding.
+"""Weights packed once into the layout of a CPU's kernels, for the many small matrix products of decoding.
 
-A product of 64 rows with a matrix of a million numbers spends a third of its time on bringing the matrix into the order
-that the kernel reads, and a decoding loop asks for the same product at every token. oneDNN lets the matrix be packed
-beforehand. torch has it under names of its own, which its compiler uses for frozen models; where they are missing, or
+A product of 64 rows with a matrix of a million numbers spends a third of its time on reordering the matrix for the
+kernel, and a decoding loop computes the same product for every token. oneDNN can reorder ("pack") the matrix
+beforehand. torch offers this as internal operations, which its compiler uses for frozen models. If they are missing, or
 the processor has no instructions for bfloat16, nothing is packed.
 """
 
@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 SMALL = 1 << 17
-"""Numbers of a float32 matrix up to which packing it is no gain: it stays in the cache nearest to the core."""
+"""Float32 matrices of at most this many numbers are not packed: they stay in the innermost cache anyway."""
 
 
 class PackedLinear(NamedTuple):
     """`x Wᵀ + b` with W packed, without a gradient.
 
     Attributes:
-        weight: [out, in] in a layout that only oneDNN reads.
+        weight: [out, in] in a layout that only oneDNN can read.
         bias: [out] or None.
     """
 
@@ -43,7 +43,7 @@ class PackedLinear(NamedTuple):
 
 
 def pack_linear(weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None) -> PackedLinear | None:
-    """A projection with its weight packed; None where that cannot be, or does not pay."""
+    """A projection with its weight packed; None if that is impossible or not faster."""
     if not can_pack(weight.device, weight.dtype) or (weight.dtype == torch.float32 and weight.numel() <= SMALL):
         return None
     return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight.detach()), bias)

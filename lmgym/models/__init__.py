@@ -1,8 +1,9 @@
 """Language models: tokenizer, adapters, loading, cached decoding, and the frozen reference."""
 
-from lmgym.models.adapters import load_onto, read_adapter
+from lmgym.models.adapter_files import attach_adapter, read_adapter
+from lmgym.models.adapters import Adapters
 from lmgym.models.decoding import Decoding
-from lmgym.models.demonstrations import EncodedExample, Example, ExampleBatch, collate, encode
+from lmgym.models.demonstrations import EncodedExample, Example, ExampleBatch, collate_examples, encode_example
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.loading import load, load_folder
@@ -10,12 +11,13 @@ from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
 from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 from lmgym.models.sequences import Mask, Sequences, buckets, default_pass_tokens
-from lmgym.models.text import token_ids
-from lmgym.models.transformers_quirks import quietly, without_dropout
+from lmgym.models.text import TextCodec, token_ids
+from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
 
 __all__ = [
     "BUILT_IN",
     "DTYPES",
+    "Adapters",
     "Decoding",
     "EncodedExample",
     "Example",
@@ -25,22 +27,23 @@ __all__ = [
     "Mask",
     "Reference",
     "Sequences",
+    "TextCodec",
+    "attach_adapter",
     "buckets",
     "check_folder",
     "check_names",
     "check_shapes",
-    "collate",
+    "collate_examples",
     "default_pass_tokens",
-    "encode",
+    "disable_dropout",
+    "encode_example",
     "first_line",
     "load",
     "load_folder",
-    "load_onto",
-    "quietly",
     "read_adapter",
     "read_model",
     "read_settings",
     "read_weights",
+    "silence_libraries",
     "token_ids",
-    "without_dropout",
 ]

@@ -1,96 +1,267 @@
-"""LoRA adapters on disk: read and checked before they are put on a model."""
+"""The LoRA adapters of a language model: which there are, which one is switched on, and their weights."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+import copy
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import Tensor
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from lmgym.models.safe_weights import check_shapes, first_line, read_settings, read_weights
-from lmgym.models.transformers_quirks import quietly
+from lmgym.models.adapter_files import attach_adapter, detach_adapter, read_adapter
+from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
 
 
-def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """The settings and weights of a LoRA adapter that peft has saved. Nothing in the folder is run.
+class Adapters(Collection[str]):
+    """The LoRA adapters of one model (Hu et al. 2021), by name, in the order in which they were added.
+
+    All adapters are off except inside `using`.
 
     Args:
-        folder: holds adapter_config.json and adapter_model.safetensors.
-        base_changes: whether the adapter may bring modules that replace the base's own, such as a trained head.
+        model: a transformers model.
+        name: the model's name, for error messages.
 
-    Raises:
-        ValueError: a file is missing, pickled or damaged, or its settings ask for what cannot be; it names the file.
+    Attributes:
+        model: the model with its adapters: wrapped by peft while it has any.
+        changes: how often an adapter was added or removed.
+        merges: how often one was merged into the base weights.
     """
-    file = Path(folder) / "adapter_config.json"
-    if not file.is_file():
-        raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json")
-    settings = read_settings(file)
-    if settings.get("peft_type") != "LORA":
-        raise ValueError(f"{file}: peft_type is {settings.get('peft_type')!r}; only LoRA adapters (LORA) can be loaded")
-    if settings.get("megatron_config") is not None:
-        raise ValueError(
-            f"{file}: sets megatron_config, with which peft imports a module that the file names; remove it"
-        )
-    for key, wanted in (("bias", "none"), ("layer_replication", None), ("trainable_token_indices", None)):
-        if settings.get(key, wanted) not in (wanted, [], {}):
-            raise ValueError(
-                f"{file}: {key} is {settings[key]!r}, which changes the base; only {wanted!r} can be loaded"
+
+    def __init__(self, model: Any, name: str):
+        self.model: Any = model
+        self.name = name
+        self.changes = self.merges = 0
+        self._active: str | None = None
+        self._lora_layers = _lora_layers_of(model)
+        disable_dropout(model)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._configs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._configs)
+
+    def __len__(self) -> int:
+        return len(self._configs)
+
+    def add(
+        self,
+        name: str,
+        rank: int = 8,
+        alpha: int = 16,
+        seed: int = 0,
+        base: str | None = None,
+        targets: Literal["all-linear", "attention"] = "all-linear",
+        layers: int = 0,
+    ) -> None:
+        """Adds an adapter: `W + alpha/rank · B A` with B = 0, so that it does not change the model yet.
+
+        Args:
+            name: a new name.
+            rank: r.
+            alpha: the scale is alpha / r.
+            seed: of the random matrix A.
+            base: copies this adapter instead.
+            targets: "all-linear", or the projections of "attention" alone.
+            layers: adapts this many of the top layers alone; 0 adapts all. The output of the layers below is then
+                computed once per rollout, for the reference and all epochs. Fewer weights are trained.
+
+        Raises:
+            ValueError: the name is taken, the model has fewer layers, or the names of its modules are unknown.
+        """
+        if name in self:
+            raise ValueError(f"there is already an adapter {name!r}; this model has {', '.join(self)}")
+        if base is not None:
+            self.require(base)
+            config = copy.deepcopy(self._configs[base])
+        else:
+            config = LoraConfig(
+                r=rank, lora_alpha=alpha, target_modules=self._target_modules(targets, layers), task_type="CAUSAL_LM"
             )
-    if settings.get("modules_to_save") and not base_changes:
-        raise ValueError(
-            f"{file}: modules_to_save is {settings['modules_to_save']!r}: whole modules beside LoRA cannot be switched "
-            "off for the reference. Merge them into the base, and train LoRA alone"
-        )
-    if not isinstance(settings.get("init_lora_weights", True), bool) and settings["init_lora_weights"] != "gaussian":
-        raise ValueError(
-            f"{file}: init_lora_weights is {settings['init_lora_weights']!r}, which may rewrite the base's weights; "
-            "convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
-        )
-    known = {field.name for field in fields(LoraConfig)}
-    try:
-        # Settings of newer versions of peft that this one does not know are for what is refused above or for training.
-        config = LoraConfig(**{key: value for key, value in settings.items() if key in known and key != "auto_mapping"})
-    except Exception as error:  # whatever peft raises on a value of a wrong type
-        raise ValueError(f"{file}: no settings of a LoRA adapter ({first_line(error)})") from error
-    return config, read_weights(Path(folder) / "adapter_model.safetensors")
-
-
-def load_onto(model: Any, config: LoraConfig, weights: Mapping[str, Tensor], name: str, folder: str | Path) -> Any:
-    """The model with one more adapter, whose weights these are: all of them, and no others.
-
-    Raises:
-        ValueError: names or shapes are not those of an adapter of this model. The model is left without the adapter.
-    """
-    file = Path(folder) / "adapter_model.safetensors"
-    trained_on, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns where they differ
-    try:
-        with torch.random.fork_rng(devices=[]), quietly():
-            if isinstance(model, PeftModel):
-                model.add_adapter(name, config)
+        trained = self._trained()
+        with torch.random.fork_rng(devices=[]), silence_libraries():
+            torch.manual_seed(seed)
+            if isinstance(self.model, PeftModel):
+                self.model.add_adapter(name, config)
             else:
-                model = get_peft_model(model, config, adapter_name=name)
-            check_shapes(
-                file, weights, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-            )
-            set_peft_model_state_dict(model, dict(weights), adapter_name=name)
-    except Exception as error:
-        if isinstance(model, PeftModel) and name in model.peft_config:
-            without_adapter(model, name)
-        if isinstance(error, ValueError) and str(error).startswith(str(file)):
-            raise
-        raise ValueError(
-            f"{str(folder)!r} is no adapter for this model ({first_line(error)}): give the base that it was trained on"
-        ) from error
-    config.base_model_name_or_path = trained_on
-    return model
+                self.model = get_peft_model(cast(PreTrainedModel, self.model), config, adapter_name=name)
+        if base is not None:
+            self.copy(base, name)
+        self._after_change(trained)
+
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        """Copies the weights of one adapter into another. If there is no such target, adds it, frozen.
+
+        Raises:
+            ValueError: there is no such source, or the two differ in shape.
+        """
+        if target not in self:
+            self.add(target, base=source)
+            return
+        sources, targets = self.parameters(source), self.parameters(target)
+        if [p.shape for p in sources] != [p.shape for p in targets]:
+            raise ValueError(f"the adapters {source!r} and {target!r} differ in rank or layers, and cannot be copied")
+        for own, other in zip(targets, sources, strict=True):
+            own.copy_(other)
+
+    def load(self, folder: str | Path, name: str = "policy") -> None:
+        """Loads a LoRA adapter from a folder that peft has saved. If that fails, the model stays as it was.
+
+        Raises:
+            ValueError: the name is taken, there is no adapter in the folder, its files are pickled or damaged, it does
+                not fit this model, or it would change the base, which the reference shares.
+        """
+        if name in self:
+            raise ValueError(f"there is already an adapter {name!r}")
+        config, weights = read_adapter(folder, base_changes=False)
+        trained = self._trained()
+        self.model = attach_adapter(self.model, config, weights, name, folder)
+        self._after_change(trained)
+
+    def save(self, folder: str | Path, name: str = "policy") -> None:
+        """Saves an adapter so that `PeftModel.from_pretrained(base, folder)` loads it.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        self.require(name)
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as temporary, silence_libraries():
+            self.model.save_pretrained(temporary, selected_adapters=[name], save_embedding_layers=False)
+            # peft saves an adapter in a subfolder of its name, except "default".
+            for file in (Path(temporary) / name if name != "default" else Path(temporary)).iterdir():
+                if file.name != "README.md":
+                    shutil.copy(file, target / file.name)
+
+    def drop(self, name: str) -> None:
+        """Removes an adapter; the other weights stay as they are.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        self.require(name)
+        trained = self._trained()
+        self.model = detach_adapter(self.model, name)
+        self._after_change(trained)
+
+    def merge(self) -> None:
+        """Merges the only adapter into the base weights; the model then has no adapters.
+
+        Raises:
+            ValueError: the model has no adapter, or several.
+        """
+        if len(self) != 1:
+            raise ValueError(f"adapters.merge() needs exactly one adapter; this model has {len(self)}")
+        self._switch(next(iter(self)))
+        self.model = self.model.merge_and_unload()
+        self.merges += 1
+        self._after_change(())
+
+    def rank(self, name: str) -> int:
+        """The rank r of an adapter.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        self.require(name)
+        return self._configs[name].r
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The weights of an adapter, in a fixed order.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        self.require(name)
+        return [p for key, p in self.model.named_parameters() if f".{name}." in key and "lora_" in key]
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Runs the body with one adapter switched on, or with all of them off (None).
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        before = self._active
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def require(self, name: str) -> None:
+        """Checks that there is such an adapter.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in self:
+            have = ", ".join(self) or "none"
+            raise ValueError(f"the model has no adapter {name!r} (it has {have}): add it with adapters.add({name!r})")
+
+    @property
+    def _configs(self) -> dict[str, Any]:
+        return self.model.peft_config if isinstance(self.model, PeftModel) else {}
+
+    def _switch(self, name: str | None) -> None:
+        if name is not None:
+            self.require(name)
+        # peft's own switches also change requires_grad, and a parameter for which it is switched off between the
+        # forward and the backward pass silently gets no gradient. So only the two flags that a layer's forward pass
+        # reads are set here.
+        for layer in self._lora_layers:
+            layer._disable_adapters = name is None
+            if name is not None:
+                layer._active_adapter = [name]
+        self._active = name
+
+    def _target_modules(self, targets: str, layers: int) -> str | list[str]:
+        """The names of the modules to adapt, in peft's form."""
+        if targets not in ("all-linear", "attention"):
+            raise ValueError(f"targets={targets!r} is unknown: choose 'all-linear' or 'attention'")
+        if targets == "all-linear" and not layers:
+            return targets
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        depth = model.config.get_text_config().num_hidden_layers
+        if not 0 <= layers <= depth:
+            raise ValueError(f"layers={layers}: the model has {depth} layers to adapt the top of")
+        found = []
+        for name, module in model.named_modules():
+            place = re.search(r"\.(?:layers|h|blocks|block)\.(\d+)\.(.*)", f".{name}")
+            linear = isinstance(getattr(module, "base_layer", module), (nn.Linear, Conv1D))
+            if place is None or not linear or "lora_" in name or name.endswith("base_layer"):
+                continue
+            in_attention = re.search("attn|attention", place[2]) is not None
+            if int(place[1]) >= depth - (layers or depth) and (targets == "all-linear" or in_attention):
+                found.append(name)
+        if not found:
+            raise ValueError(f"the modules of {self.name!r} have unknown names: use targets='all-linear'")
+        return found
+
+    def _trained(self) -> list[nn.Parameter]:
+        """The adapter weights that are being trained."""
+        return [p for p in self.model.parameters() if p.requires_grad] if self else []
+
+    def _after_change(self, trained: Sequence[nn.Parameter]) -> None:
+        """Undoes what peft changes besides: trains only what was trained before, all adapters off, no dropout."""
+        self.model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        disable_dropout(self.model)
+        self.changes += 1
+        self._lora_layers = _lora_layers_of(self.model)
+        self._switch(None)
 
 
-def without_adapter(model: PeftModel, name: str) -> Any:
-    """The model without an adapter: the base itself, if it was the only one."""
-    if len(model.peft_config) == 1:
-        return model.unload()
-    with quietly():
-        model.delete_adapter(name)
-    return model
+def _lora_layers_of(model: nn.Module) -> list[BaseTunerLayer]:
+    return [m for m in model.modules() if isinstance(m, BaseTunerLayer)]

@@ -1,24 +1,20 @@
-"""The interface of decoding: what `start` returns, `act` looks at and `advance` extends by one token."""
+"""The interface of decoding: `start` returns a `Decoding`, `act` reads it, and `advance` extends it by one token."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass
 class Decoding:
-    """A batch of texts that have been read, and what the model says at the newest token of each.
+    """The state of a model that has read a batch of texts, and its output at the newest token of each.
 
     Attributes:
-        hidden: [B, D] the trunk's last hidden state, from which the head and a value head read.
-        critic: a second decoding over a value adapter, where the critic has one.
-        nucleus: a second decoding over the adapter whose most probable tokens may be sampled, where that is another.
+        hidden: [B, D] the last hidden state, the input of the output head and of a value head.
+        critic: a second decoding with the value adapter, if the critic has one.
+        nucleus: a second decoding with the adapter that truncates the sampling distribution, if that is another one.
     """
 
     hidden: Float[Tensor, "B D"]
@@ -31,12 +27,12 @@ class Decoding:
         raise NotImplementedError
 
     def masked_logits(self, temperature: float, allowed: Bool[Tensor, "*rows V"]) -> Float[Tensor, "B V"]:
-        """Logits over the temperature in float32, to be written to; tokens that are not allowed have no chance."""
+        """Logits divided by the temperature, in float32, forbidden tokens masked. The caller may overwrite them."""
         return (self.logits.float() / temperature).masked_fill_(~allowed, -torch.inf)
 
     @property
     def parts(self) -> "list[Decoding]":
-        """This decoding and those that go along with it."""
+        """This decoding, and those of the critic and the nucleus if there are any."""
         return [part for part in (self, self.critic, self.nucleus) if part is not None]
 
     def advance(self, token: Int[Tensor, " B"]) -> "Decoding":
@@ -45,13 +41,16 @@ class Decoding:
             part._advance(token)
         return self
 
-    def park(self, live: Bool[Tensor, " B"]) -> None:
-        """Sends the rows that are not live back to position 0: they wait, and must not run past the last position."""
+    def rewind_ended(self, running: Bool[Tensor, " B"]) -> None:
+        """Sets the rows that have ended back to position 0, so that they never exceed the model's last position.
+
+        Their output means nothing until they are replaced.
+        """
         for part in self.parts:
-            part._park(live)
+            part._rewind_ended(running)
 
     def select(self, rows: Int[Tensor, " R"]) -> "Decoding | None":
-        """These rows, in this order, as often as they are named; None where the model's cache cannot do that."""
+        """These rows, in this order; a row may occur several times. None if the model's cache does not support it."""
         chosen = self._select(rows)
         if chosen is None:
             return None
@@ -61,22 +60,22 @@ class Decoding:
                 setattr(chosen, name, part.select(rows))
         return chosen
 
-    def replace_rows(self, rows: Int[Tensor, " R"], fresh: "Decoding", keep: int | None = None) -> bool:
-        """Restarts some rows from `fresh`, in place.
+    def replace_rows(self, rows: Int[Tensor, " R"], fresh: "Decoding", max_length: int | None = None) -> bool:
+        """Replaces some rows by those of `fresh`, in place.
 
         Args:
-            rows: which.
-            fresh: as many rows.
-            keep: positions that no row exceeds; a cache that lines rows up at the right forgets older ones.
+            rows: the rows to replace.
+            fresh: a decoding of R rows.
+            max_length: a length that no row exceeds; a right-aligned cache drops older positions.
 
         Returns:
-            False, having changed nothing, where the model's cache cannot do that.
+            False, without any change, if the model's cache does not support it.
         """
         pairs = list(zip(self.parts, fresh.parts, strict=True))
         if not all(own._replaceable for own, _ in pairs):
             return False
         for own, other in pairs:
-            own._replace_rows(rows, other, keep)
+            own._replace_rows(rows, other, max_length)
         return True
 
     _replaceable = True
@@ -84,11 +83,11 @@ class Decoding:
     def _advance(self, token: Tensor) -> None:
         raise NotImplementedError
 
-    def _park(self, live: Tensor) -> None:
+    def _rewind_ended(self, running: Tensor) -> None:
         raise NotImplementedError
 
     def _select(self, rows: Tensor) -> "Decoding | None":
         raise NotImplementedError
 
-    def _replace_rows(self, rows: Tensor, fresh: "Decoding", keep: int | None) -> None:
+    def _replace_rows(self, rows: Tensor, fresh: "Decoding", max_length: int | None) -> None:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Texts as sequences of tokens: demonstrations to imitate, comparisons to learn from."""
+"""Texts to learn from as sequences of tokens: demonstrations and comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from lmgym.models.sequences import Sequences
 from lmgym.models.text import token_ids
 
 EncodedExample = tuple[list[int], int]
-"""Token ids of a whole text, and how many of them are the prompt's."""
+"""The token ids of a whole text, and how many of them belong to the prompt."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text to learn from: `completion` is learned, `prompt` is given. They may not both be empty."""
+    """A text to learn from: `completion` is learned, `prompt` is given. At least one of them is not empty."""
 
     prompt: str
     completion: str
     finished: bool = True
-    """Whether the text ends here, so that ending is learned too."""
+    """Whether the text ends here, so that the end-of-sequence token is learned too."""
 
 
 class ExampleBatch(NamedTuple):
-    """Texts ready to be read.
+    """Encoded texts as tensors.
 
     Attributes:
-        sequences: each text's first token as its prompt, all the others as tokens.
-        is_learned: [B, T] True on the tokens of the completion; the prompt's other tokens are given.
+        sequences: the first token of each text as its prompt, all others as tokens.
+        is_learned: [B, T] True on the tokens of the completion, False on those of the prompt.
     """
 
     sequences: Sequences
@@ -41,29 +41,34 @@ class ExampleBatch(NamedTuple):
         return ExampleBatch(self.sequences[rows], self.is_learned[rows])
 
 
-def encode(lm: LanguageModel, example: Example, max_tokens: int | None = None) -> EncodedExample:
-    """Token ids of a text, and how many of them are the prompt's.
+def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None = None) -> EncodedExample:
+    """The token ids of a text, and how many of them belong to the prompt.
 
-    Prompt and completion are tokenised together where that leaves the prompt's tokens as they are: it is what the
-    policy will see before it, and the completion's tokens are the natural ones.
+    Prompt and completion are tokenised together if that does not change the prompt's tokens, which are those that the
+    policy will see. Otherwise they are tokenised separately.
+
+    Args:
+        lm: gives the tokenizer.
+        example: the text.
+        max_tokens: cuts off what follows; None keeps everything.
     """
-    prompt = lm.encode(example.prompt) if example.prompt else []
-    whole = lm.encode(example.prompt + example.completion)
+    prompt = lm.text.encode(example.prompt) if example.prompt else []
+    whole = lm.text.encode(example.prompt + example.completion)
     if whole[: len(prompt)] != prompt:
         whole = prompt + token_ids(lm.tokenizer, [example.completion], add_special_tokens=False)[0]
     whole = [*whole, lm.eos_ids[0]] if example.finished else whole
-    # Without a prompt the first token has nothing before it, and so is given.
+    # Without a prompt the first token has no context to be predicted from, so it is given.
     return whole[:max_tokens], max(1, len(prompt))
 
 
-def collate(lm: LanguageModel, rows: Sequence[EncodedExample]) -> ExampleBatch:
-    """Right-padded sequences of encoded texts."""
+def collate_examples(lm: LanguageModel, rows: Sequence[EncodedExample]) -> ExampleBatch:
+    """Encoded texts as right-padded tensors."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [lm.pad_id] * (width - len(ids)) for ids, _ in rows], device=lm.device)
     position = torch.arange(1, width, device=lm.device)
     first = torch.tensor([start for _, start in rows], device=lm.device)[:, None]
     last = torch.tensor([len(ids) for ids, _ in rows], device=lm.device)[:, None]
-    everything = torch.ones(width - 1, lm.vocabulary, dtype=torch.bool, device=lm.device)
+    all_allowed = torch.ones(width - 1, lm.vocabulary, dtype=torch.bool, device=lm.device)
     first_mask = torch.ones_like(ids[:, :1], dtype=torch.bool)
-    sequences = Sequences(ids[:, :1], first_mask, ids[:, 1:], position < last, everything)
+    sequences = Sequences(ids[:, :1], first_mask, ids[:, 1:], position < last, all_allowed)
     return ExampleBatch(sequences, (position >= first) & (position < last))

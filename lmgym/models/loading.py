@@ -29,10 +29,10 @@ def load(
     Args:
         name: "tiny" (ships with the package), "probe" (a random 6-token model for exact tests), a local folder, or a
             name on the Hugging Face hub.
-        device: where it lives.
-        dtype: of the weights. Log-probabilities are float32 in any case.
-        pad_token: overrides the tokenizer's padding token, and is added to the vocabulary if it is new.
-        trust_remote_code: runs code that comes with the model.
+        device: where the weights are stored.
+        dtype: of the weights. Log-probabilities are always float32.
+        pad_token: replaces the tokenizer's padding token; added to the vocabulary if it is new.
+        trust_remote_code: whether to run code that comes with the model.
 
     Raises:
         ValueError: there is no such model, or its tokenizer has no usable padding token.
@@ -57,7 +57,16 @@ def load_folder(
     pad_token: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Loads what transformers can load from a folder or a hub name; see `load`."""
+    """Loads a model from a folder or by a hub name; see `load`.
+
+    Args:
+        source: the folder or hub name.
+        name: the name that the model gets.
+        device: where the weights are stored.
+        dtype: of the weights.
+        pad_token: replaces the tokenizer's padding token.
+        trust_remote_code: whether to run code that comes with the model.
+    """
     model, tokenizer = read_model(source, name, dtype, trust_remote_code)
     return LanguageModel(model.to(device), tokenizer, name, pad_token)
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmgym.fused import chosen_log_probs_of
+from lmgym.fused import chosen_log_probs_from_hidden
 from lmgym.models.decoding import Decoding
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.sequences import Mask, Sequences
@@ -19,8 +19,8 @@ class Reference:
 
     Attributes:
         lm: the model, shared with the policy.
-        adapter: a frozen adapter, or None for the base alone.
-        temperature: the policy's; KL compares the distributions that are sampled from.
+        adapter: a frozen adapter; None for the base alone.
+        temperature: that of the policy, because KL compares the distributions that are sampled from.
     """
 
     lm: LanguageModel
@@ -38,29 +38,29 @@ class Reference:
     def logp(
         self, decoding: Decoding, token: Int[Tensor, " B"], action_mask: Bool[Tensor, "B V"]
     ) -> Float[Tensor, " B"]:
-        """log π_ref of a token that may come next, in nats."""
+        """log π_ref of a possible next token, in nats."""
         return chosen_log_probs(decoding.logits, token, self.temperature, action_mask)
 
     @torch.no_grad()
-    def evaluate(self, sequences: Sequences, most_logits: int = 2**25) -> Float[Tensor, "B T"]:
+    def evaluate(self, sequences: Sequences, max_logits: int = 2**25) -> Float[Tensor, "B T"]:
         """log π_ref of every chosen token in full-sequence passes, in nats, 0 where no token was chosen.
 
         Args:
             sequences: prompts and chosen tokens.
-            most_logits: bounds memory: a pass takes as many rows as give at most this many logits.
+            max_logits: limits memory: the rows of one pass have at most this many logits.
         """
         vocabulary = sequences.action_mask.shape[1]
         found = torch.zeros(sequences.tokens.shape, device=sequences.tokens.device)
-        for rows, steps in sequences.buckets(most_logits // vocabulary):
+        for rows, steps in sequences.buckets(max_logits // vocabulary):
             found[rows, :steps] = self._evaluate(sequences[rows].first_steps(steps))
         return found.masked_fill_(~sequences.is_action, 0.0)
 
     def _evaluate(self, part: Sequences) -> Tensor:
         steps = torch.arange(part.tokens.shape[1], device=part.tokens.device)
         allowed = part.action_mask[steps, part.tokens] | ~part.is_action
-        if self.lm.trunk(self.adapter) is None or not bool(allowed.all()):
+        if self.lm.fused(self.adapter) is None or not bool(allowed.all()):
             logits, _ = self.lm.evaluate(part, self.adapter)
             return chosen_log_probs(logits, part.tokens, self.temperature, part.action_mask)
         hidden, head = self.lm.hidden(part, self.adapter), self.lm.output_head(self.temperature)
-        mask = self.lm.mask(part.action_mask)
-        return chosen_log_probs_of(hidden, part.tokens, head, mask, entropies=False)[0]
+        mask = self.lm.token_mask(part.action_mask)
+        return chosen_log_probs_from_hidden(hidden, part.tokens, head, mask, entropies=False)[0]

@@ -1,6 +1,6 @@
-"""Weights from files of other people: safetensors alone, and every file that is damaged is named.
+"""Reads weights from untrusted files: only safetensors, and every error names the file.
 
-A pickle can run any code when it is opened, so none is ever opened here.
+Loading a pickle can run any code, so no pickle is ever opened.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,56 +14,54 @@ from torch import Tensor
 
 from lmgym.io import parse_json
 
-CONVERT = (
-    "save it anew as safetensors where you trust the file: model.save_pretrained(folder) of peft or transformers does"
-)
+CONVERT = "if you trust the file, convert it to safetensors: model.save_pretrained(folder) of peft or transformers"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-"""Endings of files whose weights are pickled."""
+"""Suffixes of files with pickled weights."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Reads a file of safetensors, on the CPU.
 
     Raises:
-        ValueError: there is no such file, it holds something else (a pickle), it is damaged, or a weight is no number;
-            the message names the file, and any pickle that lies there in its stead.
+        ValueError: there is no such file, it is not a safetensors file (such as a pickle), it is damaged, or a weight
+            is not finite. The message names the file; if it is missing, any pickle in the same folder.
     """
     path = Path(path)
     if not path.is_file():
         if pickled := pickles_in(path.parent):
             raise _pickled(pickled[0])
-        raise ValueError(f"{path}: no such file; weights are read from safetensors alone")
+        raise ValueError(f"{path}: no such file; weights are read from safetensors files only")
     refuse_pickle(path)
     try:
         found = load_file(str(path))
-    except Exception as error:  # safetensors has an error of its own, torch others for odd types and sizes
+    except Exception as error:  # safetensors and torch raise different errors, depending on the damage
         raise _damaged(path, error) from error
     for name, weight in found.items():
         if weight.is_floating_point() and not bool(torch.isfinite(weight.float()).all()):
             raise ValueError(
-                f"{path}: {name!r} holds a weight that is no finite number; the file is damaged or diverged"
+                f"{path}: {name!r} holds a weight that is not finite; the file is damaged, or its training diverged"
             )
     return found
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuses a pickle, or a zip archive such as torch writes, under any name.
+    """Refuses a pickle, or a zip archive as torch writes, under any name.
 
     Raises:
-        ValueError: the file begins like one.
+        ValueError: the file begins like a pickle or a zip archive.
     """
     with path.open("rb") as file:
         head = file.read(9)
-    # The length of its header comes first in safetensors, and may begin with any byte; then the header, an object.
+    # A safetensors file begins with the length of its header, 8 arbitrary bytes; then comes the header in JSON.
     if head[8:] != b"{" and head.startswith((b"\x80", b"PK\x03\x04")):
-        raise ValueError(f"{path}: a pickle under another name, which could run any code and is not opened; {CONVERT}")
+        raise ValueError(f"{path}: a pickle under another name; it could run any code and is not opened; {CONVERT}")
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuses a folder whose weights are pickled or damaged, before anybody reads them; looks at the headers alone.
+    """Refuses a folder with pickled or damaged weights. Only the headers are read.
 
     Raises:
-        ValueError: it names the file.
+        ValueError: a file is pickled or damaged; the message names it.
     """
     files = sorted(Path(folder).glob("*.safetensors"))
     pickled = pickles_in(Path(folder))
@@ -79,55 +77,57 @@ def check_folder(folder: str | Path) -> None:
 
 
 def _pickled(path: Path) -> ValueError:
-    return ValueError(f"{path}: pickled weights can run any code when they are read, and are not opened; {CONVERT}")
+    return ValueError(f"{path}: pickled weights can run any code when they are loaded, and are not opened; {CONVERT}")
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: no safetensors, or damaged ({first_line(error)}); copy or download the file again")
+    return ValueError(
+        f"{path}: not a safetensors file, or damaged ({first_line(error)}); copy or download the file again"
+    )
 
 
 def pickles_in(folder: Path) -> list[Path]:
-    """The files of a folder whose names say that they are pickled weights."""
+    """The files of a folder with a suffix of pickled weights."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
 
 
-def check_names(path: str | Path, found: Iterable[str], wanted: Iterable[str]) -> None:
-    """Refuses weights that lack one that is wanted, or hold one that is not: a silent gap is a wrong model.
+def check_names(path: str | Path, found: Iterable[str], expected: Iterable[str]) -> None:
+    """Refuses a file with missing or unexpected weights: without an error, the model would be wrong.
 
     Raises:
-        ValueError: it names the file, the first such weight, and how many there are.
+        ValueError: names differ; the message has the file, the first name that differs, and how many do.
     """
-    found, wanted = set(found), set(wanted)
-    for names, what in ((wanted - found, "lacks"), (found - wanted, "holds, besides what belongs there,")):
+    found, expected = set(found), set(expected)
+    for names, what in ((expected - found, "lacks"), (found - expected, "has the unexpected weight")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(
-                f"{path}: {what} {sorted(names)[0]!r}{more}; is it the file of another model, or of an older one?"
+                f"{path}: {what} {sorted(names)[0]!r}{more}; is it the file of another model, or of an older version?"
             )
 
 
-def check_shapes(path: str | Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuses weights of other names or shapes than are wanted.
+def check_shapes(path: str | Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuses weights with other names or shapes than expected.
 
     Raises:
-        ValueError: it names the file and the first weight that differs.
+        ValueError: a name or shape differs; the message has the file and the first weight that differs.
     """
-    check_names(path, found, wanted)
+    check_names(path, found, expected)
     for name, weight in found.items():
-        if weight.shape != wanted[name].shape:
+        if weight.shape != expected[name].shape:
             raise ValueError(
-                f"{path}: {name!r} has the shape {tuple(weight.shape)}, and the model wants "
-                f"{tuple(wanted[name].shape)}; was it trained on another base model?"
+                f"{path}: {name!r} has the shape {tuple(weight.shape)}, but the model expects "
+                f"{tuple(expected[name].shape)}; was it trained on another base model?"
             )
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON file with one object.
+    """Reads a JSON file that holds one object.
 
     Raises:
-        ValueError: it cannot be read, is no JSON, or no object; it names the file.
+        ValueError: it cannot be read, is not JSON, or not an object; the message names the file.
     """
     try:
         value = parse_json(Path(path).read_text(encoding="utf-8"))
@@ -139,6 +139,6 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error of another library in one line; its type alone where it says nothing."""
+    """The first line of an error message; the type of the error if the message is empty."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Prompts with the tokens chosen after them, and how rows are put together for a pass."""
+"""Prompts with the tokens chosen after them, and the grouping of rows into passes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class Sequences:
     Attributes:
         prompt_ids: [B, P] left-padded.
         prompt_mask: [B, P] True on the prompt's tokens.
-        tokens: [B, T] chosen tokens, pad behind the end.
+        tokens: [B, T] chosen tokens, padded after the end.
         is_action: [B, T] True where a token was chosen.
         action_mask: [T, V] True where the environment allowed a token at that step.
-        sampling_mask: [B, T, W] the tokens that truncated sampling (top-k, top-p) kept, as bits; None where all were.
-        frozen_prefix: what the layers below the adapters made of them, where that was kept.
+        sampling_mask: [B, T, W] the tokens that truncated sampling (top-k, top-p) kept, as bits; None if not truncated.
+        frozen_prefix: the stored output of the layers below the adapters for these sequences, or None.
     """
 
     prompt_ids: Int[Tensor, "B P"]
@@ -44,51 +44,56 @@ class Sequences:
         parts = (self.prompt_ids[rows], self.prompt_mask[rows], self.tokens[rows], self.is_action[rows])
         return Sequences(*parts, self.action_mask, sampling_mask, frozen_prefix)
 
-    def buckets(self, most_tokens: int = 0, by_length: bool = True) -> "list[tuple[Int[Tensor, ' R'], int]]":
-        """Rows that are worth a pass of their own, and how many steps the longest of them takes; see `buckets`."""
+    def buckets(self, max_tokens: int = 0, by_length: bool = True) -> "list[tuple[Int[Tensor, ' R'], int]]":
+        """The rows of each pass, and the number of steps of the longest of them; see the function `buckets`.
+
+        Args:
+            max_tokens: that a pass may hold; 0 takes the default of the device.
+            by_length: whether to group rows of similar length; otherwise all rows count as T steps long.
+        """
         width = self.prompt_ids.shape[1]
         lengths = self.is_action.sum(1).tolist() if by_length else [self.tokens.shape[1]] * len(self.tokens)
-        most_tokens = most_tokens or default_pass_tokens(self.tokens.device)
+        max_tokens = max_tokens or default_pass_tokens(self.tokens.device)
         return [
             (torch.tensor(rows, device=self.tokens.device), steps)
-            for rows, steps in buckets(lengths, width, most_tokens)
+            for rows, steps in buckets(lengths, width, max_tokens)
         ]
 
     def first_steps(self, steps: int) -> "Sequences":
-        """Without the steps that follow the first `steps`."""
+        """The first `steps` steps alone."""
         sampling_mask = None if self.sampling_mask is None else self.sampling_mask[:, :steps]
         parts = (self.tokens[:, :steps], self.is_action[:, :steps], self.action_mask[:steps])
         return Sequences(self.prompt_ids, self.prompt_mask, *parts, sampling_mask, self.frozen_prefix)
 
     def behaviour_mask(self) -> Bool[Tensor, "*rows T V"]:
-        """[T, V] or [B, T, V] True where the policy that acted could have chosen a token."""
+        """[T, V] or [B, T, V] True where the acting policy could have chosen a token."""
         if self.sampling_mask is None:
             return self.action_mask
         return self.action_mask & unpack_bits(self.sampling_mask, self.action_mask.shape[1])
 
 
 def default_pass_tokens(device: torch.device) -> int:
-    """Tokens that a pass takes at a time: on a CPU as many as the caches hold, on a GPU enough to fill it."""
+    """The default number of tokens per pass: on a CPU few enough for its caches, on a GPU enough to use all of it."""
     return 4096 if device.type == "cpu" else 65536
 
 
-def buckets(lengths: Sequence[int], width: int, most_tokens: int) -> list[tuple[list[int], int]]:
-    """Rows of similar length together, so that little of a pass is padding.
+def buckets(lengths: Sequence[int], width: int, max_tokens: int) -> list[tuple[list[int], int]]:
+    """Groups rows of similar length, so that a pass contains little padding.
 
     Args:
-        lengths: how many steps each row takes.
-        width: what each row holds beside these, such as its prompt.
-        most_tokens: that a bucket may hold, padding included; a single row may hold more.
+        lengths: the number of steps of each row.
+        width: the number of other tokens of each row, such as its prompt.
+        max_tokens: that a bucket may hold, padding included; a single row may hold more.
 
     Returns:
-        Rows, and the length of the longest of them, for each bucket; a row stands in one.
+        For each bucket its rows, and the length of the longest of them. Every row is in exactly one bucket.
     """
     found: list[tuple[list[int], int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         if found:
             rows, longest = found[-1]
-            full = (len(rows) + 1) * (width + longest) > most_tokens
-            # Padding of a fifth costs more than the overhead of another pass over rows that fill one.
+            full = (len(rows) + 1) * (width + longest) > max_tokens
+            # A new pass has an overhead, which is smaller than the cost of one fifth of padding in a large pass.
             shorter = (width + lengths[row]) < 0.8 * (width + longest) and len(rows) * (width + longest) > 512
             if not full and not shorter:
                 rows.append(row)

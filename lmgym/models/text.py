@@ -1,19 +1,118 @@
-"""Text to token ids: what a tokenizer does with special tokens, and where a completion ends."""
+"""Text to token ids and back: special tokens, the end of a completion, and a cache of encoded prompts."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
+class TextCodec:
+    """Encodes prompts and decodes completions, with one tokenizer.
+
+    Text stays text: the name of a special token inside a prompt, such as "<eos>", is encoded as its letters.
+
+    Args:
+        tokenizer: of transformers, with a padding token that does not end a text.
+        eos_ids: the tokens that end a completion.
+        vocabulary: V, the width of the model's logits.
+        name: the model's name, for error messages.
+
+    Attributes:
+        pad_id: fills rows up; never one of `eos_ids`.
+        banned_ids: tokens that are not text: padding, other special tokens, and ids that the tokenizer does not know.
+
+    Raises:
+        ValueError: the tokenizer has no usable padding token.
+    """
+
+    CACHE_SIZE = 1 << 16
+    """The number of prompts whose token ids are cached."""
+
+    def __init__(self, tokenizer: Any, eos_ids: tuple[int, ...], vocabulary: int, name: str):
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id in eos_ids:
+            problem = "no padding token" if tokenizer.pad_token_id is None else "a padding token that also ends texts"
+            raise ValueError(
+                f"the tokenizer of {name!r} has {problem}: an end of sequence could not be told from padding. Give "
+                "another with pad_token (--pad-token '<|pad|>'); one that is not in the vocabulary is added to it"
+            )
+        self.tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        self.pad_id: int = tokenizer.pad_token_id
+        special = {i for i in tokenizer.all_special_ids if i not in eos_ids}
+        self.banned_ids = tuple(sorted(special | {self.pad_id} | set(range(len(tokenizer), vocabulary))))
+        # The text itself begins after `_prefix_length` special tokens and must not contain any. Two exceptions: the
+        # unknown token marks an unknown word, and an end that is an ordinary token (a line feed) may occur in a text.
+        self._prefix_length = count_prefix_tokens(tokenizer)
+        self._never_text = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self._encoded: dict[str, tuple[int, ...]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a prompt, with the model's beginning-of-sequence token if it has one, and without an end.
+
+        Raises:
+            ValueError: the text has no tokens, is not valid Unicode, or contains what the tokenizer always reads as a
+                special token.
+        """
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of many prompts; the results are cached.
+
+        Raises:
+            ValueError: as in `encode`.
+        """
+        new = [text for text in dict.fromkeys(texts) if text not in self._encoded]
+        if len(self._encoded) > self.CACHE_SIZE:
+            self._encoded.clear()
+            new = list(dict.fromkeys(texts))
+        for text, ids in zip(new, token_ids(self.tokenizer, new), strict=True):
+            while len(ids) > 1 and ids[-1] in self.eos_ids:
+                ids = ids[:-1]
+            if misread := self._never_text.intersection(ids[self._prefix_length :]):
+                special = self.tokenizer.decode([min(misread)])
+                raise ValueError(
+                    f"the prompt {text[:80]!r} contains what this tokenizer reads as its special token {special!r}: "
+                    "the token's name or a character that it does not know. Remove it from the text"
+                )
+            if not ids:
+                raise ValueError(f"the prompt {text!r} has no tokens; a prompt needs at least one")
+            self._encoded[text] = tuple(ids)
+        return [list(self._encoded[text]) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def decode_completion(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that `ids` add to the prompt.
+
+        It is decoded together with the prompt, because some tokenizers drop the first space of a text on its own.
+        """
+        return self.decode_completions([prompt_ids], [ids])[0]
+
+    def decode_completions(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of many completions; see `decode_completion`."""
+        before = self._decode_all(prompts)
+        whole = self._decode_all([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
+        return [
+            w[len(b) :] if w.startswith(b) else self.decode(c)
+            for b, w, c in zip(before, whole, completions, strict=True)
+        ]
+
+    def _decode_all(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        if not rows:
+            return []
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
 def token_ids(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-    """Token ids of texts. The names of special tokens inside a text are read as text, for anybody may write them.
+    """The token ids of texts. The names of special tokens inside a text are encoded as text: anybody can write them.
 
     Args:
         tokenizer: of transformers.
-        texts: any; none is cut.
-        add_special_tokens: whether to put the special tokens around a text that its model wants there.
+        texts: of any length; none is truncated.
+        add_special_tokens: whether to add the special tokens that the model expects around a text.
 
     Raises:
-        ValueError: a text is no Unicode.
+        ValueError: a text is not valid Unicode.
     """
     for text in texts:
         if not text.isascii():
@@ -21,8 +120,8 @@ def token_ids(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool = T
                 text.encode()
             except UnicodeEncodeError as error:
                 raise ValueError(
-                    f"the text {text[:80]!r} holds half a character (a lone surrogate), which no UTF-8 file can: take "
-                    "it out"
+                    f"the text {text[:80]!r} contains half a character (a lone surrogate), which UTF-8 cannot "
+                    "represent: remove it"
                 ) from error
     if not texts:
         return []
@@ -31,15 +130,19 @@ def token_ids(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool = T
     ]
 
 
-def tokens_before(tokenizer: Any) -> int:
-    """How many special tokens a tokenizer puts before a text."""
+def count_prefix_tokens(tokenizer: Any) -> int:
+    """The number of special tokens that a tokenizer puts before a text."""
     (plain,), (whole,) = (token_ids(tokenizer, ["a"], add_special_tokens=special) for special in (False, True))
-    starts = (at for at in range(len(whole)) if plain and whole[at : at + len(plain)] == plain)
+    starts = (i for i in range(len(whole)) if plain and whole[i : i + len(plain)] == plain)
     return next(starts, 0)
 
 
 def eos_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a completion, as the generation config, the config or the tokenizer names them."""
+    """The ids that end a completion: from the generation config, else the config, else the tokenizer.
+
+    Raises:
+        ValueError: none of them names one.
+    """
     for source in (model.generation_config, model.config, tokenizer):
         ids = getattr(source, "eos_token_id", None) if source is not None else None
         if ids is not None:

@@ -1,4 +1,4 @@
-"""What transformers and peft do by default and lmgym does not want: progress bars, warnings, dropout."""
+"""Switches off what transformers and peft do by default: progress bars, warnings, dropout."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Loads and wraps models without progress bars, and without what peft and transformers warn each other about."""
+def silence_libraries() -> Iterator[None]:
+    """Runs the body without progress bars, log messages and known harmless warnings of transformers and peft."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -28,10 +28,10 @@ def quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def without_dropout(model: nn.Module) -> None:
-    """Puts a model into evaluation mode and sets every dropout to zero, for good.
+def disable_dropout(model: nn.Module) -> None:
+    """Puts a model into evaluation mode and sets every dropout probability to zero, permanently.
 
-    Dropout that stays on makes the ratio of the first PPO step 0.77 to 1.26 instead of 1.
+    With dropout, the probability ratios of the first PPO step are 0.77 to 1.26 instead of 1.
     """
     model.eval()
     for module in model.modules():

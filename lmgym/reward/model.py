@@ -1,7 +1,7 @@
-"""A reward model: a language model with one number read at the last token. It scores text, with its own tokenizer.
+"""A reward model: a language model with a scalar head at the last token. It scores text with its own tokenizer.
 
-It is an ordinary `AutoModelForSequenceClassification` with one label, so that what is saved loads in plain
-transformers, and what others have trained loads here.
+It is an ordinary `AutoModelForSequenceClassification` with one label: plain transformers loads what is saved here, and
+reward models trained elsewhere can be loaded here.
 """
 
 import json
@@ -18,36 +18,37 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lmgym.fused import Trunk, body_of
+from lmgym.fused import FusedModel, body_of, unsupported_reason
 from lmgym.models import (
     LanguageModel,
+    attach_adapter,
     check_folder,
     check_names,
+    disable_dropout,
     first_line,
-    load_onto,
-    quietly,
     read_adapter,
     read_settings,
+    silence_libraries,
     token_ids,
-    without_dropout,
 )
 from lmgym.tasks.base import Completion, Prompt
 
 BUILT_IN = {"tiny-reward": "tiny"}
-"""Reward models that ship with the package, and the base model of each."""
+"""The reward models that ship with the package, and the base model of each."""
 
 
 class RewardModel:
-    """Scores texts; a score function for environments, and what Bradley-Terry training trains.
+    """Scores texts: a score function for environments, trained by the Bradley-Terry loss.
 
     Args:
         model: a sequence-classification model with one label.
-        tokenizer: its own tokenizer, with a padding token that ends no text.
-        shift: taken off every score, so that some reference texts have mean 0 (Stiennon et al. 2020, section 3.4).
-        gain: what the scores were multiplied with since they were trained: σ((r_a − r_b) / gain) is the probability
+        tokenizer: its own tokenizer, with a padding token that does not end a text.
+        shift: is subtracted from every score, so that some reference texts have mean 0 (Stiennon et al. 2020, section
+            3.4).
+        gain: the factor by which the scores were multiplied after training: σ((r_a − r_b) / gain) is the probability
             that a is preferred to b.
-        ends_with_eos: whether finished texts are shown with their end-of-sequence token. Reward models trained here
-            want it; foreign ones rarely do.
+        ends_with_eos: whether finished texts are given with their end-of-sequence token. Reward models trained here
+            expect it; others rarely do.
 
     Raises:
         ValueError: more than one label, or no usable padding token.
@@ -56,7 +57,7 @@ class RewardModel:
     def __init__(self, model: Any, tokenizer: Any, shift: float = 0.0, ends_with_eos: bool = False, gain: float = 1.0):
         if model.config.num_labels != 1:
             raise ValueError(
-                f"a reward model gives one number, and this one has {model.config.num_labels} labels: load a model "
+                f"a reward model returns one number, but this one has {model.config.num_labels} labels: load a model "
                 "with num_labels=1, or wrap a classifier in a function that returns one score per completion"
             )
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -65,13 +66,13 @@ class RewardModel:
                 "read at the last token that is not padding. Set tokenizer.pad_token and model.config.pad_token_id"
             )
         model.config.pad_token_id = tokenizer.pad_token_id
-        without_dropout(model)
+        disable_dropout(model)
         self.model = model
         self.tokenizer = tokenizer
         self.shift = shift
         self.ends_with_eos = ends_with_eos
         self.gain = gain
-        self._fused: Trunk | None = None
+        self._fused: FusedModel | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RewardModel":
         # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
@@ -82,7 +83,7 @@ class RewardModel:
         return self.model.device
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-        """The score of each completion, less `shift`: a `ScoreFunction`."""
+        """The score of each completion, minus `shift`: a `ScoreFunction`."""
         texts = [prompt.text + completion.text for prompt, completion in zip(prompts, completions, strict=True)]
         finished = [completion.finish_reason == "stop" for completion in completions]
         return (self.score_texts(texts, finished) - self.shift).tolist()
@@ -91,21 +92,27 @@ class RewardModel:
     def score_texts(
         self, texts: Sequence[str], finished: Sequence[bool] | None = None, rows: int = 64
     ) -> Float[Tensor, " N"]:
-        """The plain scores of texts, exactly those of transformers, on the CPU."""
-        return self.read(texts, [True] * len(texts) if finished is None else finished, rows).cpu()
+        """The scores of texts before `shift`, as transformers computes them, on the CPU.
 
-    def read(self, texts: Sequence[str], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
-        """Plain scores, differentiable; texts of similar length are read together, `rows` at a time."""
+        Args:
+            texts: prompts with their completions.
+            finished: whether each text has ended; all have by default.
+            rows: how many texts a pass takes.
+        """
+        return self.raw_scores(texts, [True] * len(texts) if finished is None else finished, rows).cpu()
+
+    def raw_scores(self, texts: Sequence[str], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
+        """The scores before `shift`, differentiable; a pass takes `rows` texts of similar length."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         parts = []
         for start in range(0, len(order), rows):
             part = order[start : start + rows]
             parts.append(self.forward(*self.encode([texts[i] for i in part], [finished[i] for i in part])).float())
-        # Back into the order of the texts.
+        # In the order of the texts again.
         return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
 
     def encode(self, texts: Sequence[str], finished: Sequence[bool]) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
-        """Right-padded token ids and attention mask; a text longer than the model's positions loses its beginning."""
+        """Right-padded token ids and attention mask; a text longer than the model allows loses its beginning."""
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
         rows = [
@@ -119,25 +126,26 @@ class RewardModel:
         return ids.to(self.device), mask.to(self.device)
 
     def forward(self, input_ids: Int[Tensor, "N L"], attention_mask: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
-        """Plain scores, differentiable."""
-        trunk = None if torch.is_grad_enabled() else self._trunk()
-        if trunk is None:
+        """The scores of encoded texts before `shift`, differentiable."""
+        fused = None if torch.is_grad_enabled() else self._fused_model()
+        if fused is None:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
-        # As transformers does: at the last token that is no padding.
+        # As in transformers, the score is computed at the last token that is not padding.
         column = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (column * (input_ids != self.tokenizer.pad_token_id)).argmax(1, keepdim=True)
-        return nn.functional.linear(trunk.read(trunk.layers(), input_ids, last)[:, 0], self._head().weight)[:, 0]
+        hidden = fused.forward(fused.weights.layers(), input_ids, last)[:, 0]
+        return nn.functional.linear(hidden, self._head().weight)[:, 0]
 
-    def _trunk(self) -> Trunk | None:
-        """The functions that stand for the model, where they know it."""
-        if isinstance(self.model, PeftModel) or Trunk.unsupported_reason(self.model) is not None:
+    def _fused_model(self) -> FusedModel | None:
+        """The fused forward pass of the model, if it is supported."""
+        if isinstance(self.model, PeftModel) or unsupported_reason(self.model) is not None:
             return None
         if self._fused is None or self._fused.body is not body_of(self.model):
-            self._fused = Trunk(self.model)
+            self._fused = FusedModel(self.model)
         return self._fused
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: everything that requires a gradient."""
+        """The weights to train: all that require a gradient."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def scale(self, gain: float) -> None:
@@ -152,28 +160,28 @@ class RewardModel:
     def _head(self) -> nn.Linear:
         model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         head: Any = model.score
-        # peft keeps the trained copy of a module beside the original.
+        # peft stores the trained copy of a module beside the original.
         return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
 
-    # Making and keeping --------------------------------------------------------------------------------------------
+    # Creating, loading and saving ----------------------------------------------------------------------------------
 
     @classmethod
     def from_language_model(
         cls, lm: LanguageModel, rank: int = 8, alpha: int = 16, seed: int = 0, ends_with_eos: bool = True
     ) -> "RewardModel":
-        """A fresh reward model on a copy of a language model's trunk, such as the fine-tuned one's.
+        """A new reward model on a copy of a language model's trunk, for example of the fine-tuned model.
 
-        The head starts from N(0, 1/(d + 1)) (Stiennon et al. 2020, appendix B.1).
+        The head is initialised from N(0, 1/(d + 1)) (Stiennon et al. 2020, appendix B.1).
 
         Args:
             lm: a model without adapters.
-            rank: of the LoRA adapter that is trained beside the head; 0 trains all weights.
+            rank: of the LoRA adapter that is trained together with the head; 0 trains all weights.
             alpha: LoRA's scale is alpha / rank.
-            seed: of adapter and head.
-            ends_with_eos: whether it reads the end-of-sequence token of finished texts; False where the texts to score
-                are cut at a budget, as those that it is trained on then are.
+            seed: of the random weights of adapter and head.
+            ends_with_eos: whether it reads the end-of-sequence token of finished texts. Use False if the texts to score
+                are cut off at a token budget, and train it on such texts.
         """
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), quietly():
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), silence_libraries():
             torch.manual_seed(seed)
             lm.save(folder)
             model = AutoModelForSequenceClassification.from_pretrained(
@@ -191,10 +199,14 @@ class RewardModel:
 
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "RewardModel":
-        """Loads a reward model: "tiny-reward", a folder, or a name on the hub; a full model, or an adapter and head.
+        """Loads a reward model: a full model, or an adapter with a head.
+
+        Args:
+            name: "tiny-reward" (ships with the package), a folder, or a name on the Hugging Face hub.
+            device: where the weights are stored.
 
         Raises:
-            ValueError: there is none, it has more than one label, or its tokenizer has no usable padding token.
+            ValueError: there is no such model, it has several labels, or its tokenizer has no usable padding token.
         """
         if name in BUILT_IN:
             root = files("lmgym") / "assets"
@@ -217,18 +229,19 @@ class RewardModel:
             config, weights = read_adapter(folder, base_changes=True) if is_adapter else (None, {})
             more: dict[str, Any] = {"num_labels": 1} if config else {}
             check_folder(base)
-            with quietly():
+            with silence_libraries():
                 tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
                 model, found = AutoModelForSequenceClassification.from_pretrained(
                     str(base), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **more
                 )
             if config:
                 model.config.pad_token_id = tokenizer.pad_token_id
-                model = load_onto(model, config, weights, "default", folder).merge_and_unload()
-            # transformers draws weights that it does not find at random: the head of a base model that has none.
+                model = attach_adapter(model, config, weights, "default", folder).merge_and_unload()
+            # transformers initialises missing weights at random, such as the head of a base model. The adapter may have
+            # brought them.
             brought = set(config.modules_to_save or ()) if config else set()
             check_names(base, (), [key for key in found["missing_keys"] if not brought & set(key.split("."))])
-        except Exception as error:  # each of the libraries that read these files has errors of its own
+        except Exception as error:  # the libraries that read these files raise many types of errors
             raise ValueError(
                 f"no reward model {str(folder)!r}: built in is {', '.join(BUILT_IN)}; anything else must be a "
                 "folder with a sequence-classification model in safetensors (or a peft adapter for one), or a name on "
@@ -239,21 +252,22 @@ class RewardModel:
         return cls(model.to(device), tokenizer, **settings)
 
     def save(self, folder: str | Path) -> None:
-        """Saves an ordinary sequence-classification folder; adapters are merged. `lmgym.json` keeps shift and EOS rule.
+        """Saves an ordinary sequence-classification folder; adapters are merged.
 
-        `transformers` alone loads it and gives the plain scores, those before `shift`.
+        Plain transformers loads it and computes the scores before `shift`. `lmgym.json` stores `shift`, `gain` and
+        `ends_with_eos`.
         """
         folder = Path(folder)
         if isinstance(self.model, PeftModel):
             self.model = self.model.merge_and_unload()
-        with quietly():
+        with silence_libraries():
             self.model.save_pretrained(folder)
         self._save_settings(folder)
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Saves adapter and head alone, for a base model that stays where it is."""
+        """Saves adapter and head without the base model, whose name the adapter stores."""
         folder = Path(folder)
-        with quietly():
+        with silence_libraries():
             self.model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         self._save_settings(folder, tokenizer=False)
@@ -266,7 +280,7 @@ class RewardModel:
 
 
 def _read_own_settings(path: Path) -> dict[str, Any]:
-    """What `save` keeps beside a reward model; nothing for one that was trained elsewhere."""
+    """The settings that `save` wrote beside a reward model; empty for a model that was trained elsewhere."""
     if not path.is_file():
         return {}
     settings, known = read_settings(path), {"shift": (int, float), "gain": (int, float), "ends_with_eos": (bool,)}
@@ -274,7 +288,7 @@ def _read_own_settings(path: Path) -> dict[str, Any]:
         wrong = key not in known or type(value) not in known[key] or not math.isfinite(value)
         if wrong or (key == "gain" and not value > 0):
             raise ValueError(
-                f"{path}: {key} is {value!r}; expected are the numbers shift and gain (positive), and ends_with_eos, "
-                "true or false"
+                f"{path}: {key} is {value!r}; expected are the numbers shift and gain (positive), and ends_with_eos "
+                "(true or false)"
             )
     return settings

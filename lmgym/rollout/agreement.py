@@ -26,7 +26,7 @@ def check_agreement(policy: TokenPolicy, env: TokenVectorEnv, pays_kl: bool | No
     if policy.lm is env.model and policy.adapter == env.reference.adapter and pays_kl:
         raise ValueError(
             f"the policy (adapter {policy.adapter!r}) is its own reference, and KL would read as 0: give the policy an "
-            "adapter of its own, lm.add_adapter('policy'), or make the environment with kl='none', or with another "
+            "adapter of its own, lm.adapters.add('policy'), or make the environment with kl='none', or with another "
             "reference_adapter"
         )
     if policy.lm.vocabulary != env.model.vocabulary or policy.lm.eos_ids != env.model.eos_ids:

@@ -40,7 +40,7 @@ def unsupported_reason(policy: TokenPolicy, env: TokenVectorEnv) -> str | None:
     if policy.truncates:
         return "sampling is truncated"
     adapters = (policy.adapter, *(["value"] if policy.critic == "adapter" else []))
-    return None if all(policy.lm.trunk(a) for a in adapters) else "the model's passes go through transformers"
+    return None if all(policy.lm.fused(a) for a in adapters) else "the model's passes go through transformers"
 
 
 class CapturedStep:
@@ -100,9 +100,9 @@ class _Stage:
         columns = loop.env.max_prompt_tokens + loop.env.max_new_tokens
         columns += -columns % 8  # attention kernels want masks that are aligned
         self.rows = torch.zeros(count, dtype=torch.long, device=loop.at.device)
-        self.decoding = decoding.still(count, columns)
+        self.decoding = decoding.empty_static(count, columns)
         if isinstance(decoding.critic, FusedDecoding):
-            self.decoding.critic = decoding.critic.still(count, columns)
+            self.decoding.critic = decoding.critic.empty_static(count, columns)
         self.step = CapturedStep(lambda: loop.take(self), loop.at.device)
 
     def fill(self, decoding: Decoding, places: Tensor) -> None:
@@ -110,7 +110,7 @@ class _Stage:
         for own, other in zip(self.decoding.parts, decoding.parts, strict=True):
             assert isinstance(own, FusedDecoding)
             assert isinstance(other, FusedDecoding)
-            own.fill(other, places)
+            own.copy_rows(other, places)
 
 
 class CapturedLoop:

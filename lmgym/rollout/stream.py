@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmgym.devices import sent
+from lmgym.devices import to_device
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,4 @@ class Stream:
         for row in range(rows):
             key = np.random.SeedSequence((self.seed, self.update, row // self.samples, 1 + row % self.samples))
             drawn[row] = np.random.Generator(np.random.Philox(key)).random(steps, dtype=np.float32)
-        return sent(torch.from_numpy(drawn), device)
+        return to_device(torch.from_numpy(drawn), device)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmgym.devices import free_to_look
+from lmgym.devices import host_reads_are_free
 from lmgym.env import Finish, TokenVectorEnv
 from lmgym.policy import Policy, SelectingPolicy, TokenPolicy
 from lmgym.rollout.agreement import check_agreement
@@ -53,7 +53,7 @@ def decode(
     """
     check_agreement(policy, env)
     if isinstance(policy, Policy):
-        policy.room = env.max_new_tokens
+        policy.reserve_tokens = env.max_new_tokens
     uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
     env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
     buffer.clear(packed_width(env.model.vocabulary) if policy.truncates else 0)
@@ -61,7 +61,8 @@ def decode(
     if slots and slots < buffer.rows:
         if not isinstance(policy, SelectingPolicy) or env.on_limit == "truncate":
             raise ValueError(
-                "slots needs a policy with select() and put(), and on_limit='terminate': decode all rows together"
+                "slots needs a policy with select() and replace_rows(), and on_limit='terminate': decode all rows "
+                "together"
             )
         if batch.refill(slots):
             return
@@ -82,7 +83,9 @@ class _Batch:
         self.policy, self.env, self.buffer, self.uniforms = policy, env, buffer, uniforms
         self.rows: Tensor | None = None
         self.decoding: Any = None
-        self.check_every = CHECK_INTERVAL_NO_SYNC if free_to_look(policy.device) and not env.stop else CHECK_INTERVAL
+        self.check_every = (
+            CHECK_INTERVAL_NO_SYNC if host_reads_are_free(policy.device) and not env.stop else CHECK_INTERVAL
+        )
 
     def lockstep(self, compact: bool, samples: int) -> None:
         """All rows take their t-th step together."""
@@ -164,7 +167,7 @@ class _Batch:
             joining, waiting = waiting[: len(ended)], waiting[len(ended) :]
             if joining:
                 places, new = (torch.tensor(x, device=device) for x in (ended[: len(joining)], joining))
-                self.decoding = policy.put(self.decoding, places, policy.start(ids[new], mask[new]))
+                self.decoding = policy.replace_rows(self.decoding, places, policy.start(ids[new], mask[new]))
                 self.rows = self.rows.index_copy(0, places, new)
                 for slot in ended[: len(joining)]:
                     began[slot] = step

@@ -417,7 +417,7 @@ def _flat(values: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
 def _probe() -> LanguageModel:
     """A fresh probe model that reads and writes each of its few texts once: half of the time of these checks."""
     lm = load("probe")
-    encode = functools.cache(lm.encode)
-    decode = functools.cache(lambda ids, decode=lm.decode: decode(ids))
-    lm.encode, lm.decode = lambda text: list(encode(text)), lambda ids: decode(tuple(ids))
+    encode = functools.cache(lm.text.encode)
+    decode = functools.cache(lambda ids, decode=lm.text.decode: decode(ids))
+    lm.text.encode, lm.text.decode = lambda text: list(encode(text)), lambda ids: decode(tuple(ids))
     return lm

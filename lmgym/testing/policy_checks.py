@@ -104,7 +104,9 @@ class TablePolicy:
     def select(self, decoding: Int[Tensor, " B"], rows: Int[Tensor, " R"]) -> Int[Tensor, " R"]:
         return decoding[rows]
 
-    def put(self, decoding: Int[Tensor, " B"], rows: Int[Tensor, " R"], fresh: Int[Tensor, " R"]) -> Int[Tensor, " B"]:
+    def replace_rows(
+        self, decoding: Int[Tensor, " B"], rows: Int[Tensor, " R"], fresh: Int[Tensor, " R"]
+    ) -> Int[Tensor, " B"]:
         return decoding.index_copy(0, rows, fresh)
 
     def log_probs(self, sequences: Sequences) -> Float[Tensor, "B T V"]:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import lmgym
 from lmgym import LanguageModel, RewardModel
 from lmgym.io import printable, quoted
-from lmgym.models import Example, encode
+from lmgym.models import Example, encode_example
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(300)]
 
@@ -35,17 +35,20 @@ def check(lm: LanguageModel, before: list[int], first: str, text: str) -> None:
     if not is_text(text):
         if text:
             with pytest.raises(ValueError, match="lone surrogate"):
-                lm.encode(text)
+                lm.text.encode(text)
         return
-    ids = lm.encode(text)
+    ids = lm.text.encode(text)
     assert ids[: len(before)] == before
     assert not special & set(ids[len(before) :])
-    assert lm.decode(ids) == text
-    whole, start = encode(lm, Example(first, text))
+    assert lm.text.decode(ids) == text
+    whole, start = encode_example(lm, Example(first, text))
     assert whole[-1] == lm.eos_ids[0]
     assert not special & set(whole[len(before) : -1])
-    assert lm.decode(whole[:-1]) == first + text
-    assert lm.decode_completion(whole[:start], whole[start:-1]) == (first + text)[len(lm.decode(whole[:start])) :]
+    assert lm.text.decode(whole[:-1]) == first + text
+    assert (
+        lm.text.decode_completion(whole[:start], whole[start:-1])
+        == (first + text)[len(lm.text.decode(whole[:start])) :]
+    )
 
 
 TINY = lmgym.load("tiny")

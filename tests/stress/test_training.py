@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.stress, pytest.mark.timeout(600)]
 
 def test_two_hundred_updates_take_no_more_memory_than_twenty() -> None:
     lm = lmgym.load("tiny")
-    lm.add_adapter("policy", rank=4)
+    lm.adapters.add("policy", rank=4)
     policy = lmgym.Policy(lm)
     env = lmgym.TokenVectorEnv(16, task=Sort(), model=lm, max_new_tokens=12, kl="sampled")
     learner = Learner(policy.parameters(), LearnerConfig(lr=1e-4), seed=0)

@@ -208,7 +208,7 @@ class LMQNetwork(_Trained):
         self.handle = handle
         self.adapter = adapter
         self.best_of_allowed = best_of_allowed
-        self.trained = nn.ParameterList(lm.adapter_parameters(adapter))
+        self.trained = nn.ParameterList(lm.adapters.parameters(adapter))
         self.head = nn.Linear(lm.hidden_size, lm.vocabulary, device=lm.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -256,7 +256,7 @@ class LMQPolicy(_Trained, DQNPolicy):
         )
         lm, adapter = handle.policy.lm, cast(str, handle.policy.adapter)
         self.handle = handle
-        lm.copy_adapter(adapter, f"{adapter}_target")
+        lm.adapters.copy(adapter, f"{adapter}_target")
         networks: list[Any] = [
             LMQNetwork(observation_space, action_space, handle, name, best_of_allowed=name != adapter)
             for name in (adapter, f"{adapter}_target")

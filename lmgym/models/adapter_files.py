@@ -1,0 +1,96 @@
+"""LoRA adapters on disk: read and checked before they are attached to a model."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
+
+from lmgym.models.safe_weights import check_shapes, first_line, read_settings, read_weights
+from lmgym.models.transformers_quirks import silence_libraries
+
+
+def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Reads the settings and weights of a LoRA adapter that peft has saved. No code in the folder is run.
+
+    Args:
+        folder: holds adapter_config.json and adapter_model.safetensors.
+        base_changes: whether the adapter may contain modules that replace those of the base, such as a trained head.
+
+    Raises:
+        ValueError: a file is missing, pickled or damaged, or has a setting that is not supported; the error names the
+                file.
+    """
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json")
+    settings = read_settings(file)
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"{file}: peft_type is {settings.get('peft_type')!r}; only LoRA adapters (LORA) can be loaded")
+    if settings.get("megatron_config") is not None:
+        raise ValueError(f"{file}: sets megatron_config, which makes peft import a module named in the file; remove it")
+    for key, wanted in (("bias", "none"), ("layer_replication", None), ("trainable_token_indices", None)):
+        if settings.get(key, wanted) not in (wanted, [], {}):
+            raise ValueError(
+                f"{file}: {key} is {settings[key]!r}, which changes the base; only {wanted!r} can be loaded"
+            )
+    if settings.get("modules_to_save") and not base_changes:
+        raise ValueError(
+            f"{file}: modules_to_save is {settings['modules_to_save']!r}: unlike LoRA, they cannot be switched off "
+            "for the reference. Merge them into the base, and train LoRA alone"
+        )
+    if not isinstance(settings.get("init_lora_weights", True), bool) and settings["init_lora_weights"] != "gaussian":
+        raise ValueError(
+            f"{file}: init_lora_weights is {settings['init_lora_weights']!r}, which may rewrite the base's weights; "
+            "convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
+        )
+    known = {field.name for field in fields(LoraConfig)}
+    try:
+        # Unknown settings of newer versions of peft are dropped: they concern training or what is refused above.
+        config = LoraConfig(**{key: value for key, value in settings.items() if key in known and key != "auto_mapping"})
+    except Exception as error:  # peft raises many types of errors on a value of a wrong type
+        raise ValueError(f"{file}: not the settings of a LoRA adapter ({first_line(error)})") from error
+    return config, read_weights(Path(folder) / "adapter_model.safetensors")
+
+
+def attach_adapter(model: Any, config: LoraConfig, weights: Mapping[str, Tensor], name: str, folder: str | Path) -> Any:
+    """Adds an adapter with these weights to a model, and returns the model (a new wrapper for the first adapter).
+
+    Raises:
+        ValueError: the weights' names or shapes do not fit this model. The model is left without the adapter.
+    """
+    file = Path(folder) / "adapter_model.safetensors"
+    trained_on, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns where they differ
+    try:
+        with torch.random.fork_rng(devices=[]), silence_libraries():
+            if isinstance(model, PeftModel):
+                model.add_adapter(name, config)
+            else:
+                model = get_peft_model(model, config, adapter_name=name)
+            check_shapes(
+                file, weights, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+            )
+            set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+    except Exception as error:
+        if isinstance(model, PeftModel) and name in model.peft_config:
+            detach_adapter(model, name)
+        if isinstance(error, ValueError) and str(error).startswith(str(file)):
+            raise
+        raise ValueError(
+            f"the adapter in {str(folder)!r} does not fit this model ({first_line(error)}): load it onto the base "
+            "model that it was trained on"
+        ) from error
+    config.base_model_name_or_path = trained_on
+    return model
+
+
+def detach_adapter(model: PeftModel, name: str) -> Any:
+    """Removes an adapter from a model, and returns the model: the base itself, if no adapter is left."""
+    if len(model.peft_config) == 1:
+        return model.unload()
+    with silence_libraries():
+        model.delete_adapter(name)
+    return model
