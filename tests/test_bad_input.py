@@ -152,8 +152,8 @@ def test_weights_that_make_scores_infinite() -> None:
         ("math:nothing", "no attribute 'nothing'"),
         ("math", "write it as module:name"),
         ("", "write it as module:name"),
-        (lambda: 5, "makes 5, no Task"),
-        ("math:pi", "no Task"),
+        (lambda: 5, "makes 5, not an lmgym.Task"),
+        ("math:pi", "not an lmgym.Task"),
     ],
 )
 def test_registered_tasks_that_cannot_be(task: Any, said: str) -> None:
