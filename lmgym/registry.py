@@ -1,8 +1,9 @@
-"""The table of environments: id, task, model, budgets. Importing it imports no torch.
+"""The registry of environments: id, task, model, budgets. Importing it does not import torch.
 
-A change that could change results gets a new version suffix.
+An environment whose results could change gets a new version suffix.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A row of the table.
+    """A registered environment.
 
     Attributes:
         id: the Gymnasium id, "namespace/Name-v0".
         task: makes the task; a callable, or "module:name".
         summary: one line for `lmgym envs`.
         model: the default model.
-        reward_model: scores the task's completions where the task alone cannot.
-        arguments: budgets and other arguments of `TokenVectorEnv`.
+        reward_model: the default reward model, for a task that has no score of its own.
+        arguments: budgets and other default arguments of `TokenVectorEnv`.
     """
 
     id: str
@@ -40,7 +41,7 @@ class TaskSpec:
 
 TASK_SPECS: dict[str, TaskSpec] = {}
 ENTRY_POINT_GROUP = "lmgym.tasks"
-"""The entry points by which other packages offer tasks."""
+"""The group of entry points with which other packages register tasks."""
 
 
 def register_task(
@@ -56,7 +57,7 @@ def register_task(
 
     Args:
         id: a Gymnasium id such as "me/Haiku-v0".
-        task: a class or function that makes the task, or "module:name", which is imported when needed.
+        task: a class or function that makes the task, or "module:name", which is imported when it is needed.
         summary: one line for `lmgym envs`.
         model: the default model.
         reward_model: the default reward model, for a task that has no score of its own.
@@ -77,60 +78,73 @@ def register_task(
 
 
 def find_spec(name: str) -> TaskSpec:
-    """Finds a table row by id, or by the bare name of one of lmgym's own ("Sentiment").
+    """Finds a registered environment by its id, or one of lmgym's own by its bare name ("Sentiment").
 
     Raises:
-        ValueError: there is none; it lists what there is.
+        ValueError: there is none. The message suggests similar names and lists all ids.
     """
     for id in (name, f"lmgym/{name}", f"lmgym/{name}-v0"):
         if id in TASK_SPECS:
             return TASK_SPECS[id]
     raise ValueError(
-        f"no task {name!r}. Registered are: {', '.join(sorted(TASK_SPECS))}. A task of your own is registered with "
-        "lmgym.register_task(id, TaskClass) in a module that is imported first"
+        f"no task {name!r}.{_did_you_mean(name)} Registered are: {', '.join(sorted(TASK_SPECS))}. To register your "
+        "own, call lmgym.register_task(id, TaskClass) in a module that is imported first"
     )
 
 
-def make_task(entry: TaskSpec) -> "Task":
-    """Makes the task of a table row.
+def _did_you_mean(name: str) -> str:
+    """A sentence with the ids that are most similar to a misspelt name; empty if none is similar."""
+    bare = {_bare_name(id): id for id in TASK_SPECS}
+    similar = difflib.get_close_matches(_bare_name(name), bare, n=3)
+    return f" Did you mean {' or '.join(bare[match] for match in similar)}?" if similar else ""
+
+
+def _bare_name(id: str) -> str:
+    """An id without namespace and version, in lower case."""
+    return id.rpartition("/")[2].partition("-v")[0].lower()
+
+
+def make_task(spec: TaskSpec) -> "Task":
+    """Makes the task of a registered environment.
 
     Raises:
-        ValueError: there is no such module or name, or what it makes is no task; it says what is registered.
+        ValueError: the module or name does not exist, or does not make a Task.
     """
     from lmgym.tasks.base import Task
 
-    make = entry.task
+    make = spec.task
     if isinstance(make, str):
         module, _, name = make.partition(":")
         try:
             make = getattr(import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"the environment {entry.id!r} is registered with the task {entry.task!r}, which cannot be had "
+                f"the environment {spec.id!r} is registered with the task {spec.task!r}, which cannot be imported "
                 f"({error}): write it as module:name"
             ) from error
     task = make() if callable(make) else make
     if not isinstance(task, Task):
         raise ValueError(
-            f"the environment {entry.id!r} is registered with {entry.task!r}, which makes {task!r}, no Task"
+            f"the environment {spec.id!r} is registered with {spec.task!r}, which makes {task!r}, not an lmgym.Task: "
+            "register a subclass of lmgym.Task"
         )
     return task
 
 
-def default_arguments(entry: TaskSpec, task: "Task") -> dict[str, Any]:
-    """`TokenVectorEnv`'s arguments for a table row: what it was registered with, over what its task asks for."""
-    return {**task.budgets, **entry.arguments}
+def default_arguments(spec: TaskSpec, task: "Task") -> dict[str, Any]:
+    """The default arguments of an environment: those of its task, overridden by those that it was registered with."""
+    return {**task.budgets, **spec.arguments}
 
 
 def make(entry: str, **arguments: Any) -> "TokenEnv":
-    """The entry point of `gymnasium.make`; takes `TokenEnv`'s arguments, with names allowed for models."""
+    """The entry point of `gymnasium.make`. Takes the arguments of `TokenEnv`; models may be given by name."""
     from lmgym.env import TokenEnv
 
     return TokenEnv(**_resolved(entry, arguments))
 
 
 def make_vec(entry: str, num_envs: int = 1, **arguments: Any) -> "TokenVectorEnv":
-    """The entry point of `gymnasium.make_vec`; takes `TokenVectorEnv`'s arguments, with names allowed for models."""
+    """The entry point of `gymnasium.make_vec`. Takes the arguments of `TokenVectorEnv`; models may be given by name."""
     from lmgym.env import TokenVectorEnv
 
     return TokenVectorEnv(num_envs, **_resolved(entry, arguments))
@@ -139,13 +153,13 @@ def make_vec(entry: str, num_envs: int = 1, **arguments: Any) -> "TokenVectorEnv
 def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
     from lmgym.models import load
 
-    entry = find_spec(id)
-    task = given.get("task") or make_task(entry)
-    arguments = {**default_arguments(entry, task), **given, "task": task}
+    spec = find_spec(id)
+    task = given.get("task") or make_task(spec)
+    arguments = {**default_arguments(spec, task), **given, "task": task}
     device, dtype = arguments.pop("device", "cpu"), arguments.pop("dtype", "float32")
-    model: str | LanguageModel = arguments.pop("model", entry.model)
+    model: str | LanguageModel = arguments.pop("model", spec.model)
     arguments["model"] = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
-    score = arguments.pop("score", None) or entry.reward_model
+    score = arguments.pop("score", None) or spec.reward_model
     if isinstance(score, str):
         from lmgym.reward import RewardModel, Score
 
@@ -155,7 +169,7 @@ def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def register_all() -> None:
-    """Registers lmgym's own environments, and those that installed packages offer."""
+    """Registers lmgym's own environments, and those of installed packages."""
     register_task(
         "lmgym/Sentiment-v0",
         "lmgym.tasks.sentiment:Sentiment",
@@ -192,8 +206,8 @@ def register_all() -> None:
         max_prompt_tokens=4,
         max_new_tokens=3,
     )
-    # A package offers tasks by entry points: the name is the environment's id, the value "module:TaskClass". Only the
-    # names are read here; the module is imported when the environment is made.
+    # A package registers tasks with entry points: the name is the environment's id, the value "module:TaskClass". Only
+    # the names are read here; the module is imported when the environment is made.
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name not in TASK_SPECS:
             register_task(point.name, point.value, summary=f"from {point.value.partition(':')[0]}")

@@ -68,8 +68,8 @@ class Mutant:
 
 FUNCTIONAL, POLICY, MODELS = "agents/functional.py", "lmgym/policy.py", "lmgym/models"
 ENV, ROLLOUT, LEARNER = "lmgym/env", "lmgym/rollout", "agents/learner.py"
-SETTLE_SCORE = "rewards.scatter_add_(1, self.length[:, None] - 1, (self._score * terminated)[:, None])"
-SETTLE_KL = "logp, reference_logp).masked_fill(~is_action, 0.0)"
+BULK_SCORE = "rewards.scatter_add_(1, self.length[:, None] - 1, (paid.score * terminated)[:, None])"
+BULK_KL = "logp, reference_logp).masked_fill(~is_action, 0.0)"
 STEPPING = "tests/test_env.py::test_stepping_equals_bulk_equals_plain_python"
 BUFFER = "tests/test_rollout.py::test_what_a_buffer_holds"
 TRUNK, HEAD = "lmgym/fused", "lmgym/fused"
@@ -79,17 +79,17 @@ GOES_ON = "tests/test_survival.py::test_a_learner_goes_on_in_another_process_as_
 
 MUTANTS = (
     # Where the score is paid, and what it is worth --------------------------------------------------------------------
-    Mutant("score-on-pad", ENV, SETTLE_SCORE,
+    Mutant("score-on-pad", ENV, BULK_SCORE,
            "rewards.scatter_add_(1, self.length[:, None].clamp(max=self.max_new_tokens - 1), "
-           "(self._score * terminated)[:, None])",
+           "(paid.score * terminated)[:, None])",
            "score paid on the padding behind the end", (BUFFER,)),
-    Mutant("score-on-every-token", ENV, SETTLE_SCORE, "rewards += is_action * (self._score * terminated)[:, None]",
+    Mutant("score-on-every-token", ENV, BULK_SCORE, "rewards += is_action * (paid.score * terminated)[:, None]",
            "score paid on every token", (BUFFER,)),
     Mutant("scaled-score-on-pad", ROLLOUT, "last = self.is_action.sum(1, keepdim=True) - 1",
            "last = self.is_action.sum(1, keepdim=True).clamp(max=self.is_action.shape[1] - 1)",
            "scaled score paid on the padding behind the end",
            ("tests/test_algorithms.py::test_what_shapes_the_reward",)),
-    Mutant("kl-on-pad", ENV, SETTLE_KL, "logp, reference_logp)",
+    Mutant("kl-on-pad", ENV, BULK_KL, "logp, reference_logp)",
            "KL paid on the padding behind the end", (STEPPING,)),
     Mutant("k3-in-reward", "lmgym/reward", "return -beta * (logp - reference_logp)",
            "return -beta * (torch.expm1(reference_logp - logp) + logp - reference_logp)",
@@ -97,9 +97,9 @@ MUTANTS = (
     Mutant("score-paid-when-cut-off", ENV, "return self.finish == Finish.STOP, full",
            "return self.finish != Finish.RUNNING, full",
            "rows that were cut off are scored as if they had ended", (BUFFER,)),
-    Mutant("stop-string-missed", ENV, "self._stop_at_strings(torch.ones_like(self.prompt_mask[:, 0]))", "pass",
+    Mutant("stop-string-missed", ENV, "self.state.end_at_stop_strings(torch.ones_like(self.prompt_mask[:, 0]))", "pass",
            "stop string missed before a later end",
-           ("tests/test_env.py::test_settle_finds_a_stop_string_that_a_later_end_hides",)),
+           ("tests/test_env.py::test_pay_rewards_finds_a_stop_string_that_a_later_end_hides",)),
     # Ends -------------------------------------------------------------------------------------------------------------
     Mutant("eos-out-of-mask", ENV, "is_action = steps < self.length[:, None]",
            "is_action = steps < (self.length - (self.finish == Finish.STOP).long()).clamp(min=1)[:, None]",
@@ -112,7 +112,7 @@ MUTANTS = (
            "rows that ended are bootstrapped", (BUFFER,)),
     Mutant("bootstrap-one-early", ROLLOUT, 'if not last or env.on_limit == "truncate":', "if not last:",
            "bootstrap read one token early", (BUFFER,)),
-    Mutant("reset-keeps-cache", ENV, "track.stale[rows] = True", "pass",
+    Mutant("reset-keeps-cache", ENV, "scorer.stale[index] = True", "pass",
            "reference of a reset row still reads the old text",
            ("tests/test_env.py::test_reference_follows_rows_through_partial_resets",)),
     # What is sampled is what is scored --------------------------------------------------------------------------------

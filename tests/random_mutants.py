@@ -125,8 +125,14 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "torch.cat([buffer.sampling_mask, torch.full_like(buffer.sampling_mask[:, :-1], 255)], 1)",
     ): "steps behind the last are cut off",
     ("lmgym/rollout/decode.py", "if (t + -1) % CHECK_EVERY or t + 1 == env.max_new_tokens:"): NO_GPU,
-    ("lmgym/policy.py", 'lm.add_adapter("value", rank=rank, alpha=2 * rank, seed=seed - 1)'): "another seed is as good",
-    ("lmgym/policy.py", 'lm.add_adapter("value", rank=rank, alpha=2 * rank, seed=seed + 2)'): "another seed is as good",
+    (
+        "lmgym/policy.py",
+        'lm.adapters.add("value", rank=rank, alpha=2 * rank, seed=seed - 1)',
+    ): "another seed is as good",
+    (
+        "lmgym/policy.py",
+        'lm.adapters.add("value", rank=rank, alpha=2 * rank, seed=seed + 2)',
+    ): "another seed is as good",
     ("lmgym/rollout/decode.py", "CHECK_EVERY = 9"): PASSES,
     ("lmgym/rollout/decode.py", "slots: int = 1,"): PASSES,
     (

@@ -33,9 +33,9 @@ SMALL: dict[str, Any] = {"max_prompt_tokens": 1, "max_new_tokens": 3}
         ({"beta": -0.1}, "beta=-0.1 must be 0 or more"),
         ({"beta": float("nan")}, "beta=nan must be 0 or more"),
         ({"missing_eos_score": "nothing"}, "missing_eos_score='nothing' must be a finite number"),
-        ({"stop": "END"}, r"stop='END' must be a tuple of strings: one alone is \('END',\)"),
+        ({"stop": "END"}, r"stop='END' must be a tuple of strings: a single one is \('END',\)"),
         ({"stop": [1]}, r"stop=\[1\] must be a tuple of strings"),
-        ({"task": "Tree"}, "task='Tree' is no lmgym.Task"),
+        ({"task": "Tree"}, "task='Tree' is not an lmgym.Task"),
     ],
 )
 def test_an_environment_that_cannot_be(probe: LanguageModel, arguments: dict[str, Any], said: str) -> None:
@@ -103,7 +103,7 @@ class Hostile(Tree):
 @pytest.mark.parametrize("prompt", [None, "a", 5, prompt_of(None), prompt_of(b"a")])
 def test_tasks_that_give_no_prompts(probe: LanguageModel, prompt: Any) -> None:
     env = TokenVectorEnv(2, task=Hostile(prompt), model=probe, **SMALL)
-    with pytest.raises(ValueError, match=r"the task 'tree' gave .* must return a Prompt with a text"):
+    with pytest.raises(ValueError, match=r"the task 'tree' returned .* must return a Prompt with a text"):
         env.reset(seed=0)
 
 
@@ -152,8 +152,8 @@ def test_weights_that_make_scores_infinite() -> None:
         ("math:nothing", "no attribute 'nothing'"),
         ("math", "write it as module:name"),
         ("", "write it as module:name"),
-        (lambda: 5, "makes 5, no Task"),
-        ("math:pi", "no Task"),
+        (lambda: 5, "makes 5, not an lmgym.Task"),
+        ("math:pi", "not an lmgym.Task"),
     ],
 )
 def test_registered_tasks_that_cannot_be(task: Any, said: str) -> None:
@@ -189,7 +189,7 @@ def test_json_lines_that_would_lose_or_break_something(tmp_path: Path, line: str
 def test_the_name_of_a_model_is_no_model() -> None:
     """The tests' own type checks see it first; users have none."""
     unchecked = TokenVectorEnv.__init__.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
-    with pytest.raises(ValueError, match=r"model='tiny' is no LanguageModel: load it first"):
+    with pytest.raises(ValueError, match=r"model='tiny' is not a LanguageModel: load it first"):
         unchecked(object.__new__(TokenVectorEnv), 2, task=Tree(), model="tiny", **SMALL)
 
 

@@ -156,7 +156,7 @@ def test_stepping_equals_bulk_equals_plain_python(
         assert bulk.reference_logp[row, :length].tolist() == pytest.approx(plain, abs=1e-5)
 
 
-def test_settle_finds_a_stop_string_that_a_later_end_hides(probe: LanguageModel) -> None:
+def test_pay_rewards_finds_a_stop_string_that_a_later_end_hides(probe: LanguageModel) -> None:
     env = make(probe, 3, stop=("bc",))
     env.reset(seed=0)
     for column in ([A, B, A], [B, C, B], [C, A, C], [A, EOS, D], [A, A, A], [A, A, B]):
@@ -536,7 +536,7 @@ def test_a_bound_policy_pays_what_its_log_probabilities_pay(probe: LanguageModel
         _, got, *_ = bound.step(tokens[:, t])
         assert np.isfinite(np.asarray(got)).all()
         np.testing.assert_allclose(np.asarray(got), np.asarray(expected), atol=1e-5)
-    assert not torch.as_tensor(bound._token_rewards).requires_grad
+    assert not torch.as_tensor(bound.rewards.token_rewards).requires_grad
 
 
 # Handles, rendering, the scalar view -------------------------------------------------------------------------------
@@ -562,6 +562,7 @@ def test_rendering_is_data_not_terminal_commands(probe: LanguageModel, capsys: p
     env.reset(seed=0, options={"prompt": "a"})
     for token in (B, C, EOS):
         env.step(TokenAction(torch.tensor([token]), torch.tensor([20.0 if token == B else -5.0])))
+    capsys.readouterr()  # reset and step print too
     assert env.render() is None
     shown = capsys.readouterr().out
     assert shown.startswith("a\x1b[38;2;")
@@ -639,12 +640,12 @@ def test_colours_say_how_much_of_the_largest_reward_a_token_got(
         autoreset_mode=gym.vector.AutoresetMode.DISABLED,
     )  # fmt: skip
     env.reset(seed=0, options={"prompt": "a"})
-    env.render()
     assert capsys.readouterr().out == "a\n", "nothing is written yet"
     for token, wanted in ((2, 4.0), (3, 2.0), (4, -1.0)):
         env.reset(options={"prompt": "a"}) if token == 2 else None
         env.step(TokenAction(torch.tensor([token]), torch.tensor([0.0])))
-        env._token_rewards[0, token - 2] = wanted
+        env.rewards.token_rewards[0, token - 2] = wanted
+    capsys.readouterr()
     env.render()
     shown = capsys.readouterr().out.strip()
     pieces = [piece.split("m")[0].split(";")[2:] for piece in shown.split("\x1b[")[1::2]]

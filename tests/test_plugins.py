@@ -120,6 +120,25 @@ def test_entry_points_name_tasks(package: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Sentimant", "lmgym/Sentiment-v0"),
+        ("lmgym/sort-v0", "lmgym/Sort-v0"),
+        ("arithmetics", "lmgym/Arithmetic-v0"),
+        ("lmgym/Tree-v1", "lmgym/Tree-v0"),
+    ],
+)
+def test_a_misspelt_environment_is_told_what_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"no task '{name}'. Did you mean {meant}"):
+        registry.find_spec(name)
+
+
+def test_a_name_that_is_like_no_other_has_no_suggestion() -> None:
+    with pytest.raises(ValueError, match=r"no task 'xyz'\. Registered are: lmgym/Arithmetic-v0, "):
+        registry.find_spec("xyz")
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (("class Config", "class Settings"), "no dataclass `Config`"),

@@ -1,12 +1,101 @@
-"""The arguments of an environment, checked before anything is built."""
+"""Checks of an environment's arguments. All of them run before anything is built."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from lmgym.models import LanguageModel
+from lmgym.reward import check_reward_estimator
+from lmgym.tasks.base import Task
+
 OnLimit = Literal["terminate", "truncate"]
+LongPrompts = Literal["error", "truncate"]
+Output = Literal["torch", "numpy"]
+RenderMode = Literal["ansi", "human", "rgb_array"]
+
+RENDER_MODES = ("ansi", "human", "rgb_array")
+CHOICES: dict[str, Sequence[Any]] = {
+    "kl": ("reference", "sampled", "none"),
+    "on_limit": ("terminate", "truncate"),
+    "long_prompts": ("error", "truncate"),
+    "output": ("torch", "numpy"),
+    "split": ("train", "test"),
+    "render_mode": (None, *RENDER_MODES),
+}
+"""The arguments that take one of a few values, with those values."""
 
 
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raises a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(map(repr, choices))}")
+def check_arguments(
+    *,
+    num_envs: int,
+    task: Any,
+    model: Any,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    min_new_tokens: int,
+    stop: Any,
+    missing_eos_score: Any,
+    kl_estimator: str,
+    **choices: Any,
+) -> None:
+    """Raises a ValueError unless the arguments of a `TokenVectorEnv` are valid and fit one another."""
+    check_reward_estimator(kl_estimator)
+    check_choices(**choices)
+    check_parts(num_envs, task, model)
+    check_stop_strings("stop", stop)
+    check_stop_strings("task.stop", task.stop)
+    check_missing_eos_score("missing_eos_score", missing_eos_score)
+    check_missing_eos_score("task.missing_eos_score", task.missing_eos_score)
+    check_budgets(model, max_prompt_tokens, max_new_tokens, min_new_tokens, choices["on_limit"])
+
+
+def check_choices(**given: Any) -> None:
+    """Raises a ValueError unless each argument has one of its values in `CHOICES`."""
+    for name, value in given.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(map(repr, CHOICES[name]))}")
+
+
+def check_parts(num_envs: int, task: Any, model: Any) -> None:
+    """Raises a ValueError unless the model is a LanguageModel, the task a Task, and there is at least one row."""
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f"model={model!r} is not a LanguageModel: load it first, for example with lmgym.load('tiny')")
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task={task!r} is not an lmgym.Task: pass an instance of a subclass with sample() and score()"
+        )
+    if num_envs < 1:
+        raise ValueError(f"num_envs={num_envs} must be at least 1")
+
+
+def check_stop_strings(name: str, strings: Any) -> None:
+    """Raises a ValueError unless `strings` is a sequence of strings, none of them empty."""
+    if isinstance(strings, str) or not all(isinstance(string, str) for string in strings):
+        raise ValueError(f"{name}={strings!r} must be a tuple of strings: a single one is ('END',)")
+    if "" in strings:
+        raise ValueError(f"{name} holds an empty string, which every text contains: give at least one character")
+
+
+def check_missing_eos_score(name: str, score: Any) -> None:
+    """Raises a ValueError unless `score` is a finite number, "task" or None."""
+    if not (score is None or score == "task" or (isinstance(score, int | float) and math.isfinite(score))):
+        raise ValueError(f"{name}={score!r} must be a finite number, 'task' or None")
+
+
+def check_budgets(
+    model: LanguageModel, max_prompt_tokens: int, max_new_tokens: int, min_new_tokens: int, on_limit: str
+) -> None:
+    """Raises a ValueError unless the token budgets are consistent and fit the positions of the model."""
+    if max_prompt_tokens < 1 or max_new_tokens < 1 or not 0 <= min_new_tokens <= max_new_tokens:
+        raise ValueError(
+            f"max_prompt_tokens={max_prompt_tokens} and max_new_tokens={max_new_tokens} must be at least 1, and "
+            f"min_new_tokens={min_new_tokens} between 0 and max_new_tokens"
+        )
+    if on_limit == "truncate" and max_new_tokens < 2:
+        raise ValueError("on_limit='truncate' needs max_new_tokens of at least 2: a row may not end at its first step")
+    positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_prompt_tokens + max_new_tokens > positions:
+        raise ValueError(
+            f"max_prompt_tokens={max_prompt_tokens} plus max_new_tokens={max_new_tokens} exceed the {positions} "
+            f"positions of the model {model.name!r}: lower one of them"
+        )

@@ -1,23 +1,24 @@
 """`TokenEnv`: one row of `TokenVectorEnv` as a plain Gymnasium environment in NumPy."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from lmgym.env.arguments import RenderMode
 from lmgym.env.vector import TokenVectorEnv
 from lmgym.tasks.base import Completion
 
 
 class TokenEnv(gym.Env):
-    """One row of `TokenVectorEnv` in NumPy: what `gymnasium.make` gives, and what SB3 and other libraries take.
+    """One row of `TokenVectorEnv` in NumPy: what `gymnasium.make` returns, and what SB3 and other libraries take.
 
-    It takes the same arguments, but for `num_envs`, `autoreset_mode` and `output`.
+    It takes the same arguments, except `num_envs`, `autoreset_mode` and `output`.
     """
 
-    def __init__(self, *, render_mode: Literal["ansi", "human"] | None = None, **arguments: Any):
+    def __init__(self, *, render_mode: RenderMode | None = None, **arguments: Any):
         self.row = TokenVectorEnv(
             1, autoreset_mode=AutoresetMode.DISABLED, output="numpy", render_mode=render_mode, **arguments
         )
@@ -42,12 +43,12 @@ class TokenEnv(gym.Env):
         return first_row(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), scalar_info(info)
 
     def render(self) -> Any:
-        """The text so far, see `TokenVectorEnv.render`."""
-        texts = self.row.render()
-        return texts[0] if texts else None
+        """The text so far as a string or an image, see `TokenVectorEnv.render`."""
+        frames = self.row.render()
+        return frames[0] if frames else None
 
     def action_masks(self) -> np.ndarray:
-        """[V] True where a token is allowed next; the name that sb3-contrib's MaskablePPO asks for."""
+        """[V] True where a token is allowed next; the name that sb3-contrib's MaskablePPO requires."""
         return self.row.action_masks()[0]
 
     def completion(self) -> Completion:

@@ -1,70 +1,63 @@
-"""The log-probabilities of an environment's actions under a model, from a cache that follows the rows."""
+"""The log-probabilities of an environment's actions under a model, from a KV cache that follows the rows."""
 
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from lmgym.env.state import RowState
 from lmgym.models import Decoding
 
 
 @runtime_checkable
 class TokenScorer(Protocol):
-    """Whatever gives the log-probability of the next token: the reference, or a policy bound to the environment."""
+    """Gives the log-probability of the next token: the reference, or a policy bound to the environment."""
 
     def start(self, input_ids: Tensor, attention_mask: Tensor) -> Decoding: ...
     def advance(self, decoding: Decoding, token: Tensor) -> Decoding: ...
     def logp(self, decoding: Decoding, token: Tensor, action_mask: Tensor) -> Tensor: ...
 
 
-@runtime_checkable
-class PromptedRows(Protocol):
-    """The part of `TokenVectorEnv` that a scorer's cache reads."""
-
-    num_envs: int
-    max_prompt_tokens: int
-    max_new_tokens: int
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    length: Tensor
-
-    def observation(self) -> dict[str, Tensor]: ...
-
-
 class ScorerCache:
-    """Follows the rows of an environment with a scorer's cache, through resets of single rows.
+    """Keeps a scorer's KV cache in step with the rows of an environment, also when single rows are reset.
 
-    It reads prompts only when it is asked about the next token, so that the bulk path never pays for it.
+    Prompts are read only when a log-probability is needed, so that the bulk path does not pay for them.
+
+    Attributes:
+        decoding: the cache; None where it has to be built from the texts so far.
+        stale: [B] True for rows with a new prompt, which the cache has not read yet.
     """
 
-    def __init__(self, scorer: TokenScorer, env: PromptedRows):
+    def __init__(self, scorer: TokenScorer, state: RowState):
         self.scorer = scorer
-        self.env = env
+        self.state = state
         self.decoding: Decoding | None = None
-        self.stale = torch.ones(env.num_envs, dtype=torch.bool, device=env.length.device)
+        self.stale = torch.ones(state.rows, dtype=torch.bool, device=state.length.device)
 
     def logp(self, token: Tensor, action_mask: Tensor) -> Tensor:
+        """[B] log-probability of the next token of each row, in nats."""
         return self.scorer.logp(self._current(), token, action_mask)
 
     def advance(self, token: Tensor, live: Tensor) -> None:
+        """Reads a token in each row; `live` [B] is False for rows that had ended before."""
         decoding = self._current()
-        # Ended rows wait for their reset; their position must not run past the model's last one.
+        # Ended rows wait for their reset; their position must not pass the model's last one.
         decoding.rewind_ended(live)
         self.decoding = self.scorer.advance(decoding, token)
 
     def _current(self) -> Decoding:
-        env = self.env
+        state = self.state
         if self.decoding is not None and not bool(self.stale.any()):
             return self.decoding
         rows = self.stale.nonzero()[:, 0]
         self.stale[:] = False
-        if self.decoding is not None and len(rows) < env.num_envs:
-            fresh = self.scorer.start(env.prompt_ids[rows], env.prompt_mask[rows])
-            if self.decoding.replace_rows(rows, fresh, env.max_prompt_tokens + env.max_new_tokens):
+        if self.decoding is not None and len(rows) < state.rows:
+            fresh = self.scorer.start(state.prompt_ids[rows], state.prompt_mask[rows])
+            if self.decoding.replace_rows(rows, fresh, state.max_prompt_tokens + state.max_new_tokens):
                 return self.decoding
-        if bool((env.length == 0).all()):
-            self.decoding = self.scorer.start(env.prompt_ids, env.prompt_mask)
+        if bool((state.length == 0).all()):
+            self.decoding = self.scorer.start(state.prompt_ids, state.prompt_mask)
         else:
-            state = env.observation()
-            self.decoding = self.scorer.start(state["input_ids"], state["attention_mask"])
+            observation = state.observation()
+            self.decoding = self.scorer.start(observation["input_ids"], observation["attention_mask"])
         return self.decoding

@@ -1,4 +1,4 @@
-"""Contracts to run on parts of your own, in your own tests: tasks, policies, algorithms.
+"""Contract tests for your own tasks, policies and algorithms.
 
 `check_task` needs no torch; the others are imported when they are first used.
 """
@@ -10,12 +10,13 @@ from lmgym.testing.task_checks import check_task
 
 if TYPE_CHECKING:
     from lmgym.testing.algorithm_checks import Check, check_algorithm
-    from lmgym.testing.policy_checks import TablePolicy, check_policy
+    from lmgym.testing.policy_checks import check_policy
+    from lmgym.testing.table_policy import TablePolicy
 
 _LAZY = {
     "Check": "lmgym.testing.algorithm_checks",
     "check_algorithm": "lmgym.testing.algorithm_checks",
-    "TablePolicy": "lmgym.testing.policy_checks",
+    "TablePolicy": "lmgym.testing.table_policy",
     "check_policy": "lmgym.testing.policy_checks",
 }
 

@@ -1,33 +1,40 @@
-"""The contract of an algorithm: an oracle suite that runs on a CPU in under two minutes, for anybody's code."""
+"""The contract of an algorithm: checks against exact results, which run on a CPU in under two minutes."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lmgym.env import TokenVectorEnv
 from lmgym.exact import Tree, enumerate_tree, policy_logp
-from lmgym.models import LanguageModel, Sequences, load
-from lmgym.policy import Action, Evaluation
 from lmgym.reward import KLForm
-from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split
-from lmgym.tasks.probe import Tree as TreeTask
-from lmgym.testing.policy_checks import TablePolicy
+from lmgym.tasks.base import Completion, Prompt, ScoreFunction
+from lmgym.testing.algorithm_world import (
+    PROMPTS,
+    GarbagePolicy,
+    PaddedEnv,
+    ReversedEnv,
+    ReversedPolicy,
+    SmallTree,
+    SplitPolicy,
+    WrappedPolicy,
+    load_probe,
+)
+from lmgym.testing.table_policy import TablePolicy
 
 BETA = 0.2
 
 
 @runtime_checkable
 class Trainer(Protocol):
-    """An algorithm as `check_algorithm` drives it: any function of these arguments that yields metrics once an update.
+    """An algorithm as `check_algorithm` calls it: a function of these arguments that yields metrics after each update.
 
-    An algorithm with minibatches should take the whole rollout in its first optimizer step here, and one with
-    generalised advantages λ = 1: what is checked is what the paper derives.
+    Use the whole rollout in the first optimizer step (no minibatches), and λ = 1 for generalised advantages: the checks
+    compare the gradient with the policy gradient of the objective.
     """
 
     def __call__(
@@ -40,126 +47,23 @@ class Check:
     """One line of the table.
 
     Attributes:
-        name: what was checked.
+        name: the property that was checked.
         passed: whether it holds.
-        observed: what was measured.
-        wanted: the bound.
+        observed: the measured value.
+        expected: the bound.
     """
 
     name: str
     passed: bool
     observed: str
-    wanted: str
-
-
-class _Task(TreeTask):
-    """The tree of up to two letters after prompts of one or two letters, under any score."""
-
-    def __init__(self, score: ScoreFunction | None = None):
-        self._score = score
-
-    def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
-        return PROMPTS[rng.integers(len(PROMPTS))]
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
-        return super().score(prompts, completions) if self._score is None else self._score(prompts, completions)
-
-
-# No prompt begins as a shorter one: after "a", the text "ab" has one token left, and as a prompt it would have two. A
-# policy that reads the text alone could not tell them apart.
-PROMPTS = [Prompt(text) for text in ("a", "b", "ca", "cb", "dc", "dd")]
-
-
-class _Padded(TokenVectorEnv):
-    """The same environment, which shows all of the prompt columns, padding that nobody needs included."""
-
-    def prompt_block(self) -> tuple[Tensor, Tensor]:
-        return self.prompt_ids, self.prompt_mask
-
-
-class _Reversed(TokenVectorEnv):
-    """The same environment with its rows in the opposite order."""
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        return super().reset(seed=seed[::-1] if isinstance(seed, list) else seed, options=options)
-
-
-@dataclass
-class _Wrapped:
-    """A policy that another one answers for."""
-
-    inner: Any
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    @property
-    def temperature(self) -> float:
-        return self.inner.temperature
-
-    @property
-    def critic(self) -> Any:
-        return self.inner.critic
-
-    @property
-    def device(self) -> torch.device:
-        return self.inner.device
-
-    @property
-    def truncates(self) -> bool:
-        return self.inner.truncates
-
-    def parameters(self) -> list[nn.Parameter]:
-        return self.inner.parameters()
-
-    def start(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        return self.inner.start(input_ids, attention_mask)
-
-    def act(self, decoding: Any, uniform: Tensor, action_mask: Tensor) -> Action:
-        return self.inner.act(decoding, uniform, action_mask)
-
-    def advance(self, decoding: Any, token: Tensor) -> Any:
-        return self.inner.advance(decoding, token)
-
-    def evaluate(self, sequences: Sequences) -> Evaluation:
-        return self.inner.evaluate(sequences)
-
-    def log_probs(self, sequences: Sequences) -> Tensor:
-        return self.inner.log_probs(sequences)
-
-
-class _ReversedPolicy(_Wrapped):
-    """Gives each row the random number of its mirror image: with `_Reversed`, the same rollout backwards."""
-
-    def act(self, decoding: Any, uniform: Tensor, action_mask: Tensor) -> Action:
-        return self.inner.act(decoding, uniform.flip(0), action_mask)
-
-
-class _GarbagePolicy(_Wrapped):
-    """Says large nonsense, gradient and all, wherever no action was taken; nobody may be listening."""
-
-    def evaluate(self, sequences: Sequences) -> Evaluation:
-        def spoil(x: Tensor, by: float) -> Tensor:
-            return torch.where(sequences.is_action, x, by + 7 * x[:, :1])
-
-        found = self.inner.evaluate(sequences)
-        return Evaluation(spoil(found.logp, 3.0), spoil(found.value, -50.0), spoil(found.entropy, 20.0))
-
-
-class _SplitPolicy(_Wrapped):
-    """Reads a batch in two parts."""
-
-    def evaluate(self, sequences: Sequences) -> Evaluation:
-        rows = torch.arange(len(sequences.tokens), device=sequences.tokens.device).tensor_split(2)
-        parts = [self.inner.evaluate(sequences[part]) for part in rows if len(part)]
-        return Evaluation(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    expected: str
 
 
 MakePolicy = Callable[[TokenVectorEnv, Sequence[Tree]], Any]
 
 
 class _Suite:
-    """Makes the small world of the checks, and runs the algorithm in it."""
+    """Makes environment and policy of the checks, and runs the algorithm with them."""
 
     def __init__(self, train: Trainer, make_policy: MakePolicy, kl: KLForm, rows: int, lr: float):
         self.train, self.make_policy, self.kl, self.rows, self.lr = train, make_policy, kl, rows, lr
@@ -173,8 +77,8 @@ class _Suite:
     ) -> tuple[Any, TokenVectorEnv, list[Tree]]:
         env = kind(
             self.rows,
-            task=_Task(score),
-            model=_probe(),
+            task=SmallTree(score),
+            model=load_probe(),
             max_prompt_tokens=3,
             max_new_tokens=2,
             kl=self.kl if kl is None else kl,
@@ -183,7 +87,7 @@ class _Suite:
         trees = [enumerate_tree(env, prompt) for prompt in PROMPTS]
         policy = self.make_policy(env, trees)
         if perturb:
-            # Away from the reference, so that KL has a gradient too. Only what the log-probabilities depend on.
+            # Away from the reference, so that KL has a gradient too. Only parameters on which log-probabilities depend.
             generator = torch.Generator().manual_seed(0)
             for parameter, gradient in zip(policy.parameters(), self.gradient(policy, trees), strict=True):
                 if gradient is not None:
@@ -200,7 +104,7 @@ class _Suite:
         return torch.stack(values).mean()
 
     def gradient(self, policy: Any, trees: Sequence[Tree], kl: bool = True) -> list[Tensor | None]:
-        """The gradient of the objective, by enumeration of every completion of every prompt."""
+        """The gradient of the objective, by enumerating every completion of every prompt."""
         logp = [tree.sequence_logp(policy.log_probs(tree.sequences)).double() for tree in trees]
         return list(torch.autograd.grad(self.objective(trees, logp, kl), policy.parameters(), allow_unused=True))
 
@@ -229,9 +133,26 @@ class _Suite:
             hook.remove()
         return metrics, taken
 
+    def checks(self, updates: int) -> dict[str, Callable[[], Check]]:
+        """Every check by the name that `skip` takes; `updates` is for the last one."""
+        same, plain = self.check_same_gradient, TokenVectorEnv
+        return {
+            "seed": self.check_seed,
+            "lr": self.check_zero_learning_rate,
+            "metrics": self.check_metrics,
+            "gradient": self.check_gradient,
+            "order": lambda: same("the order of the rows does not matter", ReversedEnv, ReversedPolicy),
+            "padding": lambda: same("padding does not matter", PaddedEnv, WrappedPolicy),
+            "split": lambda: same("the split of a batch does not matter", plain, SplitPolicy),
+            "mask": lambda: same("what lies behind the end does not matter", plain, GarbagePolicy),
+            "length": self.check_length_bias,
+            "stop": self.check_stopping,
+            "optimum": lambda: self.check_optimum(updates),
+        }
+
     # The checks ----------------------------------------------------------------------------------------------------
 
-    def repeats(self) -> Check:
+    def check_seed(self) -> Check:
         def once(seed: int) -> tuple[list[dict[str, float]], Tensor]:
             policy, env, _ = self.world()
             metrics, _ = self.run(policy, env, 3, self.lr, seed)
@@ -243,14 +164,14 @@ class _Suite:
         observed = f"same: {'equal' if same else 'different'}; other: {'different' if different else 'equal'}"
         return Check("a seed is a run", same and different, observed, "the same seed repeats it, another does not")
 
-    def stands_still(self) -> Check:
+    def check_zero_learning_rate(self) -> Check:
         policy, env, _ = self.world(perturb=True)
         before = [p.detach().clone() for p in policy.parameters()]
         self.run(policy, env, 2, 0.0)
         moved = max(float((p - q).detach().abs().max()) for p, q in zip(policy.parameters(), before, strict=True))
         return Check("a learning rate of 0 changes nothing", moved == 0.0, f"moved by {moved:.2g}", "0")
 
-    def metrics_are_numbers(self) -> Check:
+    def check_metrics(self) -> Check:
         policy, env, _ = self.world()
         metrics, _ = self.run(policy, env, 3, self.lr)
         wrong = sorted({name for row in metrics for name, value in row.items() if not np.isfinite(value)})
@@ -258,7 +179,7 @@ class _Suite:
         observed = f"{len(metrics)} rows" + (f", not finite: {', '.join(wrong)}" if wrong else ", all finite")
         return Check("it yields finite metrics, once an update", passed, observed, "3 rows, all finite")
 
-    def follows_the_gradient(self, updates: int = 40) -> Check:
+    def check_gradient(self, updates: int = 40) -> Check:
         policy, env, trees = self.world(perturb=True)
         _, taken = self.run(policy, env, updates, 0.0)
         wanted = -_flat(self.gradient(policy, trees), policy.parameters())
@@ -270,7 +191,7 @@ class _Suite:
         cosine = float(torch.cosine_similarity(mean, wanted[used], dim=0))
         return Check(name, cosine > 0.97, f"cosine {cosine:.4f} over {updates * self.rows} completions", "> 0.97")
 
-    def same_gradient(self, name: str, kind: Callable[..., TokenVectorEnv], wrap: Callable[[Any], Any]) -> Check:
+    def check_same_gradient(self, name: str, kind: Callable[..., TokenVectorEnv], wrap: Callable[[Any], Any]) -> Check:
         policy, env, _ = self.world(perturb=True)
         metrics, plain = self.run(policy, env, 1, 0.0)
         policy, env, _ = self.world(perturb=True, kind=kind)
@@ -282,8 +203,8 @@ class _Suite:
         observed = f"gradient by {gap:.1e}, metrics by {worst:.1e}"
         return Check(name, gap < 1e-4 and worst < 1e-3, observed, "1e-4 and 1e-3")
 
-    def has_no_length_bias(self, updates: int = 40) -> Check:
-        """With a constant score no direction is better; a biased algorithm goes where texts get longer, or shorter."""
+    def check_length_bias(self, updates: int = 40) -> Check:
+        """With a constant score no direction is better; a biased algorithm makes texts longer, or shorter."""
 
         def constant(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
             return [1.0] * len(completions)
@@ -307,11 +228,11 @@ class _Suite:
             "within ±0.2",
         )
 
-    def learns_to_stop(self, updates: int = 80) -> Check:
-        """One letter is worth more than two, and two more than what other prompts bring.
+    def check_stopping(self, updates: int = 80) -> Check:
+        """One letter scores more than two, and two score more than the completions of the other prompts.
 
-        So an algorithm that leaves the end of sequence out of its loss makes second letters more probable. Where all
-        else were bad, it would learn to stop by unlearning all else.
+        An algorithm that leaves the end of sequence out of its loss then makes second letters more probable. If two
+        letters scored nothing, such an algorithm would also stop earlier, because it makes every letter less probable.
         """
         paid = [prompt.text for prompt in PROMPTS[::2]]
 
@@ -335,7 +256,7 @@ class _Suite:
         observed = f"P(stop) {before:.3f} -> {after:.3f}"
         return Check("it learns when to stop", after > 2 * before, observed, f"> {2 * before:.3f}")
 
-    def reaches_the_optimum(self, updates: int) -> Check:
+    def check_optimum(self, updates: int) -> Check:
         policy, env, trees = self.world()
         self.run(policy, env, updates, self.lr)
         logp = [policy_logp(tree, policy.log_probs) for tree in trees]
@@ -357,51 +278,38 @@ def check_algorithm(
     skip: Sequence[str] = (),
     show: bool = True,
 ) -> list[Check]:
-    """Checks an on-policy algorithm against what is known exactly, and prints a table.
+    """Checks an on-policy algorithm against exact results, and prints a table.
 
-    The world is small enough to enumerate: up to two letters after a prompt of one or two, four letters and an end of
-    sequence. By default the policy is a table, which can represent every policy, so that what is missed is missed by
-    the algorithm.
+    The task is small enough to enumerate: up to two letters after a prompt of one or two, from four letters and an end
+    of sequence. By default the policy is a table, which can represent every policy, so that any gap is the algorithm's.
 
         check_algorithm(lambda policy, env, *, seed, lr, updates: my_algorithm(policy, env, lr, updates, seed))
 
     Args:
         train: the algorithm, see `Trainer`.
-        make_policy: makes the policy for an environment and the trees of its prompts, afresh for each check; a
-            `TablePolicy` that equals the reference by default.
+        make_policy: makes a new policy for an environment and the trees of its prompts; by default a `TablePolicy` that
+            equals the reference.
         kl: the environment's KL form; "none" for an algorithm that has KL in its loss, at `env.kl_controller.beta`.
         rows: completions per rollout; a multiple of the algorithm's group.
-        lr: the learning rate where something is to be learned. 0.1 suits a table under Adam.
-        updates: rollouts in which the optimum is to be reached.
-        skip: names of checks to leave out, for an algorithm that breaks one on purpose; say why where you do.
+        lr: the learning rate of the checks in which something is learned. 0.1 suits a table under Adam.
+        updates: rollouts in which the optimum must be reached.
+        skip: names of checks to leave out, for an algorithm that breaks one on purpose; add a comment that says why.
         show: print the table.
 
     Returns:
         The checks, in order.
 
     Raises:
-        AssertionError: a check fails; the message holds the table.
+        AssertionError: a check fails; the message contains the table.
+        ValueError: `skip` names a check that does not exist.
     """
     suite = _Suite(train, make_policy or (lambda env, trees: TablePolicy.of(env, list(trees))), kl, rows, lr)
-    plain = TokenVectorEnv
-    runs: list[tuple[str, Callable[[], Check]]] = [
-        ("seed", suite.repeats),
-        ("lr", suite.stands_still),
-        ("metrics", suite.metrics_are_numbers),
-        ("gradient", suite.follows_the_gradient),
-        ("order", lambda: suite.same_gradient("the order of the rows does not matter", _Reversed, _ReversedPolicy)),
-        ("padding", lambda: suite.same_gradient("padding does not matter", _Padded, _Wrapped)),
-        ("split", lambda: suite.same_gradient("the split of a batch does not matter", plain, _SplitPolicy)),
-        ("mask", lambda: suite.same_gradient("what lies behind the end does not matter", plain, _GarbagePolicy)),
-        ("length", suite.has_no_length_bias),
-        ("stop", suite.learns_to_stop),
-        ("optimum", lambda: suite.reaches_the_optimum(updates)),
-    ]
-    unknown = set(skip) - {name for name, _ in runs}
+    runs = suite.checks(updates)
+    unknown = set(skip) - set(runs)
     if unknown:
-        raise ValueError(f"no checks named {sorted(unknown)}: choose from {', '.join(name for name, _ in runs)}")
-    checks = [run() for name, run in runs if name not in skip]
-    lines = [f"{'ok  ' if c.passed else 'FAIL'}  {c.name:58} {c.observed} (wanted: {c.wanted})" for c in checks]
+        raise ValueError(f"no checks named {sorted(unknown)}: choose from {', '.join(runs)}")
+    checks = [run() for name, run in runs.items() if name not in skip]
+    lines = [f"{'ok  ' if c.passed else 'FAIL'}  {c.name:58} {c.observed} (expected: {c.expected})" for c in checks]
     table = "\n".join(lines)
     if show:
         print(table)
@@ -412,12 +320,3 @@ def check_algorithm(
 def _flat(values: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
     parts = [torch.zeros_like(p) if v is None else v.detach() for v, p in zip(values, like, strict=True)]
     return torch.cat([part.flatten().double() for part in parts])
-
-
-def _probe() -> LanguageModel:
-    """A fresh probe model that reads and writes each of its few texts once: half of the time of these checks."""
-    lm = load("probe")
-    encode = functools.cache(lm.text.encode)
-    decode = functools.cache(lambda ids, decode=lm.text.decode: decode(ids))
-    lm.text.encode, lm.text.decode = lambda text: list(encode(text)), lambda ids: decode(tuple(ids))
-    return lm

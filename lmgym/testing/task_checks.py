@@ -12,28 +12,28 @@ from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task
 
 
 def check_task(task: Task, draws: int = 50, allow_shared_prompts: bool = False) -> None:
-    """Checks that a task keeps its promises; put it into the test of a task of your own.
+    """Checks that a task keeps its contract. Call it in the tests of your own task.
 
-    It asks for prompts of both splits and scores demonstrations (or, where there are none, a few odd texts): prompts
-    depend on the generator alone, the splits share no prompt, and scoring gives one finite number for each completion
-    whatever its text, in any batch and any order.
+    It draws prompts of both splits and scores demonstrations, or a few unusual texts if the task has no demonstrations.
+    Prompts must depend only on the generator, the splits must share no prompt, and scoring must give one finite number
+    for each completion, whatever its text, in any batch and any order.
 
     Args:
-        task: what is checked.
-        draws: prompts of each split.
+        task: the task to check.
+        draws: how many prompts of each split to draw.
         allow_shared_prompts: for probes whose few prompts are the same in both splits.
 
     Raises:
-        AssertionError: it says which promise is broken, by what value.
+        AssertionError: a part of the contract is broken. The message names it and gives the value.
     """
-    assert isinstance(task, Task), f"{task!r} is no lmgym.Task: subclass it, with sample() and score()"
+    assert isinstance(task, Task), f"{task!r} is not an lmgym.Task: subclass it, with sample() and score()"
     assert task.name, "name is empty: it labels scores and logs"
     texts: dict[Split, list[str]] = {}
     prompts: list[Prompt] = []
     for split in ("train", "test"):
         first, second = (_draw(task, split, draws) for _ in range(2))
         assert first == second, (
-            f"sample() gave different {split} prompts for the same generator: draw from the `rng` argument alone"
+            f"sample() gave different {split} prompts for the same generator: draw from the `rng` argument only"
         )
         for prompt in first:
             assert isinstance(prompt, Prompt), f"sample() must return a Prompt, not {prompt!r}"
@@ -43,7 +43,7 @@ def check_task(task: Task, draws: int = 50, allow_shared_prompts: bool = False) 
         texts[split] = [prompt.text for prompt in first]
     shared = set(texts["train"]) & set(texts["test"])
     assert allow_shared_prompts or not shared, (
-        f"the splits share the prompt {sorted(shared)[0]!r}: what is trained on may not be tested on. Use "
+        f"the splits share the prompt {sorted(shared)[0]!r}: test prompts must not occur in training. Use "
         "lmgym.tasks.sample_in_split"
     )
     completions = [_completion(task, prompt, index) for index, prompt in enumerate(prompts)]
@@ -82,8 +82,8 @@ def _check_scores(
     for label, other in (("in another order", backwards), ("alone", alone)):
         for score, again, completion in zip(scores, other, completions, strict=True):
             assert math.isclose(score, again, rel_tol=1e-4, abs_tol=1e-4), (
-                f"{name}() of {completion!r} is {score} in a batch and {again} {label}: a score may depend on its own "
-                "prompt and completion alone"
+                f"{name}() of {completion!r} is {score} in a batch and {again} {label}: a score may depend only on "
+                "its own prompt and completion"
             )
 
 
@@ -92,7 +92,7 @@ def _numbers(
 ) -> list[float]:
     given: Any = method(prompts, completions)
     try:
-        # One more than is wanted, and no further: it may never end.
+        # At most one more than expected: the iterator may never end.
         scores = [float(s) for s in islice(given, len(completions) + 1)]
     except (TypeError, ValueError, OverflowError):
         raise AssertionError(f"{name}() must give one number for each completion, not {quoted(given)}") from None
