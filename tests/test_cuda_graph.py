@@ -1,4 +1,4 @@
-"""Decoding in steps that a CUDA graph can repeat, against the ordinary loop; on a CPU a tape stands for the graph."""
+"""Decoding in steps that a CUDA graph can replay, against the ordinary loop; on a CPU a tape replaces the graph."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from lmgym.rollout.cuda_graph import CapturedLoop, CapturedStep
 
 
 class Recorder(TorchDispatchMode):
-    """Writes down every operation with its inputs and outputs."""
+    """Records every operation with its inputs and outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Tape(CapturedStep):
 
 @pytest.fixture
 def taped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps are captured, by a tape."""
+    """Steps are captured by a tape."""
     monkeypatch.setattr("lmgym.rollout.cuda_graph.can_capture", lambda device: True)
     monkeypatch.setattr("lmgym.rollout.cuda_graph.CapturedStep", Tape)
     monkeypatch.setattr(Tape, "made", [])
@@ -69,7 +69,7 @@ def taped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same steps, each run as it is."""
+    """The same steps, run without capture."""
     monkeypatch.setattr("lmgym.rollout.cuda_graph.can_capture", lambda device: True)
     monkeypatch.setattr("lmgym.rollout.cuda_graph.CapturedStep", lambda function, device: function)
     monkeypatch.setattr("lmgym.rollout.token_loop.CHECK_INTERVAL", 3)
@@ -143,7 +143,7 @@ def test_a_model_that_moved_is_captured_anew(taped: None) -> None:
 
 @pytest.mark.parametrize("config", ["GPT2Config", "LlamaConfig"])
 def test_every_step_is_the_same_operations_and_asks_nothing(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a capture needs: the same operations with the same shapes and numbers, and no question to the device."""
+    """A capture needs the same operations with the same shapes and numbers, and no synchronisation."""
     as_on_an_accelerator(monkeypatch)
     policy, env = twin(random_model(config, **FUSED[config]), critic="adapter")
     buffer = RolloutBuffer.like(env)
@@ -152,7 +152,7 @@ def test_every_step_is_the_same_operations_and_asks_nothing(config: str, monkeyp
     steps: list[list[Any]] = []
     with torch.inference_mode():
         loop.begin(policy.start(*env.prompt_block()), Stream(3, 0).uniforms(32, env.max_new_tokens, policy.device))
-        loop.step()  # makes the memory that is used again
+        loop.step()  # allocates the memory that later steps reuse
         for _ in range(3):
             waits, recorder = Waits(), Recorder()
             waits.on = True

@@ -1,4 +1,4 @@
-"""Each fast path against its slow twin: the fused pass, sampling, compaction, refill, passes, cached layers."""
+"""Each fast path against a slow one: the fused pass, sampling, compaction, refill, passes, frozen layers."""
 
 from dataclasses import replace
 from typing import Any
@@ -112,7 +112,7 @@ def test_the_reference_has_its_temperature() -> None:
 
 @pytest.mark.parametrize("config", FUSED)
 def test_all_weights_can_be_trained_through_it(config: str) -> None:
-    """Supervised fine-tuning and a value network do: the gradient of every weight is that of transformers."""
+    """As in supervised fine-tuning and a value network: the gradient of every weight equals that of transformers."""
     lm = random_model(config, **FUSED[config])
     policy, env = Policy(lm, None, critic="none"), TokenVectorEnv(8, task=Tree(), model=lm, kl="none", max_new_tokens=8)
     sequences = rollout(policy, env).sequences
@@ -159,7 +159,7 @@ def test_weights_that_change_are_read_anew(small: int, monkeypatch: pytest.Monke
 def test_a_base_that_was_trained_is_read_anew(
     part: str, adapter: str | None, frozen_again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fused optimizer changes a weight without torch counting it."""
+    """The fused optimizer changes a weight, but torch does not count the change."""
     monkeypatch.setattr(onednn, "SMALL", 0)
     lm = random_model("LlamaConfig")
     _, env = made(lm, kl="none")
@@ -214,7 +214,7 @@ def test_rows_that_leave_change_nothing(arguments: dict[str, Any], fast: bool, m
     select = Policy.select
     monkeypatch.setattr(Policy, "select", lambda self, d, rows: counts.append(len(rows)) or select(self, d, rows))
     assert_same_rollout(rollout(policy, env), whole)
-    assert counts, "rows did leave"
+    assert counts, "some rows left the batch"
     assert counts[-1] < 16
     assert int((whole.finish == Finish.STOP).sum()) > 16
 
@@ -226,7 +226,7 @@ def test_slots_that_are_filled_again_change_nothing(
     arguments: dict[str, Any], slots: int, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lmgym.rollout.token_loop.CHECK_INTERVAL_NO_SYNC", 3)
-    # As many positions as prompt and budget take: a row that went on too long would leave them.
+    # Exactly as many positions as prompt and budget need: a row that is decoded for too long would exceed them.
     lm = random_model("GPT2Config", n_inner=64, max_position_embeddings=16)
     lm.fast = fast
     policy, env = made(lm, rows=32, **arguments)
@@ -276,9 +276,9 @@ def test_drawing_by_blocks_is_drawing(vocabulary: int) -> None:
     uniform[0], uniform[1] = 0.0, float(torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
     logp = logits.double().log_softmax(-1)
     token, drawn = draw_from_logits(logits.clone(), uniform)
-    assert bool((logits.gather(1, token[:, None]) > -1e29).all()), "nothing that is banned"
+    assert bool((logits.gather(1, token[:, None]) > -1e29).all()), "a banned token was drawn"
     torch.testing.assert_close(drawn.double(), logp.gather(1, token[:, None])[:, 0], atol=2e-5, rtol=1e-5)
-    # Rounding moves a border by a few parts in a million, so that some draw next to it is another.
+    # Rounding moves a boundary by a few parts in a million, so a draw close to it may give another token.
     assert float((token == draw(logp, uniform.double())).double().mean()) > 0.998
 
 
@@ -323,12 +323,12 @@ def test_buckets_hold_every_row_once() -> None:
         assert longest == max(lengths[row] for row in rows)
         assert len(rows) * (16 + longest) <= 600
     assert buckets([0, 0], 4, 100) == [([0, 1], 1)]
-    assert len(buckets([1000, 1000], 4, 100)) == 2, "a row that is too long stands alone"
+    assert len(buckets([1000, 1000], 4, 100)) == 2, "a row that is too long gets its own bucket"
 
 
 @pytest.mark.parametrize("config", FUSED)
 def test_cached_layers_change_nothing(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA on the top layer: what the layer below made in the rollout serves the reference and all epochs."""
+    """LoRA on the top layer: the rollout's output of the layer below is used by the reference and in all epochs."""
     kept = trained(config, layers=1)
     monkeypatch.setattr("lmgym.fused.weights.FusedWeights.frozen_layers", lambda *_: 0)
     assert float((kept - trained(config, layers=1)).abs().max()) < 1e-6
@@ -357,7 +357,7 @@ def test_what_lies_below_the_adapter_is_kept_for_every_row(
 
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lengths are not looked at, as on a device that the host would have to wait for."""
+    """Lengths are not read on the host, as on a device where that would need synchronisation."""
     as_on_an_accelerator(monkeypatch)
 
 
@@ -377,7 +377,7 @@ def test_lengths_need_not_be_looked_at(
 
 
 def test_an_update_waits_for_the_device_only_where_it_must(unseen: None) -> None:
-    """The optimizer steps of an update ask nothing; the rollout asks which rows run, and what they wrote."""
+    """The optimizer steps never read from the device; the rollout reads which rows run, and their tokens."""
     policy, env = made(random_model("LlamaConfig"), rows=16, layers=1)
     learner = Learner(policy.parameters(), LearnerConfig(), 0)
     waits = Waits()
@@ -481,7 +481,7 @@ def test_adapters_where_they_are_asked_for() -> None:
 
 
 def test_a_model_decodes_with_the_weights_that_an_adapter_was_merged_into() -> None:
-    """What was fused before holds no more."""
+    """The weights that were fused before are out of date."""
     lm = lmgym.load("tiny")
     lm.adapters.add("sft", rank=2)
     perturb(lm.adapters.parameters("sft"))

@@ -41,7 +41,7 @@ def left_padded(rows: list[list[int]], width: int) -> tuple[Tensor, Tensor]:
 
 
 def plain_logits(model: nn.Module, ids: list[int]) -> Tensor:
-    """[L, V] by the model alone: one row, no padding, no cache."""
+    """[L, V] logits of the plain model: one row, no padding, no cache."""
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
@@ -77,7 +77,7 @@ def test_cached_decoding_and_one_pass_equal_the_plain_model(lm: LanguageModel) -
 
 @pytest.mark.parametrize("config", ["GPTNeoXConfig", "Qwen2Config", "Qwen3Config", "MistralConfig", "Gemma3TextConfig"])
 def test_other_architectures_decode_as_they_evaluate(config: str) -> None:
-    """Gemma 3 and Mistral see a window of four tokens only."""
+    """Gemma 3 and Mistral attend to a window of four tokens only."""
     extra: dict[str, Any] = {"sliding_window": 4} if config[0] in "GM" and config != "GPTNeoXConfig" else {}
     extra |= {} if config == "GPTNeoXConfig" else {"num_key_value_heads": 1, "head_dim": 16}
     test_cached_decoding_and_one_pass_equal_the_plain_model(random_model(config, **extra))
@@ -211,7 +211,7 @@ def test_gradients_reach_policy_and_value_adapter_in_one_graph(lm: LanguageModel
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, of transformers
 def test_what_is_trained_still_is_when_an_adapter_is_added(lm: LanguageModel, tmp_path: Path) -> None:
-    """A copy, a new one, or one from a folder: the policy's gradient stays as it was, and the others have none."""
+    """A copy, a new adapter, or one from a folder: the policy's gradient does not change, the others have none."""
     lm.adapters.add("policy")
     perturb(lm, "policy")
     lm.adapters.save(tmp_path)
@@ -397,7 +397,7 @@ def test_log_probabilities_are_float32_whatever_the_weights() -> None:
 
 
 def test_a_real_model(shared_data: Path) -> None:
-    """stories260K: `<s>` begins and also ends a story, two ids end, `<unk>` pads."""
+    """stories260K: `<s>` begins and also ends a story, there are two end ids, and `<unk>` is the padding token."""
     lm = lmgym.load(str(shared_data / "stories260K"))
     assert set(lm.eos_ids) == {1, 2}
     assert lm.pad_id == 0

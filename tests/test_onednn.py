@@ -1,4 +1,4 @@
-"""PackedLinear weights against plain ones. That those which change are packed anew is said in test_fast.py."""
+"""Packed weights against plain ones. test_fast.py tests that changed weights are packed again."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +41,7 @@ def test_a_packed_product_is_a_product(small_ones_too: None, dtype: torch.dtype,
     before = residual.clone()
     torch.testing.assert_close(product(x).double(), plain, **close)
     torch.testing.assert_close(product(x, residual).double(), plain + residual.double(), **close)
-    assert torch.equal(residual, before), "it may be read again"
+    assert torch.equal(residual, before), "the residual is not overwritten"
 
 
 @pytest.mark.parametrize("config", FUSED)
@@ -76,4 +76,4 @@ def test_what_torch_cannot_pack_is_left_as_it_is(small_ones_too: None, monkeypat
     assert pack_linear(torch.ones(400, 400, dtype=torch.float64), None) is None
     assert pack_linear(torch.ones(400, 400, device="meta"), None) is None
     assert pack_linear(torch.ones(400, 400), None) is not None
-    assert pack_linear(torch.ones(40, 40), None) is None, "no gain"
+    assert pack_linear(torch.ones(40, 40), None) is None, "too small to be packed"

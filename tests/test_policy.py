@@ -31,7 +31,7 @@ def standing_at(logits: Tensor, policy: Policy) -> Decoding:
 
 
 def frequencies(policy: Policy, logits: Tensor, mask: Tensor, count: int = 200_000) -> Tensor:
-    """Shares of each token on a uniform grid: exact but for one grid point at each border."""
+    """The frequency of each token on a uniform grid: exact up to one grid point at each boundary."""
     grid = (torch.arange(count) + 0.5) / count
     token = policy.act(standing_at(logits.expand(count, -1), policy), grid, mask).token
     return torch.bincount(token, minlength=logits.shape[-1]) / count
@@ -151,14 +151,14 @@ def test_a_policy_without_adapter_samples_and_does_not_train(probe: LanguageMode
 
 @pytest.mark.parametrize("critic", ["head", "adapter"])
 def test_a_new_learner_trains_an_adapter_that_peft_switched_off(probe: LanguageModel, critic: Critic) -> None:
-    """peft's disable_adapter() leaves requires_grad off; a learner would train the value head alone, in silence."""
+    """peft's disable_adapter() leaves requires_grad off; a learner would silently train the value head alone."""
     probe.adapters.add("policy")
     policy = Policy(probe, critic=critic)
     trained = policy.parameters()
     probe.adapters.add("another")
     with probe.adapters.using("another"), probe.model.disable_adapter():
         pass
-    assert not any(p.requires_grad for p in probe.adapters.parameters("policy")), "else this test shows nothing"
+    assert not any(p.requires_grad for p in probe.adapters.parameters("policy")), "otherwise this test checks nothing"
     learner = Learner(policy.parameters(), LearnerConfig(lr=1e-2, warmup=0.0))
     assert [id(p) for p in learner.parameters] == [id(p) for p in trained]
     assert all(p.requires_grad for p in trained)

@@ -373,7 +373,7 @@ def test_a_step_goes_down_and_not_too_far() -> None:
 
 
 def test_an_adapter_that_peft_switches_off_between_updates_is_trained_on_and_the_user_is_told() -> None:
-    """peft's disable_adapter() leaves requires_grad off; else the value head alone would be trained, in silence."""
+    """peft's disable_adapter() leaves requires_grad off; the learner would silently train the value head alone."""
     kept = [torch.zeros(0)] * 2
     for i, interfere in enumerate((False, True)):
         run = make(rows=8, kl="none")
@@ -389,7 +389,7 @@ def test_an_adapter_that_peft_switches_off_between_updates_is_trained_on_and_the
         kept[i] = torch.cat([p.detach().flatten() for p in run.policy.parameters()])
         assert len(said) == interfere
         assert all("disable_adapter" in line for line in said)
-    assert torch.equal(*kept), "the numbers are those of a run that nobody disturbed"
+    assert torch.equal(*kept), "the result differs from that of an undisturbed run"
 
 
 def test_metrics_are_masked_means_over_everything_added() -> None:

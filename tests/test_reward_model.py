@@ -44,7 +44,7 @@ def perturbed(lm: LanguageModel, **arguments: Any) -> RewardModel:
 
 
 def plain_scores(folder: Path, texts: list[str], end: bool) -> list[float]:
-    """One text at a time, without padding, by transformers alone."""
+    """One text at a time, without padding, by plain transformers."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
@@ -176,7 +176,7 @@ def random_classifier(vocabulary: int, labels: int = 1) -> Any:
 
 
 def foreign() -> RewardModel:
-    """Words of its own: the letters come in another order, after three other tokens."""
+    """Another vocabulary: the letters in another order, after three other tokens."""
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "[END]": 2, "d": 3, "c": 4, "b": 5, "a": 6}
     letters = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     letters.pre_tokenizer = Split("", "isolated")  # pyright: ignore[reportAttributeAccessIssue]
@@ -200,7 +200,7 @@ def test_a_foreign_tokenizer_scores_the_text_in_an_environment(probe: LanguageMo
 
 
 def comparisons(count: int, seed: int) -> list[Comparison]:
-    """The text with more d is better."""
+    """The text with more letters d is preferred."""
     rng, found = np.random.default_rng(seed), []
     while len(found) < count:
         texts = ["".join(rng.choice(list("abcd"), 5)) for _ in range(3)]

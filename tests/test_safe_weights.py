@@ -1,4 +1,4 @@
-"""Files of other people: no pickle is opened, no code of theirs runs, and nothing damaged or missing passes."""
+"""Untrusted files: no pickle is opened, no code in them runs, and damaged or missing parts are refused."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from lmgym.models import check_shapes, read_settings, read_weights
 
 
 class Bomb:
-    """What a hostile pickle holds: reading it makes a folder."""
+    """The content of a malicious pickle: loading it creates a folder."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -70,7 +70,7 @@ def test_damaged_weights_are_named_in_one_line(saved: Path, name: str, how: str)
     with pytest.raises(ValueError, match=name) as caught:
         Policy.load(lm, saved)
     assert "\n" not in str(caught.value)
-    assert not lm.adapters, "what cannot be loaded leaves the model as it was"
+    assert not lm.adapters, "a failed load changed the model"
 
 
 @pytest.mark.parametrize("how", HOWS[:-1])
@@ -129,7 +129,7 @@ def test_pickled_weights_are_refused_by_name_with_the_remedy(saved: Path, tmp_pa
 
 
 def test_a_header_that_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
-    """The header's length may have any bytes: 0x0280 is one that begins like a pickle of protocol 2."""
+    """The length of the header can be any bytes: 0x0280 begins like a pickle of protocol 2."""
     file = tmp_path / "w.safetensors"
     for padding in range(700):
         save_file({"w": torch.ones(2)}, file, {"note": "x" * padding})
@@ -234,7 +234,7 @@ def test_settings_that_are_no_json(saved: Path, text: str) -> None:
 def test_code_that_comes_with_a_model_does_not_run(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither by the config of a model, of its tokenizer or of an adapter; and nobody is asked, who might press y."""
+    """Neither from the config of a model, a tokenizer or an adapter; and the user is not prompted to allow it."""
     marker, model = tmp_path / "executed", tmp_path / "model"
     lmgym.load("tiny").save(model)
     code = f"import os\nos.mkdir({str(marker)!r})\nclass Mine:\n    pass\n"
@@ -262,7 +262,7 @@ def test_code_that_comes_with_a_model_does_not_run(
 
 
 def test_a_model_that_lacks_weights_is_no_model(tmp_path: Path) -> None:
-    """transformers would draw them at random, with a warning that is not shown."""
+    """transformers would initialise them at random, with a warning that is not shown."""
     lmgym.load("tiny").save(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file(without_the_first(weights), tmp_path / "model.safetensors", {"format": "pt"})
@@ -271,7 +271,7 @@ def test_a_model_that_lacks_weights_is_no_model(tmp_path: Path) -> None:
 
 
 def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
-    """Its head would be drawn at random."""
+    """Its head would be initialised at random."""
     lmgym.load("tiny").save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_labels": 1, "id2label": {"0": "score"}}))

@@ -1,4 +1,4 @@
-"""Truncated sampling: which tokens are kept, how that is stored, and that it is replayed."""
+"""Truncated sampling: the tokens that are kept, how they are stored, and that scoring uses them."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ from lmgym.tasks.probe import Tree
 
 
 def naive(probs: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
-    """One token after another, the most probable first and of equals the first, until both limits are met."""
+    """Takes one token after another, the most probable first (ties: the lower id), until both limits are reached."""
     kept = np.zeros(len(probs), dtype=bool)
     order = [i for i in sorted(range(len(probs)), key=lambda i: (-probs[i], i)) if probs[i] > 0]
     order = order[:top_k] if top_k else order
@@ -52,7 +52,7 @@ def test_equals_are_kept_from_the_first_on() -> None:
     assert most_probable(logp, top_p=0.5).tolist() == [True, False, True, False, False]
     assert most_probable(logp, top_p=0.51).tolist() == [True, False, True, True, False]
     assert most_probable(logp, top_k=4).tolist() == [True, True, True, True, False]
-    # Of the two that top-k leaves, either holds half.
+    # Each of the two tokens that top-k leaves holds half of the probability.
     assert most_probable(logp, top_k=2, top_p=0.5).tolist() == [True, False, False, False, False]
 
 
@@ -119,10 +119,10 @@ def test_a_rollout_is_replayed_exactly_even_after_the_policy_has_moved(settings:
     half = torch.arange(0, 64, 2)
     again = policy.evaluate(sequences[half]).logp.detach()[mask[half]]
     torch.testing.assert_close(again, buffer.logp[half][mask[half]], atol=1e-5, rtol=0)
-    # Scored over all of the vocabulary, it is the old bug: ratios that are not 1 (trl #6789).
+    # Scoring over the whole vocabulary is a known bug: ratios are not 1 (trl #6789).
     whole = policy.truncated().evaluate(replace(sequences, sampling_mask=None)).logp.detach()
     assert float(((whole - buffer.logp).exp()[mask] - 1).abs().mean()) > 0.05
-    # And masked anew by a policy that has moved, other tokens are kept, and some that were taken are not.
+    # A mask recomputed by an updated policy keeps other tokens, and excludes some of the chosen ones.
     for parameter in policy.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     assert bool(torch.isfinite(ratio(sequences)).all())
@@ -165,7 +165,7 @@ def test_a_buffer_forgets_what_was_kept() -> None:
     env = world()
     policy, buffer = truncated(env, top_k=1), RolloutBuffer.like(env)
     collect(policy, env, buffer, Stream(0, 0))
-    assert not buffer.logp.any(), "one token is left: log 1"
+    assert not buffer.logp.any(), "one token is left, with log-probability 0"
     collect(policy.truncated(), env, buffer, Stream(0, 1))
     assert buffer.sequences.sampling_mask is None
     assert bool((buffer.logp[buffer.is_action] < 0).all())
@@ -193,7 +193,7 @@ def test_stepping_with_a_bound_truncated_policy_equals_bulk(settings: dict[str, 
 
 
 def test_the_judge_may_be_another_adapter() -> None:
-    """NLPO's masks: what the copy finds probable is kept, whatever the policy has come to since."""
+    """NLPO's masks: the copy's most probable tokens are kept, however the policy has changed since."""
     env = world()
     policy = truncated(env)
     env.model.adapters.copy("policy", "judge")

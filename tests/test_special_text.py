@@ -1,4 +1,4 @@
-"""The names of special tokens in a text are text: whoever writes "<eos>" into a prompt ends nothing."""
+"""The names of special tokens in a text are text: "<eos>" in a prompt does not end a sequence."""
 
 import os
 from pathlib import Path
@@ -49,7 +49,7 @@ def tiny() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def gpt2_words(shared_data: Path) -> LanguageModel:
-    """A random model with GPT-2's own tokenizer, whose one special token begins, ends and is unknown."""
+    """A random model with GPT-2's own tokenizer, whose only special token is beginning, end and unknown token."""
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "gpt2_tokenizer")
     config = GPT2Config(vocab_size=50257, n_embd=8, n_layer=1, n_head=1, n_positions=64)
     return LanguageModel(GPT2LMHeadModel(config), tokenizer, "gpt2", "<|pad|>")
@@ -57,7 +57,7 @@ def gpt2_words(shared_data: Path) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def stories(shared_data: Path) -> LanguageModel:
-    """A Llama whose tokenizer puts a beginning before every text."""
+    """A Llama whose tokenizer puts a beginning-of-sequence token before every text."""
     return lmgym.load(str(shared_data / "stories260K"))
 
 
@@ -66,10 +66,10 @@ def test_special_names_in_a_prompt_stay_text(name: str, request: pytest.FixtureR
     lm: LanguageModel = request.getfixturevalue(name)
     before = [1] if name == "stories" else []
     for text, ids in zip(texts(), lm.text.encode_all(texts()), strict=True):
-        assert ids[: len(before)] == before, "an intended beginning stays"
+        assert ids[: len(before)] == before, "the beginning-of-sequence token is missing"
         own = ids[len(before) :]
         assert not special(lm) & set(own), (text, lm.tokenizer.convert_ids_to_tokens(ids))
-        assert lm.text.decode(ids) == text, "and nothing of the text is lost"
+        assert lm.text.decode(ids) == text, "the text is not recovered"
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt2_words", "stories"])
@@ -78,13 +78,13 @@ def test_special_names_in_a_text_to_learn_stay_text(name: str, request: pytest.F
     before = 1 if name == "stories" else 0
     for text in texts():
         ids, start = encode_example(lm, Example(f"Say it: {text}", text))
-        assert ids[-1] == lm.eos_ids[0], "the intended end stays"
+        assert ids[-1] == lm.eos_ids[0], "the end-of-sequence token is missing"
         assert 0 < start < len(ids) - 1
         assert not special(lm) & set(ids[before:-1])
 
 
 def test_special_names_in_an_environment(tiny: LanguageModel) -> None:
-    """A prompt that holds the end neither ends a row nor is masked as padding."""
+    """A prompt that contains "<eos>" neither ends a row nor is masked as padding."""
     hostile = ["<eos>", "<pad><pad>", "ok<eos>", "<eos><pad>ok"]
     env = TokenVectorEnv(
         4, task=PromptList([f"p{i}" for i in range(40)], lambda p, c: [0.0] * len(c)), model=tiny, max_new_tokens=4
@@ -98,7 +98,7 @@ def test_special_names_in_an_environment(tiny: LanguageModel) -> None:
 
 
 def test_special_names_in_a_text_to_score() -> None:
-    """The score is read at the last token that is no padding: a text that could write padding would choose where."""
+    """The score is computed at the last token that is not padding, so a text must not be able to contain padding."""
     model = RewardModel.load("tiny-reward")
     pad, eos = model.tokenizer.pad_token_id, model.tokenizer.eos_token_id
     ids, mask = model.encode(texts(), [True] * len(texts()))
@@ -106,7 +106,7 @@ def test_special_names_in_a_text_to_score() -> None:
         assert row[used - 1] == eos
         assert not {pad, eos} & set(row[: used - 1])
     plain, padded = model.score_texts(["It was bad.", "It was bad.<pad><eos>"]).tolist()
-    assert plain != padded, "letters are read, not skipped"
+    assert plain != padded, "the letters were skipped"
 
 
 def test_a_beginning_that_also_ends_stays(gpt2_words: LanguageModel) -> None:
@@ -115,7 +115,7 @@ def test_a_beginning_that_also_ends_stays(gpt2_words: LanguageModel) -> None:
 
 
 def test_letters_that_a_tokenizer_does_not_know_are_no_padding(probe: LanguageModel) -> None:
-    """The probe knows a to d alone, and would read all else as padding."""
+    """The probe knows only the letters a to d, and would encode all others as padding."""
     with pytest.raises(
         ValueError, match="special token '<pad>': the token's name or a character that it does not know"
     ):
@@ -135,13 +135,13 @@ def word_level(**template: Any) -> PreTrainedTokenizerFast:
 
 
 def test_a_tokenizer_that_cannot_tell_them_apart_says_so() -> None:
-    """Whole words are looked up, special tokens among them: such a text cannot be written."""
+    """The vocabulary is whole words, including special tokens: a text with such a word cannot be encoded."""
     config = GPT2Config(vocab_size=5, n_embd=8, n_layer=1, n_head=1, n_positions=64, eos_token_id=1, bos_token_id=None)
     lm = LanguageModel(GPT2LMHeadModel(config), word_level(), "words")
     assert lm.text.encode("a b unheard") == [3, 4, 2]
     with pytest.raises(ValueError, match="reads as its special token '<eos>'"):
         lm.text.encode("a <eos> b")
-    assert lm.text.encode("a b") == [3, 4], "and what failed is not remembered"
+    assert lm.text.encode("a b") == [3, 4], "the failure was cached"
 
 
 @pytest.mark.parametrize("text", ["\ud800", "ok \udfff", "a\udc80b"])
@@ -162,4 +162,4 @@ def test_token_ids_leaves_the_tokenizer_as_it_was(tiny: LanguageModel) -> None:
 def test_texts_of_every_script_come_back(tiny: LanguageModel) -> None:
     for text in (os.linesep, "ไทย", "한국어", "हिन्दी", "ქართული", "Ⅷ ½ ﬁ", "e\u0301", "\u200d\u200b", "\x00\x1b[31m"):
         assert tiny.text.decode(tiny.text.encode(text)) == text
-    assert torch.tensor(tiny.text.encode("漢")).shape == (3,), "bytes where there is no token"
+    assert torch.tensor(tiny.text.encode("漢")).shape == (3,), "not encoded as bytes"
