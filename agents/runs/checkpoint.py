@@ -9,25 +9,23 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
-import torch
+from typing import Any, NoReturn
+
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
-from lmgym.io import atomic
+
 from agents.training.stateful import State
+from lmgym.io import atomic
 
 FORMAT = 1
 """Raised when a checkpoint written before can no longer be read."""
 
 
-
 class Damaged(ValueError):
     """A checkpoint that is not what was written."""
-
 
 
 def write_state(folder: Path, state: State) -> None:
@@ -54,7 +52,6 @@ def write_state(folder: Path, state: State) -> None:
         atomic.write(aside / "state.json", text)
 
     atomic.write_folder(folder, fill)
-
 
 
 def read_state(folder: Path) -> State:
@@ -89,7 +86,6 @@ def read_state(folder: Path) -> State:
         return State(body["data"], tensors_of(raw))
     except (OSError, SafetensorError) as error:
         refuse(path, error)
-
 
 
 class Checkpoints:
@@ -145,7 +141,6 @@ class Checkpoints:
         return None
 
 
-
 def finite(value: Any) -> Any:
     """Plain data in which numbers that JSON cannot hold are null."""
     if isinstance(value, Mapping):
@@ -155,7 +150,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

@@ -27,15 +27,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from agents.runs.checkpoint import Checkpoints, finite, write_state
-from agents.training import Stateful, State
-from agents.training import BadStep
 from agents.runs.machine import hardware, revision, versions
 from agents.runs.paths import confined
 from agents.runs.randomness import GlobalGenerators
+from agents.training import BadStep, State, Stateful
+from lmgym.io import atomic, printable, read_lines
 from lmgym.io.redact import redact, redact_all
-from lmgym.io import atomic
-from lmgym.io import read_lines
-from lmgym.io import printable
 from lmgym.reward import ScoreError
 
 _OWN = ("config.json", "metrics.json", "warnings.json")
