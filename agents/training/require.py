@@ -1,5 +1,6 @@
 """What an algorithm needs of what it is given; where that is missing, an error that says what to change."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -78,6 +79,37 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuses a setting that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(map(repr, choices))}")
+
+
+def in_range(
+    name: str,
+    value: int | float,
+    least: int | float = -math.inf,
+    most: int | float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> None:
+    """Refuses a number outside a range.
+
+    Args:
+        name: of the setting.
+        value: an int or a float; NaN is in no range, and ±∞ is refused too.
+        least: its smallest value.
+        most: its largest value.
+        above: whether `least` itself is excluded.
+        below: whether `most` itself is excluded.
+
+    Raises:
+        ValueError: it names the setting, its value and the range.
+    """
+    # Comparisons and not isfinite(), which fails for an integer beyond the floats.
+    fits = (value > least if above else value >= least) and (value < most if below else value <= most)
+    if fits and -math.inf < value < math.inf:
+        return
+    lower = "" if least == -math.inf else f"above {least:g}" if above else f"at least {least:g}"
+    upper = "" if most == math.inf else f"below {most:g}" if below else f"at most {most:g}"
+    raise ValueError(f"{name}={value!r} must be {' and '.join(filter(None, (lower, upper))) or 'finite'}")
 
 
 def given(value: Any, name: str, algorithm: str, remedy: str) -> None:
