@@ -566,7 +566,7 @@ def test_sampled_kl_says_where_it_cannot_be() -> None:
     normalized = VecNormalize(made.env, norm_obs=False)
     with pytest.raises(ValueError, match="norm_reward=False"):
         made.algorithm("PPO", normalized, **short).learn(8, callback=SampledKL(0.1))
-    with pytest.raises(ValueError, match="no token environment"):
+    with pytest.raises(ValueError, match="is not a token environment"):
         PPO("MlpPolicy", gym.make("CartPole-v1"), n_steps=4, batch_size=4, device="cpu").learn(4, SampledKL(0.1))
     made.env.env.set_reference("policy")
     model = made.algorithm

@@ -66,6 +66,6 @@ class LMHandle:
 
 def _no_handle() -> NoReturn:
     raise ValueError(
-        "this file holds an adapter and a critic, without their language model: make the algorithm as before, with "
+        "this file holds an adapter and a critic, not the language model: make the algorithm as before, with "
         "policy_kwargs(policy, env), and read the file with model.set_parameters(path)"
     )
