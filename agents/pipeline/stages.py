@@ -270,9 +270,8 @@ def train_policy(
     run.say(f"before: {_summary(before)} on {options.test_prompts} held-out prompts")
     rows = _monitored(setup.train(algorithm.module, algorithm.config, **extra), setup, best, alarms, run)
     rows = profiled(rows, run) if options.profile else rows
-    stateful = {
-        "learner": learner, "kl": ControllerState(setup.env.kl_controller), "best": best, "alarms": alarms
-    }  # fmt: skip
+    kl = ControllerState(setup.env.kl_controller)
+    stateful = {"learner": learner, "kl": kl, "best": best, "alarms": alarms}
     # An algorithm of your own that does not count with `learner.updates` begins again.
     total, resumable = getattr(algorithm.config, "updates", None), lambda: learner.position > 0
     for _ in run.track_stage(algorithm.name, rows, total, LIVE_METRICS, stateful, resumable):
