@@ -1,4 +1,4 @@
-"""How good a policy is, on prompts that it was not trained on: scores, KL to the reference, diversity, texts."""
+"""Evaluation of a policy on held-out prompts: scores, KL to the reference, diversity, texts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,26 +27,27 @@ class Figure:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
         figures: by name, see `METRICS`.
-        samples: plain data of some completions, with the four quantities of every token.
+        samples: some completions as plain data, each with the reward, KL, value and advantage of every token.
     """
 
     figures: Mapping[str, Figure]
     samples: Sequence[Mapping[str, Any]]
 
-    def as_data(self) -> dict[str, dict[str, float]]:
+    def figures_to_dict(self) -> dict[str, dict[str, float]]:
+        """The figures, as plain data."""
         return {name: {"mean": f.mean, "stderr": f.stderr} for name, f in self.figures.items()}
 
-    def whole(self) -> dict[str, Any]:
-        """Everything, as plain data."""
-        return {"figures": self.as_data(), "samples": list(self.samples)}
+    def to_dict(self) -> dict[str, Any]:
+        """Figures and samples, as plain data."""
+        return {"figures": self.figures_to_dict(), "samples": list(self.samples)}
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> "EvaluationReport":
-        """What `whole` gave, also by way of JSON, where a number that is none is null."""
+    def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationReport":
+        """The inverse of `to_dict`, also after a round trip through JSON, where a value that is not finite is null."""
 
         def number(value: float | None) -> float:
             return math.nan if value is None else value
@@ -57,13 +58,13 @@ class EvaluationReport:
 
 METRICS = {
     "gold": "gold score of held-out completions, which no learner sees",
-    "score": "the score that the learner is paid",
+    "score": "the score that the policy is trained on",
     "kl_nats_per_sequence": "KL to the reference, k1 summed over a completion's tokens, in nats",
     "kl_exact_nats_per_sequence": "KL to the reference, exact over the vocabulary at visited states, summed, in nats",
     "entropy_nats_per_token": "entropy of the next-token distribution, in nats",
     "tokens": "tokens per completion",
     "finished_share": "share of completions that ended before the token budget",
-    "distinct_2": "different word pairs over all word pairs, of all completions together",
+    "distinct_2": "distinct word pairs over all word pairs, of all completions together",
 }
 
 
@@ -73,16 +74,16 @@ def evaluate(
 ) -> EvaluationReport:
     """Runs one episode in each row and measures it.
 
-    The same seed gives the same prompts and the same random numbers, so that two policies are compared on both. There
-    is no gold score where the task has none, and no KL where the policy is the reference itself.
+    The same seed gives the same prompts and the same random numbers, so that policies are compared on both. Without a
+    gold score of the task there is no "gold", and if the policy is the reference itself there is no KL.
 
     Args:
-        policy: what is evaluated.
+        policy: the policy to evaluate.
         env: its rows are the prompts; make it with split="test".
         seed: of prompts and samples.
-        samples: how many completions to return with their tokens.
-        gamma: discount of the advantages that are shown.
-        lam: λ of the advantages that are shown.
+        samples: number of completions to return with their tokens.
+        gamma: γ of GAE, for the advantages of the samples.
+        lam: λ of GAE, for the advantages of the samples.
     """
     buffer = collect(policy, env, RolloutBuffer.like(env), Stream(seed, 0))
     completions = env.completions()
@@ -115,7 +116,7 @@ def evaluate(
 
 
 def distinct(texts: Sequence[str], n: int = 2) -> float:
-    """Different n-grams of words over all n-grams (Li et al. 2016): 1 says nothing twice."""
+    """Distinct n-grams of words over all n-grams; 1 if none repeats (Li et al. 2016, https://arxiv.org/abs/1510.03055)."""
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
 
@@ -123,7 +124,7 @@ def distinct(texts: Sequence[str], n: int = 2) -> float:
 def _over_vocabulary(
     policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32
 ) -> tuple[Tensor, Tensor]:
-    """[B, T] exact KL to the reference, and entropy, at every visited state; 0 where no token was chosen."""
+    """[B, T] exact KL to the reference and entropy, in nats, at every visited state; 0 where no token was sampled."""
     kls, entropies = [], []
     for start in range(0, sequences.tokens.shape[0], rows):
         part = sequences[start : start + rows]
@@ -148,7 +149,7 @@ def _sample(
     tokens, before = [], ""
     for count, (token, reward, token_kl, value, advantage) in enumerate(columns, start=1):
         text = env.model.text.decode_completion(prompt, chosen[:count])
-        # An end-of-sequence token has no text; it is shown by its name.
+        # An end-of-sequence token decodes to no text; its name is shown.
         piece = text[len(before) :] if token not in env.model.eos_ids else env.model.tokenizer.decode([token])
         tokens.append({"text": piece, "reward": reward, "kl": token_kl, "value": value, "advantage": advantage})
         before = text

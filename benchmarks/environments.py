@@ -12,9 +12,9 @@ PINS = ROOT / "benchmarks" / "peers"
 
 
 def python(name: str) -> str:
-    """The interpreter of an environment, which is set up if it is not there; "" is the project's own.
+    """The interpreter of an environment, which is set up if it does not exist; "" is the project's own.
 
-    torch goes first, at the project's own pin: left to a peer's requirements, it would come as the newest build with
+    torch is installed first, at the project's own pin: by a peer's requirements it would be the newest build, with
     gigabytes of CUDA. `TORCH_FLAGS` is passed to its installation, as in the Makefile.
     """
     if not name:
@@ -22,8 +22,8 @@ def python(name: str) -> str:
     folder, pins = HOME / name, PINS / f"{name}.txt"
     interpreter, stamp = folder / "bin" / "python", folder / ".installed"
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-    wanted = hashlib.sha256(torch.encode() + pins.read_bytes()).hexdigest()
-    if stamp.is_file() and stamp.read_text() == wanted:
+    digest = hashlib.sha256(torch.encode() + pins.read_bytes()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == digest:
         return str(interpreter)
     print(f"setting up {name} in {folder.relative_to(ROOT)}: minutes, once", flush=True)
     if not interpreter.is_file():
@@ -31,12 +31,12 @@ def python(name: str) -> str:
     install = [str(interpreter), "-m", "pip", "install", "--quiet"]
     subprocess.run([*install, *os.environ.get("TORCH_FLAGS", "").split(), torch], check=True)
     subprocess.run([*install, "--no-deps", "-r", str(pins)], check=True)
-    stamp.write_text(wanted)
+    stamp.write_text(digest)
     return str(interpreter)
 
 
 def variables(threads: int) -> dict[str, str]:
-    """The environment variables of a contender: threads pinned to cores, nothing fetched, nothing reported."""
+    """The environment variables of a contender: threads pinned to cores, no downloads, no telemetry."""
     pinned = {"OMP_NUM_THREADS": str(threads), "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     return os.environ | pinned | quiet | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

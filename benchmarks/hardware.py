@@ -1,4 +1,4 @@
-"""What the machine can do, as a contender: the rates that the calculated bound is made of."""
+"""The rates of the machine, measured as a contender: the calculated bound is made of them."""
 
 import torch
 

@@ -1,11 +1,11 @@
-"""The family on one task, from one start: exact answers on held-out sums against processor time.
+"""All algorithms on one task, from the same start: exact answers to held-out sums against processor time.
 
     python -m benchmarks.learning              # run all, three seeds each, then draw
     python -m benchmarks.learning --only ppo   # run some, keep the rest
-    python -m benchmarks.learning --draw       # draw what was measured
+    python -m benchmarks.learning --draw       # only draw what was measured
 
 Every run trains a LoRA adapter of rank 16 on the built-in model, on lmgym/Arithmetic-v0, on one thread. The clock is
-the processor time of training alone. Results are kept in benchmarks/learning.jsonl; curves and table go to
+the processor time of training alone. Results are in benchmarks/learning.jsonl; curves and table go to
 docs/algorithms.
 """
 
@@ -22,8 +22,7 @@ import torch
 
 import lmgym
 from agents import a2c, best_of_n, distill, dpo, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo, sft
-from agents.learner import Learner, LearnerConfig
-from agents.pipeline import catalog
+from agents.pipeline import RLOptions, Setting, TrainingSetup, build_training, catalog
 from agents.runs.machine import hardware, revision
 from lmgym.models import Example
 from lmgym.policy import Critic
@@ -31,24 +30,24 @@ from lmgym.preferences import SimulatedAnnotator, collect_comparisons
 from lmgym.tasks import Arithmetic
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGES = ROOT / "benchmarks" / "algorithms.jsonl", ROOT / "docs" / "algorithms"
-ROWS, SECONDS, GOAL, SEEDS = 128, 180.0, 0.8, (0, 1, 2)
+RESULTS, PAGES = ROOT / "benchmarks" / "learning.jsonl", ROOT / "docs" / "algorithms"
+ROWS, TEST_PROMPTS, SECONDS, GOAL, SEEDS = 128, 1024, 180.0, 0.8, (0, 1, 2)
 BUDGETS: dict[str, Any] = {"max_prompt_tokens": 12, "max_new_tokens": 8}
 TASK = Arithmetic()
 
 
 @dataclass(frozen=True)
-class Setting:
+class Entry:
     """How an algorithm runs here.
 
     Attributes:
         module: the algorithm.
         config: its settings.
-        lr: peak learning rate, which falls to 0 in a straight line.
+        lr: peak learning rate, which decreases linearly to 0.
         critic: the policy's.
         beta: β, in score per nat.
-        extras: makes what `train` wants beyond the four arguments of all.
-        note: what a reader must know beside the figures.
+        extra: makes the values of `train`'s further arguments.
+        note: what a reader must know besides the figures.
     """
 
     module: Any
@@ -56,12 +55,12 @@ class Setting:
     lr: float = 2e-3
     critic: Critic = "none"
     beta: float = 0.01
-    extras: Callable[[lmgym.LanguageModel, int], dict[str, Any]] = lambda lm, seed: {}
+    extra: Callable[[lmgym.LanguageModel, int], dict[str, Any]] = lambda lm, seed: {}
     note: str = ""
 
 
 def comparisons(lm: lmgym.LanguageModel, seed: int) -> dict[str, Any]:
-    """Rankings of four of the starting model's answers to each of 2,000 sums, by an annotator who does not err."""
+    """Rankings of four answers of the starting model to each of 2,000 sums, by an annotator without errors."""
     policy = lmgym.Policy(lm, None, critic="none")
     env = lmgym.TokenVectorEnv(400, task=TASK, model=lm, kl="none", **BUDGETS)
     buffer, rng, found = lmgym.RolloutBuffer.like(env), np.random.default_rng(seed), []
@@ -74,40 +73,34 @@ def comparisons(lm: lmgym.LanguageModel, seed: int) -> dict[str, Any]:
 
 
 def teacher(lm: lmgym.LanguageModel, seed: int) -> dict[str, Any]:
-    """What PPO makes of the same start in 150 updates; its time is not counted."""
-    setting = SETTINGS["ppo"]
-    master, env, learner = world(setting, seed)
-    for _ in ppo.train(master, env, learner, replace(setting.config, updates=150)):
+    """The policy after 150 updates of PPO from the same start; their time is not counted."""
+    entry = ENTRIES["ppo"]
+    setup = build(entry, seed)
+    for _ in setup.train(ppo, replace(entry.config, updates=150)):
         pass
-    return {"teacher": master}
+    return {"teacher": setup.policy}
 
 
-SETTINGS = {
-    "reinforce": Setting(reinforce, reinforce.Config(updates=400), lr=5e-3),
-    "rloo": Setting(rloo, rloo.Config(updates=600, group=8), lr=5e-3),
-    "a2c": Setting(a2c, a2c.Config(updates=400), lr=5e-3, critic="head"),
-    "ppo": Setting(ppo, ppo.Config(updates=350, minibatch_rows=32), critic="head"),
-    "grpo": Setting(grpo, grpo.Config(updates=450, minibatch_rows=32), lr=3e-3),
-    "nlpo": Setting(nlpo, nlpo.Config(updates=200, minibatch_rows=32), critic="head"),
-    "expert_iteration": Setting(expert_iteration, expert_iteration.Config(updates=250, keep=2, threshold=1.0)),
-    "online_dpo": Setting(online_dpo, online_dpo.Config(updates=250), beta=0.1),
-    "dpo": Setting(dpo, dpo.Config(epochs=2, minibatch_pairs=32), lr=2e-4, beta=0.1, extras=comparisons),
-    "distill": Setting(
-        distill, distill.Config(updates=150, minibatch_rows=64), extras=teacher, note="from PPO's policy"
-    ),
-    "best_of_n": Setting(best_of_n, best_of_n.Config(updates=8), note="trains nothing: the best of 16 answers"),
-    "sft": Setting(sft, sft.Config(epochs=1), note="8,000 demonstrations, of which half are wrong"),
+ENTRIES = {
+    "reinforce": Entry(reinforce, reinforce.Config(updates=400), lr=5e-3),
+    "rloo": Entry(rloo, rloo.Config(updates=600, group=8), lr=5e-3),
+    "a2c": Entry(a2c, a2c.Config(updates=400), lr=5e-3, critic="head"),
+    "ppo": Entry(ppo, ppo.Config(updates=350, minibatch_rows=32), critic="head"),
+    "grpo": Entry(grpo, grpo.Config(updates=450, minibatch_rows=32), lr=3e-3),
+    "nlpo": Entry(nlpo, nlpo.Config(updates=200, minibatch_rows=32), critic="head"),
+    "expert_iteration": Entry(expert_iteration, expert_iteration.Config(updates=250, keep=2, threshold=1.0)),
+    "online_dpo": Entry(online_dpo, online_dpo.Config(updates=250), beta=0.1),
+    "dpo": Entry(dpo, dpo.Config(epochs=2, minibatch_pairs=32), lr=2e-4, beta=0.1, extra=comparisons),
+    "distill": Entry(distill, distill.Config(updates=150, minibatch_rows=64), extra=teacher, note="from PPO's policy"),
+    "best_of_n": Entry(best_of_n, best_of_n.Config(updates=8), note="trains nothing: the best of 16 answers"),
+    "sft": Entry(sft, sft.Config(epochs=1), note="8,000 demonstrations, half of them wrong"),
 }
 
 
-def world(setting: Setting, seed: int) -> tuple[lmgym.Policy, lmgym.TokenVectorEnv, Learner]:
-    """A fresh policy, its environment and a learner."""
-    lm = lmgym.load("tiny")
-    lm.adapters.add("policy", rank=16, alpha=32, seed=seed)
-    policy = lmgym.Policy(lm, critic=setting.critic, seed=seed)
-    kl: Any = getattr(setting.config, "env_kl", "sampled")
-    env = lmgym.TokenVectorEnv(ROWS, task=TASK, model=lm, kl=kl, beta=setting.beta, **BUDGETS)
-    return policy, env, Learner(policy.parameters(), LearnerConfig(lr=setting.lr), seed)
+def build(entry: Entry, seed: int) -> TrainingSetup:
+    """A new policy, its environment and a learner."""
+    rl = RLOptions(lr=entry.lr, rows=ROWS, lora_rank=16, critic=entry.critic, beta=entry.beta)
+    return build_training(Setting(TASK, lmgym.load("tiny"), BUDGETS, seed=seed), rl, entry.config)
 
 
 def measure(policy: lmgym.Policy, test: lmgym.TokenVectorEnv) -> tuple[float, float]:
@@ -117,14 +110,14 @@ def measure(policy: lmgym.Policy, test: lmgym.TokenVectorEnv) -> tuple[float, fl
 
 
 def run(name: str, seed: int, code: str, points: int = 12) -> dict[str, Any]:
-    """One curve: [processor seconds, exact share, KL] now and then, until the algorithm ends or its time is up."""
-    setting = SETTINGS[name]
-    policy, env, learner = world(setting, seed)
-    test = lmgym.TokenVectorEnv(1024, task=TASK, model=policy.lm, split="test", kl="none", **BUDGETS)
-    extras = setting.extras(policy.lm, seed)
+    """One curve of points [processor seconds, exact share, KL], until the algorithm ends or its time is up."""
+    entry = ENTRIES[name]
+    setup = build(entry, seed)
+    policy, test = setup.policy, setup.evaluation_env(TEST_PROMPTS)
+    extra = entry.extra(policy.lm, seed)
     curve = [[0.0, *measure(policy, test)]]
     clock, next_point = 0.0, SECONDS / points
-    updates = steps(setting, policy, env, learner, extras)
+    updates = updates_of(entry, setup, extra)
     last: dict[str, float] = {}
     while clock < SECONDS:
         began = time.process_time()
@@ -138,36 +131,35 @@ def run(name: str, seed: int, code: str, points: int = 12) -> dict[str, Any]:
             next_point += SECONDS / points
     exact, kl = measure(policy, test)
     if name == "best_of_n":
-        exact, kl = best_of(policy, test, setting.config.group), last[f"best_of/{setting.config.group}/kl_nats"]
+        exact, kl = best_of(policy, test, entry.config.group), last[f"best_of/{entry.config.group}/kl_nats"]
     curve.append([clock, exact, kl])
     curve = [[round(x, 4) for x in point] for point in curve]
     print(f"{name} seed {seed}: exact {curve[0][1]:.3f} -> {exact:.3f}, KL {kl:.2f} nats, {clock:.0f} s", flush=True)
     return {
-        "algorithm": name, "seed": seed, "curve": curve, "config": repr(setting.config), "lr": setting.lr,
-        "beta": setting.beta, "rows": ROWS, "hardware": hardware(), "torch": torch.__version__, "revision": code,
+        "algorithm": name, "seed": seed, "curve": curve, "config": repr(entry.config), "lr": entry.lr,
+        "beta": entry.beta, "rows": ROWS, "hardware": hardware(), "torch": torch.__version__, "revision": code,
     }  # fmt: skip
 
 
-def steps(
-    setting: Setting, policy: lmgym.Policy, env: lmgym.TokenVectorEnv, learner: Learner, extras: dict[str, Any]
-) -> Iterator[dict[str, float]]:
-    """The algorithm's updates; fine-tuning, which has no environment, gets as many demonstrations."""
-    if setting.module is not sft:
-        yield from setting.module.train(policy, env, learner, setting.config, **extras)
+def updates_of(entry: Entry, setup: TrainingSetup, extra: dict[str, Any]) -> Iterator[dict[str, float]]:
+    """The algorithm's updates; for fine-tuning, which uses no environment, the steps on 8,000 demonstrations."""
+    if entry.module is not sft:
+        yield from setup.train(entry.module, entry.config, **extra)
         return
+    policy, learner = setup.policy, setup.learner
     rng = np.random.default_rng(learner.seed)
     prompts = [TASK.sample(rng) for _ in range(8000)]
     examples = [Example(prompt.text, TASK.demonstrate(prompt, rng)) for prompt in prompts]
-    yield from sft.train(policy.lm, examples, [], learner, setting.config, policy.adapter)
+    yield from sft.train(policy.lm, examples, [], learner, entry.config, policy.adapter)
 
 
 def best_of(policy: lmgym.Policy, test: lmgym.TokenVectorEnv, n: int) -> float:
-    """Share of held-out sums of which one of n answers is exact, which is the one that best of n keeps."""
+    """Share of held-out sums for which at least one of n answers is exact; best of n selects that one."""
     buffer = lmgym.collect(policy, test, lmgym.RolloutBuffer.like(test), lmgym.Stream(99, 0, samples=n))
     return float((buffer.score.view(-1, n).amax(1) == 1).float().mean())
 
 
-# Pictures and table ------------------------------------------------------------------------------------------------
+# Plots and table ---------------------------------------------------------------------------------------------------
 
 
 def read() -> dict[str, list[dict[str, Any]]]:
@@ -176,7 +168,7 @@ def read() -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in map(json.loads, lines):
         found.setdefault(row["algorithm"], []).append(row)
-    return {name: sorted(found[name], key=lambda row: row["seed"]) for name in SETTINGS if name in found}
+    return {name: sorted(found[name], key=lambda row: row["seed"]) for name in ENTRIES if name in found}
 
 
 def seconds_to(curve: list[list[float]], goal: float) -> float | None:
@@ -185,7 +177,7 @@ def seconds_to(curve: list[list[float]], goal: float) -> float | None:
 
 
 def summary(rows: list[dict[str, Any]]) -> tuple[str, str, str, str]:
-    """Exact share before and after, seconds to the goal, KL: a mean and the single seeds."""
+    """Exact share before and after, seconds to the goal, KL: the mean, and the value of each seed."""
     ends = [row["curve"][-1] for row in rows]
     reached = [seconds_to(row["curve"], GOAL) for row in rows]
     shares = ", ".join(f"{end[1]:.2f}" for end in ends)
@@ -196,14 +188,14 @@ def summary(rows: list[dict[str, Any]]) -> tuple[str, str, str, str]:
 
 
 def changed(config: Any) -> str:
-    """The settings that are not an algorithm's defaults."""
+    """The settings that differ from an algorithm's defaults."""
     default = type(config)()
     pairs = [(f.name, getattr(config, f.name)) for f in fields(config)]
     return ", ".join(f"{name}={value}" for name, value in pairs if value != getattr(default, name)) or "defaults"
 
 
 def draw() -> None:
-    """Writes a picture for each algorithm, with its neighbours in grey, and the table."""
+    """Writes a plot for each algorithm, with the others in grey, and the table."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -235,7 +227,7 @@ def draw() -> None:
         page = PAGES / f"{name}.md"
         if page.is_file():
             change, shares, times, kl = summary(found[name])
-            note = f" ({SETTINGS[name].note})" if SETTINGS[name].note else ""
+            note = f" ({ENTRIES[name].note})" if ENTRIES[name].note else ""
             write_between(
                 page,
                 "measured",
@@ -248,8 +240,8 @@ def draw() -> None:
     ]
     for name, rows in found.items():
         own = rows[0]
-        settings = f"`{changed(SETTINGS[name].config)}`, lr {own['lr']:g}, β {own['beta']:g}"
-        table.append(f"| [{name}]({name}.md) | {' | '.join(summary(rows))} | {SETTINGS[name].note or settings} |")
+        settings = f"`{changed(ENTRIES[name].config)}`, lr {own['lr']:g}, β {own['beta']:g}"
+        table.append(f"| [{name}]({name}.md) | {' | '.join(summary(rows))} | {ENTRIES[name].note or settings} |")
     machines = sorted({f"{row['hardware']}, torch {row['torch']}" for rows in found.values() for row in rows})
     revisions = sorted({row["revision"] for rows in found.values() for row in rows})
     table.append("")
@@ -261,27 +253,27 @@ def draw() -> None:
 
 
 def write_between(page: Path, name: str, body: str) -> None:
-    """Puts a text between the two markers of a page, which stand on lines of their own."""
+    """Replaces the text between the two markers of a page."""
     before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name}:begin -->")
     _, _, after = rest.partition(f"<!-- {name}:end -->")
     page.write_text(f"{before}<!-- {name}:begin -->\n\n{body}\n\n<!-- {name}:end -->{after}", encoding="utf-8")
 
 
 def main() -> None:
-    """Runs what is asked for, one curve after another, and draws."""
-    parser = argparse.ArgumentParser(description="The family on one task.")
-    parser.add_argument("--only", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS), help="algorithms")
+    """Runs the chosen algorithms, one curve after another, and draws."""
+    parser = argparse.ArgumentParser(description="All algorithms on one task.")
+    parser.add_argument("--only", nargs="+", choices=tuple(ENTRIES), default=tuple(ENTRIES), help="algorithms")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="seeds")
     parser.add_argument("--draw", action="store_true", help="run nothing")
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    assert set(catalog.BUILT_IN) <= set(SETTINGS), "an algorithm without a setting here"
+    assert set(catalog.BUILT_IN) <= set(ENTRIES), "an algorithm has no entry here"
     code = revision()  # before the results change the tree
-    for name in () if wanted.draw else wanted.only:
-        for seed in wanted.seeds:
+    for name in () if options.draw else options.only:
+        for seed in options.seeds:
             fresh = run(name, seed, code)
-            kept = [r for rows in read().values() for r in rows if (r["algorithm"], r["seed"]) != (name, seed)]
-            RESULTS.write_text("".join(json.dumps(r) + "\n" for r in [*kept, fresh]), encoding="utf-8")
+            others = [r for rows in read().values() for r in rows if (r["algorithm"], r["seed"]) != (name, seed)]
+            RESULTS.write_text("".join(json.dumps(r) + "\n" for r in [*others, fresh]), encoding="utf-8")
     draw()
 
 

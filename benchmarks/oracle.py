@@ -1,6 +1,6 @@
-"""What every contender said, computed again by plain transformers: no cache, one pass, float32.
+"""The outputs of every contender, computed again by plain transformers: no cache, one pass, float32.
 
-A benchmark of things that compute different numbers means nothing; so nothing is timed before this agrees.
+Comparing the speed of programs that compute different numbers is meaningless, so nothing is timed before this agrees.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from benchmarks.worker import Job
 from lmgym.models import silence_libraries
 
 LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (0.03, 0.6)}
-"""Mean and greatest difference in nats; bfloat16 weights are rounded, and are judged against those that are not."""
+"""Limits of the mean and of the largest difference, in nats; bfloat16 is compared with float32 weights."""
 ROWS = 64
-"""Compared, of however many there are."""
+"""Number of rows that are compared."""
 
 
 @torch.inference_mode()
-def truth(job: Job, said: Mapping[str, Tensor], adapter: bool = True) -> dict[str, Tensor]:
+def expected(job: Job, outputs: Mapping[str, Tensor], adapter: bool = True) -> dict[str, Tensor]:
     """Log-probabilities under the policy and the reference, and the reward model's scores."""
-    prompts, tokens, is_action = said["prompts"].long(), said["tokens"].long(), said["is_action"].bool()
+    prompts, tokens, is_action = outputs["prompts"].long(), outputs["tokens"].long(), outputs["is_action"].bool()
     ids = torch.cat([prompts, tokens], 1)
     mask = torch.cat([torch.ones_like(prompts), is_action.long()], 1)
     model: Any = AutoModelForCausalLM.from_pretrained(job.part("policy")).eval()
@@ -49,27 +49,29 @@ def _logp(model: torch.nn.Module, ids: Tensor, mask: Tensor, tokens: Tensor) -> 
     return torch.cat(parts)
 
 
-def check(name: str, job: Job, said: Mapping[str, Tensor], adapter: bool = True) -> dict[str, float]:
-    """Compares what a contender said with the truth.
+def check(name: str, job: Job, outputs: Mapping[str, Tensor], adapter: bool = True) -> dict[str, float]:
+    """Compares a contender's outputs with the correct values.
 
     Returns:
-        The greatest difference of each thing that it said.
+        The largest difference of each output.
 
     Raises:
-        AssertionError: it said something else, or wrote another number of tokens.
+        AssertionError: the outputs are wrong, or the number of tokens is.
     """
     mean_limit, most_limit = LIMITS[job.dtype]
-    count = int(said["is_action"].bool().sum())
+    count = int(outputs["is_action"].bool().sum())
     if not job.ends and count != job.rows * job.new_tokens:
         raise AssertionError(f"{name} wrote {count} tokens, not {job.rows} x {job.new_tokens}")
-    said = {key: x[:ROWS].to(job.device) for key, x in said.items()}
-    is_action, found = said["is_action"].bool(), {}
+    outputs = {key: x[:ROWS].to(job.device) for key, x in outputs.items()}
+    is_action, found = outputs["is_action"].bool(), {}
     with silence_libraries():
-        right_ones = truth(job, said, adapter)
-    for key, right in right_ones.items():
-        if key not in said or (key == "score" and job.ends):  # whether EOS itself is scored differs between contenders
+        correct = expected(job, outputs, adapter)
+    for key, value in correct.items():
+        if key not in outputs or (
+            key == "score" and job.ends
+        ):  # whether EOS itself is scored differs between contenders
             continue
-        gap = (said[key].float() - right).abs()
+        gap = (outputs[key].float() - value).abs()
         gap = gap[is_action] if gap.ndim == 2 else gap
         found[key] = float(gap.max())
         if not (gap.mean() <= mean_limit and gap.max() <= most_limit):

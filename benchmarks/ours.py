@@ -21,7 +21,7 @@ FOREVER = 10**6
 
 
 class Prompts(Task):
-    """The prompts that all contenders continue; the score comes from the environment."""
+    """The prompts that all contenders continue; the environment has its own score."""
 
     name = "prompts"
     has_gold = False
@@ -84,19 +84,19 @@ class Clock:
         setattr(owner, name, call)
 
     def take(self) -> dict[str, float]:
-        """What was added up, and starts afresh."""
+        """The sums; the next ones start at 0."""
         phases, self.phases = self.phases, {}
         return phases
 
 
 def outputs(buffer: lmgym.RolloutBuffer) -> dict[str, Tensor]:
-    """For the checks."""
+    """The tensors that are checked."""
     names = ("tokens", "is_action", "logp", "reference_logp", "score")
     return {"prompts": buffer.prompt_ids} | {name: getattr(buffer, name) for name in names}
 
 
 def rollout(turn: Turn, job: Job) -> None:
-    """One rollout a turn, without the score and the reference, which `generate` does not give either."""
+    """One rollout a turn, without score and reference, which `generate` does not compute either."""
     policy = build(job)
     env = environment(job, policy.lm, job.rows, job.new_tokens)
     buffer = lmgym.RolloutBuffer.like(env)
@@ -154,7 +154,7 @@ def train(turn: Turn, job: Job, module: Any, config: Any) -> None:
 
 
 def main() -> None:
-    """Does what the first argument says."""
+    """Does the work that the first argument names."""
     turn = Turn()
     job = turn.job()
     match sys.argv[1]:
@@ -162,7 +162,7 @@ def main() -> None:
             rollout(turn, job)
         case "sweep":
             sweep(turn, job)
-        case "ppo":  # all epochs, as TRL: no early end
+        case "ppo":  # all epochs, as TRL does: no early stop
             train(turn, job, ppo, ppo.Config(FOREVER, job.epochs, job.rows, target_kl=0.0))
         case "grpo":
             train(turn, job, grpo, grpo.Config(FOREVER, job.options["group"], job.epochs))

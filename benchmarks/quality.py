@@ -1,9 +1,9 @@
-"""Whether what is fast learns as well: PPO on the demo's task and models, with the same seeds, by each setting.
+"""Whether the fast paths learn as well: PPO on the demo's task and models, with the same seeds, in each variant.
 
     python -m benchmarks.quality [--seeds 0 1 2] [--updates 28]
 
 What is compared is the regularised objective, score − β·KL, of 256 held-out prompts after training: the mean over
-prompts and seeds, and its standard error over prompts. Each setting's seconds are of one thread.
+prompts and seeds, and its standard error over prompts. The seconds are processor time of one thread.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from rich.table import Table
 
 import lmgym
 from agents import ppo
-from agents.learner import Learner, LearnerConfig
+from agents.pipeline import RLOptions, Setting, build_training
 from agents.runs.machine import hardware, revision
 from lmgym.reward import RewardModel
 from lmgym.rollout import collect
@@ -28,15 +28,15 @@ BETA = 0.08
 
 
 @dataclass(frozen=True)
-class Setting:
+class Variant:
     """A way to run PPO.
 
     Attributes:
         fast: whether passes are fused.
-        tricks: whether rows leave, and rows of similar length go through the model together.
+        tricks: whether finished rows leave the batch, and rows of similar length share a pass.
         dtype: of the weights.
-        layers: LoRA on this many top layers, the rest cached; 0 on all.
-        more: this many times the updates.
+        layers: LoRA on this many top layers, with the output of the rest cached; 0: on all layers.
+        more: factor on the number of updates.
     """
 
     fast: bool = True
@@ -46,46 +46,46 @@ class Setting:
     more: float = 1.0
 
 
-SETTINGS = {
-    "float32 without tricks": Setting(fast=False, tricks=False),
-    "float32": Setting(),
-    "bfloat16": Setting(dtype="bfloat16"),
-    "top 2 layers, the rest cached": Setting(layers=2),
-    "top 2 layers, for as long as float32": Setting(layers=2, more=1.8),
+VARIANTS = {
+    "float32 without tricks": Variant(fast=False, tricks=False),
+    "float32": Variant(),
+    "bfloat16": Variant(dtype="bfloat16"),
+    "top 2 layers, the rest cached": Variant(layers=2),
+    "top 2 layers, for as long as float32": Variant(layers=2, more=1.8),
 }
 
 
-def objective(setting: Setting, seed: int, updates: int) -> tuple[float, float, float]:
+def objective(variant: Variant, seed: int, updates: int) -> tuple[float, float, float]:
     """The mean of score − β·KL after training, its standard error over prompts, and the seconds of the training."""
-    lm = lmgym.load("tiny", dtype=setting.dtype)
-    lm.fast = setting.fast
-    lm.adapters.add("policy", seed=seed, layers=setting.layers)
-    policy = lmgym.Policy(lm, seed=seed)
-    task = Sentiment(scorer=RewardModel.load("tiny-reward"))
-    make = partial(lmgym.TokenVectorEnv, task=task, model=lm, max_prompt_tokens=40, kl="sampled", beta=BETA)
-    config = LearnerConfig(lr=2e-3, bucket=setting.tricks, micro_tokens=0 if setting.tricks else 10**6)
-    learner = Learner(policy.parameters(), config, seed)
-    ppo.collect = partial(collect, compact=setting.tricks)
+    lm = lmgym.load("tiny", dtype=variant.dtype)
+    lm.fast = variant.fast
+    lm.adapters.add("policy", seed=seed, layers=variant.layers)
+    setting = Setting(Sentiment(scorer=RewardModel.load("tiny-reward")), lm, {"max_prompt_tokens": 40}, seed=seed)
+    micro_tokens = 0 if variant.tricks else 10**6
+    rl = RLOptions(lr=2e-3, rows=64, critic="head", beta=BETA, bucket=variant.tricks, micro_tokens=micro_tokens)
+    config = ppo.Config(updates=round(updates * variant.more))
+    setup = build_training(setting, rl, config, policy=lmgym.Policy(lm, seed=seed))
+    ppo.collect = partial(collect, compact=variant.tricks)
     began = time.process_time()
-    for _ in ppo.train(policy, make(64), learner, ppo.Config(updates=round(updates * setting.more))):
+    for _ in setup.train(ppo, config):
         pass
     spent = time.process_time() - began
-    env = make(256, split="test")
-    buffer = collect(policy, env, lmgym.RolloutBuffer.like(env), lmgym.Stream(1000 + seed, 0))
+    env = setup.evaluation_env(256)
+    buffer = collect(setup.policy, env, lmgym.RolloutBuffer.like(env), lmgym.Stream(1000 + seed, 0))
     paid = buffer.rewards.sum(1)
     return float(paid.mean()), float(paid.std() / len(paid) ** 0.5), spent
 
 
 def main() -> None:
-    """Runs every setting with every seed and prints a table."""
-    parser = argparse.ArgumentParser(description="Does what is fast learn as well?")
+    """Runs every variant with every seed and prints a table."""
+    parser = argparse.ArgumentParser(description="Do the fast paths learn as well?")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=28)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    console, table = Console(), Table("setting", *(f"seed {s}" for s in options.seeds), "mean", "± se", "seconds")
-    for name, setting in SETTINGS.items():
-        found = [objective(setting, seed, options.updates) for seed in options.seeds]
+    console, table = Console(), Table("variant", *(f"seed {s}" for s in options.seeds), "mean", "± se", "seconds")
+    for name, variant in VARIANTS.items():
+        found = [objective(variant, seed, options.updates) for seed in options.seeds]
         means, errors, seconds = zip(*found, strict=True)
         error = sum(e * e for e in errors) ** 0.5 / len(errors)
         figures = (*means, statistics.mean(means), error)

@@ -2,10 +2,10 @@
 
 A shape's folder holds `policy` (a causal model), `adapter` (LoRA of rank 8 on the attention projections, drawn at
 random, so that policy and reference differ), `reward` (a sequence classifier with one label), and `prompts.json`. Each
-token is a word of its own, so that text and tokens say the same.
+token is a separate word, so that text and tokens correspond.
 
-Padding is never sampled, and neither is the end of sequence, by the weights themselves: every contender writes
-completions of equal length without being told to. In the shapes that end with "-eos" a completion ends at each token
+The weights make padding and the end of sequence so improbable that they are never sampled: every contender writes
+completions of equal length without special options. In the shapes that end with "-eos" a completion ends at each token
 with probability `EOS_HAZARD`: 24 tokens of 48 on average.
 """
 
@@ -34,7 +34,7 @@ from lmgym.models import silence_libraries
 
 PROMPTS, PROMPT_TOKENS = 1024, 16
 NEVER = -30.0
-"""Added to a logit, in nats: one sample in 10^13."""
+"""Added to a logit, in nats: a probability of 10^-13."""
 EOS_HAZARD = 0.0328
 """(1 − (1 − p)^48) / p = 24 tokens on average."""
 POSITIONS = 576
@@ -65,18 +65,18 @@ class Shape:
 
     @property
     def matrix_weights(self) -> int:
-        """Weights that every token is multiplied with: attention, MLP and head."""
+        """Number of weights that are multiplied with every token: attention, MLP and head."""
         attention = self.width**2 * (2 + 2 * self.kv_heads / self.heads)
         mlp = self.width * self.inner * (2 if self.family == "gpt2" else 3)
         return int(self.layers * (attention + mlp) + self.vocabulary * self.width)
 
     @property
     def cache_numbers(self) -> int:
-        """Keys and values of one position, over all layers."""
+        """Numbers in the keys and values of one position, over all layers."""
         return 2 * self.layers * self.width * self.kv_heads // self.heads
 
     def config(self) -> PreTrainedConfig:
-        """For transformers."""
+        """The configuration for transformers."""
         common: dict[str, Any] = {"vocab_size": self.vocabulary, "pad_token_id": PAD, "eos_token_id": EOS}
         common |= {"bos_token_id": None, "tie_word_embeddings": True}
         if self.family == "gpt2":
@@ -97,19 +97,19 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape("gpt2", 64, 32, 2, 2, 2, 64),  # for trying a benchmark out
+    "tiny": Shape("gpt2", 64, 32, 2, 2, 2, 64),  # to test a benchmark itself
     "tiny-grouped": Shape("llama", 64, 32, 2, 4, 2, 64),
     "T": Shape("gpt2", 512, 128, 4, 4, 4, 512),
     "S": Shape("llama", 4096, 288, 6, 6, 6, 768),
     "M": Shape("llama", 32_000, 288, 6, 6, 6, 768),
     "GPT-2": Shape("gpt2", 50_257, 768, 12, 12, 12, 3072),
-    "Qwen": Shape("llama", 151_936, 896, 24, 14, 2, 4864),  # a real Qwen2 would bring a tokenizer of its own
+    "Qwen": Shape("llama", 151_936, 896, 24, 14, 2, 4864),  # a real Qwen2 would need its own tokenizer
 }
 SHAPES |= {f"{name}-eos": SHAPES[name] for name in ("tiny", "T", "S")}
 
 
 def make(name: str, root: Path) -> Path:
-    """The folder of a shape, which is made if it is not there."""
+    """The folder of a shape; it is made if it does not exist."""
     folder = root / name
     if not folder.is_dir():
         with silence_libraries():
@@ -157,10 +157,10 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def steer(model: Any, ids: Tensor, hazard: float | None) -> None:
-    """Makes padding improbable, and the end of sequence as probable as `hazard` says, or improbable too.
+    """Makes padding improbable, and gives the end of sequence the probability `hazard`, or makes it improbable too.
 
-    Heads have no bias; so the first coordinate of the hidden state is made a constant that only these two tokens' rows
-    of the tied embedding read.
+    Heads have no bias. So the first coordinate of the hidden state is made constant, and in the tied embedding only the
+    rows of these two tokens use it.
     """
     embedding = model.get_input_embeddings().weight
     if model.config.model_type == "gpt2":
@@ -188,10 +188,10 @@ def steer(model: Any, ids: Tensor, hazard: float | None) -> None:
 def bound_seconds(
     shape: Shape, rows: int, prompt: int, new: int, bytes_per_number: int, flops: float, bandwidth: float
 ) -> float:
-    """The least time a rollout takes at a rate of multiplication and of reading.
+    """A lower bound of a rollout's seconds at given rates of multiplication and of reading.
 
-    For each step the matrix products, or the reading of the matrices where that takes longer; and the reading of the
-    cache. A machine whose caches hold the model or the keys and values may beat it.
+    For each step: the larger of the times for the matrix products and for reading the matrices, plus the time for
+    reading the KV cache. A machine whose CPU caches hold the model or the keys and values may be faster.
     """
     multiply = 2 * shape.matrix_weights * rows / flops
     read = shape.matrix_weights * bytes_per_number / bandwidth

@@ -1,4 +1,4 @@
-"""lmgym against its peers: the same models and the same work, in turns, checked before it is timed.
+"""lmgym against other libraries: the same models and the same work, in turns, checked before it is timed.
 
     python -m benchmarks.speed                       # all, about half an hour
     python -m benchmarks.speed --quick               # rollout and PPO against generate and TRL, two minutes
@@ -6,8 +6,8 @@
     python -m benchmarks.speed --only ppo/T grpo     # some suites or measurements
     python -m benchmarks.speed --draw                # write the tables again
 
-Every contender is a process of its own with pinned threads, and they take turns, round by round, so that a machine that
-gets slower slows all of them: quote ratios of medians within a measurement. A line a measurement is appended to
+Every contender is a process of its own with pinned threads. They take turns, round by round, so that a machine that
+becomes slower affects all of them: quote ratios of medians within a measurement. Each measurement appends a line to
 benchmarks/results.jsonl; tables and plots go to docs/performance.md.
 """
 
@@ -34,7 +34,7 @@ RESULTS = environments.ROOT / "benchmarks" / "results.jsonl"
 
 
 def start(measurement: Measurement, contender: Contender, device: str, threads: int) -> tuple[Worker, Job]:
-    """Starts a contender's process."""
+    """Starts the process of a contender."""
     folder = make(measurement.shape, environments.HOME / "models")
     work = {"dtype": contender.dtype, "device": device, "options": dict(contender.options)} | dict(measurement.work)
     job = Job(str(folder), **work)
@@ -47,13 +47,13 @@ def measure(measurement: Measurement, device: str, threads: int, rounds: int | N
     """Checks every contender, then times them in turns.
 
     Raises:
-        AssertionError: a contender computes something else.
+        AssertionError: a contender's outputs are wrong.
         RuntimeError: a contender failed.
     """
     workers: dict[str, Worker] = {}
     found: dict[str, Any] = {}
     try:
-        for contender in measurement.contenders:  # one after another: loading is work too
+        for contender in measurement.contenders:  # one after another: loading would slow the others
             worker, job = start(measurement, contender, device, threads)
             workers[contender.name] = worker
             row = found[contender.name] = {"dtype": contender.dtype, "versions": worker.ready(), "turns": []}
@@ -72,12 +72,12 @@ def measure(measurement: Measurement, device: str, threads: int, rounds: int | N
 
 
 def verify(contender: Contender, job: Job, worker: Worker) -> dict[str, float]:
-    """Compares the first turn's outputs with a plain pass."""
+    """Compares the outputs of the first turn with a plain forward pass."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "outputs.safetensors"
         worker.save(path)
-        said = load_file(path)
-    return oracle.check(contender.name, job, said, adapter=not contender.own_adapter) if said else {}
+        outputs = load_file(path)
+    return oracle.check(contender.name, job, outputs, adapter=not contender.own_adapter) if outputs else {}
 
 
 def summary(row: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def wanted(plan: tuple[Measurement, ...], only: list[str]) -> list[Measurement]:
-    """The measurements of a plan that are asked for: by suite ("ppo"), by name ("ppo/T"), or all."""
+def selected(plan: tuple[Measurement, ...], only: list[str]) -> list[Measurement]:
+    """The measurements of a plan that the user chose: by suite ("ppo"), by name ("ppo/T"), or all."""
     chosen = [m for m in plan if not only or {m.suite, m.name, m.suite.split()[0]} & set(only)]
     if not chosen:
         raise SystemExit(f"nothing to do: choose from {', '.join(m.name for m in plan)}")
@@ -111,13 +111,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plan", choices=tuple(PLANS), help="a whole plan by name, such as try")
     parser.add_argument("--rounds", type=int, help="timed turns of each contender")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contender")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where a line a measurement is appended")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="the file to which each measurement appends a line"
+    )
     parser.add_argument("--draw", action="store_true", help="measure nothing, write tables and plots")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measures what is asked for, and writes it down."""
+    """Measures, and writes the results."""
     options = arguments()
     plan = PLANS[options.plan or ("cuda" if options.device == "cuda" else "quick" if options.quick else "full")]
     about = {
@@ -128,7 +130,7 @@ def main() -> None:
         "revision": revision(),
         "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
     }
-    for measurement in [] if options.draw else wanted(plan, options.only):
+    for measurement in [] if options.draw else selected(plan, options.only):
         contenders = measure(measurement, options.device, options.threads, options.rounds)
         line = about | {"suite": measurement.suite, "shape": measurement.shape, "work": dict(measurement.work)}
         with options.results.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What is measured: which contenders, on which shape, with how much work."""
+"""The measurements: contenders, shapes, amounts of work."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,16 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who does the work.
+    """A library, or a part of lmgym, that does the work.
 
     Attributes:
-        name: stands in results and tables.
-        module: of `benchmarks`, and its arguments.
-        environment: of a peer; "" is the project's own.
+        name: its name in results and tables.
+        module: a module of `benchmarks`, with arguments.
+        environment: the virtual environment of a peer; "" is the project's own.
         dtype: of the weights.
-        options: what its job says beside the common work.
-        own_adapter: whether it trains an adapter of its own instead of the shape's, and is judged by the base alone.
-        rounds: the most rounds it takes part in.
+        options: options of its job besides the common ones.
+        own_adapter: whether it trains a new adapter instead of the shape's; it is then checked against the base model.
+        rounds: the maximum number of rounds in which it takes part.
     """
 
     name: str
@@ -30,13 +30,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Contenders that take turns at one piece of work.
+    """Contenders that do the same work in turns.
 
     Attributes:
         suite: what is compared.
         shape: a name in `benchmarks.shapes.SHAPES`.
-        contenders: who takes part.
-        work: what the job says: rows, new_tokens, ...
+        contenders: those that take part.
+        work: fields of `Job`: rows, new_tokens, ...
         rounds: timed turns of each, after one that is checked and not timed.
     """
 
@@ -102,7 +102,7 @@ def groups(shape: str) -> Measurement:
 
 
 def lengths(shape: str) -> Measurement:
-    """Completions that end where they end, 24 tokens on average: what compaction and bucketing are worth."""
+    """Completions of different lengths, 24 tokens on average: the effect of compaction and bucketing."""
     plain: dict[str, Any] = {"plain": True}
     contenders = (
         generate(F32), ours("rollout", name="lmgym rollout"),
@@ -113,8 +113,8 @@ def lengths(shape: str) -> Measurement:
 
 
 def sweep(shape: str, over: str, values: list[int]) -> Measurement:
-    """Rollouts of many sizes, and what the machine can do at the same time."""
-    machine = Contender("machine", "benchmarks.machine")
+    """Rollouts of many sizes, and the rates that the machine reaches at the same time."""
+    machine = Contender("machine", "benchmarks.hardware")
     options = {"over": over, "values": values}
     own = (ours("sweep", **options), ours("sweep", B16, **options))
     return Measurement(f"sweep {over}", shape, (machine, *own), {}, 3)
@@ -158,5 +158,5 @@ TRY = (
     sweep("tiny", "rows", [1, 4]), rollouts("tiny-grouped"),
     Measurement("ppo", "tiny-grouped", (trl(), ours("ppo", **HEAD))),
 )  # fmt: skip
-"""Everything small, for trying the benchmark out."""
+"""Everything in small, to test the benchmark itself."""
 PLANS = {"full": FULL, "quick": QUICK, "cuda": CUDA, "try": TRY}

@@ -29,10 +29,10 @@ class Ratio:
     Attributes:
         label: what is compared.
         suite: of the measurement.
-        own: the contender that is ours.
-        peer: the other.
-        goals: by shape, what the ratio should reach; for memory, what it should not exceed.
-        key: "seconds", or "peak_mb", of which less is better and the quotient is ours over theirs.
+        own: the contender of lmgym.
+        peer: the other contender.
+        goals: by shape, the ratio to reach; for memory, the ratio not to exceed.
+        key: "seconds" (peer / own: more is better) or "peak_mb" (own / peer: less is better).
     """
 
     label: str
@@ -43,7 +43,7 @@ class Ratio:
     key: str = "seconds"
 
     def of(self, lines: Lines, shape: str) -> float | None:
-        """The ratio on one shape, where it was measured."""
+        """The ratio on one shape; None if it was not measured."""
         contenders = lines.get((self.suite, shape), {}).get("contenders", {})
         if self.own not in contenders or self.peer not in contenders:
             return None
@@ -51,7 +51,7 @@ class Ratio:
         return own / peer if self.key == "peak_mb" else peer / own
 
     def cell(self, lines: Lines, shape: str) -> str:
-        """The ratio beside its goal, in bold where it is reached."""
+        """The ratio and its goal, in bold if the goal is reached."""
         found, goal = self.of(lines, shape), self.goals.get(shape)
         if found is None:
             return "-"
@@ -63,7 +63,7 @@ class Ratio:
 
 
 def goals(*values: float) -> dict[str, float]:
-    """Goals for T, S and M, as far as there are any."""
+    """Goals for the first of T, S and M."""
     return dict(zip("TSM", values, strict=False))
 
 
@@ -92,17 +92,17 @@ LENGTHS = (
 
 
 def read(path: Path) -> list[Line]:
-    """All that was measured."""
+    """All measurements."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def newest(lines: Sequence[Line], device: str) -> dict[tuple[str, str], Line]:
-    """The newest line of each suite and shape, from the machine that measured last."""
+    """The newest line of each suite and shape, from the machine that was used last."""
     return next(iter(by_machine(lines, device)), {})
 
 
 def by_machine(lines: Sequence[Line], device: str) -> list[dict[tuple[str, str], Line]]:
-    """The newest line of each suite and shape on each machine, that which measured last first."""
+    """The newest line of each suite and shape on each machine; the machine that was used last is first."""
     machines: dict[str, dict[tuple[str, str], Line]] = {}
     for line in lines:
         if line["device"] == device:
@@ -124,7 +124,7 @@ def show(name: str, contenders: Mapping[str, Any]) -> None:
 
 
 def write(lines: Sequence[Line]) -> None:
-    """Puts tables and plots into docs/performance.md."""
+    """Writes tables and plots to docs/performance.md."""
     found = newest(lines, "cpu")
     if found:
         tables = [[*ratios(RATIOS, of, "TSM"), "", about(of)] for of in by_machine(lines, "cpu")]
@@ -145,7 +145,7 @@ def ratios(rows: Sequence[Ratio], lines: Lines, shapes: Sequence[str]) -> list[s
 
 
 def times(lines: Lines) -> list[str]:
-    """A table of what every contender took: phases are medians of their own, and need not add up."""
+    """A table of every contender's times. Each phase is a median, so phases need not add up to the total."""
     table = ["| | contender | median s | least – most | n | peak MB | phases, s |", "|---|---|---|---|---|---|---|"]
     for (suite, shape), line in lines.items():
         if suite.startswith("sweep"):
@@ -159,7 +159,7 @@ def times(lines: Lines) -> list[str]:
 
 
 def about(lines: Lines) -> str:
-    """Where the figures come from."""
+    """Commands, machines and versions behind the figures."""
     versions: dict[str, set[str]] = {}
     for line in lines.values():
         for row in line["contenders"].values():
@@ -176,7 +176,7 @@ def about(lines: Lines) -> str:
 
 
 def environment(lines: Lines) -> str:
-    """The share of a rollout that the environment takes."""
+    """The environment's share of a rollout's time."""
     line = lines.get(("rollout", "T"))
     if line is None:
         return "Not measured yet."
@@ -192,13 +192,13 @@ def environment(lines: Lines) -> str:
 
 
 def rates(line: Line) -> dict[str, float]:
-    """Multiplications a second in each dtype, and bytes read a second, as measured in between."""
+    """Multiplications per second in each dtype, and bytes read per second, measured in the same run."""
     phases = line["contenders"]["machine"]["phases"]
     return {name: hardware.FLOPS / phases[name] for name in hardware.DTYPES} | {"read": hardware.BYTES / phases["read"]}
 
 
 def draw(lines: Lines) -> None:
-    """A plot for each sweep: tokens a second, beside the bound that was calculated."""
+    """A plot for each sweep: tokens per second, and the calculated bound."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -206,9 +206,9 @@ def draw(lines: Lines) -> None:
     import matplotlib.pyplot as plt
 
     PLOTS.mkdir(parents=True, exist_ok=True)
-    for over, label in (("rows", "completions at a time"), ("tokens", "tokens of a completion")):
+    for over, label in (("rows", "completions in a batch"), ("tokens", "tokens of a completion")):
         figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="tokens a second")
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="tokens per second")
         for number, shape in enumerate("TS"):
             line = lines.get((f"sweep {over}", shape))
             if line is not None:
@@ -225,7 +225,7 @@ def draw(lines: Lines) -> None:
     if speeds is not None:
         bounds = [_bound(speeds, shape, "float32", ROWS, NEW_TOKENS) for shape, _ in measured]
         axes.plot(sizes, bounds, color="0.4", linestyle=":", label="bound fp32")
-    axes.set(xscale="log", yscale="log", xlabel="weights a token is multiplied with", ylabel="tokens a second")
+    axes.set(xscale="log", yscale="log", xlabel="weights multiplied with each token", ylabel="tokens per second")
     _finish(figure, axes, "size.svg")
 
 
@@ -245,7 +245,7 @@ def _sweep(axes: Any, line: Line, over: str, colour: str) -> None:
 
 
 def _bound(line: Line, shape: str, dtype: str, rows: int, new: int) -> float:
-    """Tokens a second, by calculation."""
+    """The calculated bound, in tokens per second."""
     speeds = rates(line)
     size = 4 if dtype == "float32" else 2
     return rows * new / bound_seconds(SHAPES[shape], rows, PROMPT_TOKENS, new, size, speeds[dtype], speeds["read"])

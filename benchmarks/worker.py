@@ -1,8 +1,8 @@
-"""Both ends of the line between the benchmark and a contender, which is a process of its own.
+"""Both ends of the connection between the benchmark and a contender, which is a process of its own.
 
-The benchmark writes a job, then orders, one JSON object a line; the contender answers each with one. So contenders live
-in environments of their own, keep their state between rounds, and never work at the same time. This module imports no
-more than torch, so that it runs in a peer's environment.
+The benchmark writes a job, then orders, one JSON object a line; the contender answers each with one. So contenders can
+have environments of their own, keep their state between rounds, and never work at the same time. This module imports
+only torch and safetensors, so that it runs in the environment of a peer.
 """
 
 import json
@@ -22,22 +22,22 @@ from torch import Tensor
 
 Outputs = Callable[[], Mapping[str, Tensor]]
 PAD, EOS = 0, 1
-"""Tokens of every shape."""
+"""Token ids of every shape."""
 LR, BETA = 1e-5, 0.05
-"""Every contender's learning rate, so low that a policy stays what it was, and its KL penalty."""
+"""Every contender's learning rate, so low that the policy hardly changes, and its KL penalty."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a contender is asked to do, again and again.
+    """The work that a contender repeats every turn.
 
     Attributes:
         folder: of the shape: `policy`, `adapter`, `reward` and `prompts.json`.
         dtype: of the weights.
         device: "cpu" or "cuda".
         rows: completions of a rollout.
-        new_tokens: the most tokens of a completion.
-        micro_rows: completions that an update takes into memory at once.
+        new_tokens: maximum number of tokens of a completion.
+        micro_rows: completions that an update has in memory at the same time.
         epochs: passes over a rollout.
         ends: whether completions end at the end-of-sequence token.
         options: the contender's own.
@@ -67,10 +67,10 @@ class Job:
 
 
 class Turn:
-    """A contender's end: waits for its turn, and says what it did and how long that took."""
+    """The contender's end: waits for its turn, and reports what it did and how long it took."""
 
     def __init__(self) -> None:
-        # What libraries print goes to the log, and the line stays clean.
+        # What libraries print goes to the log and not into the connection.
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._imported = resident()
@@ -79,30 +79,30 @@ class Turn:
         self.device = "cpu"
 
     def job(self) -> Job:
-        """What is to be done."""
+        """Reads the job."""
         job = Job(**json.loads(sys.stdin.readline()))
         self.device = job.device
         return job
 
     def ready(self) -> None:
-        """Everything is loaded; returns when the first turn comes."""
+        """Reports that everything is loaded; returns when the first turn begins."""
         self._wait({"ready": True, "versions": _versions()})
 
     def done(self, phases: Mapping[str, float] | None = None, outputs: Outputs = dict, times: float = 1.0) -> None:
-        """The work of a turn is done; returns when the next one comes.
+        """Reports that the work of a turn is done; returns when the next turn begins.
 
         Args:
             phases: seconds of its parts.
-            outputs: what to check: `tokens` [B, T], `is_action` [B, T], and `logp`, `reference_logp`, `score` where the
-                contender has them.
-            times: what the seconds are multiplied with, for a contender that does a share of the work.
+            outputs: gives what is checked: `tokens` [B, T], `is_action` [B, T], and `logp`, `reference_logp`, `score`
+                if the contender has them.
+            times: factor on the seconds, for a contender that does only a share of the work.
         """
         seconds = (self.clock() - self._began) * times
         self._outputs = outputs
         self._wait({"seconds": seconds, "phases": dict(phases or {})})
 
     def clock(self) -> float:
-        """Seconds, after everything that was asked of the device is done."""
+        """Seconds, after all work queued on the device is done."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -124,14 +124,14 @@ class Turn:
         raise SystemExit
 
     def _forget(self) -> None:
-        """Lets go of what was checked, and measures peak memory from here: checking is no part of the work."""
+        """Frees what was checked, and resets the peak memory: checking is not part of the work."""
         self._outputs = dict
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         Path("/proc/self/clear_refs").write_text("5")
 
     def _peak(self) -> float:
-        """Megabytes at the peak, less what the process had after its imports; on a GPU, of the GPU's memory."""
+        """Peak memory in megabytes, minus that after the imports; on a GPU, of the GPU's memory."""
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated() / 1e6
         return peak_resident() - self._imported
@@ -142,12 +142,12 @@ class Turn:
 
 
 def resident() -> float:
-    """Megabytes of memory that the process has now."""
+    """The present memory of the process, in megabytes."""
     return _status("VmRSS")
 
 
 def peak_resident() -> float:
-    """Megabytes of memory that the process had at its peak."""
+    """The peak memory of the process, in megabytes."""
     return _status("VmHWM")
 
 
@@ -162,14 +162,14 @@ def _versions() -> dict[str, str]:
 
 
 class Worker:
-    """The benchmark's end of a contender.
+    """The benchmark's end of the connection.
 
     Args:
-        command: starts it.
-        job: what it does.
-        log: where its standard error goes.
+        command: starts the contender.
+        job: its work.
+        log: the file for its standard error.
         environment: its environment variables.
-        folder: where it runs.
+        folder: its working directory.
 
     Raises:
         RuntimeError: it ended before it was ready.
@@ -185,7 +185,7 @@ class Worker:
         self._tell(asdict(job))
 
     def ready(self) -> dict[str, Any]:
-        """Waits until everything is loaded; the versions of what it uses."""
+        """Waits until everything is loaded; returns the versions of the packages that it uses."""
         return self._answer()["versions"]
 
     def run(self) -> dict[str, Any]:
@@ -194,19 +194,19 @@ class Worker:
         return self._answer()
 
     def save(self, path: Path) -> None:
-        """Writes what the last turn gave."""
+        """Writes the outputs of the last turn."""
         self._tell({"do": "save", "path": str(path)})
         self._answer()
 
     def stop(self) -> float:
-        """Ends the process; its peak memory in megabytes."""
+        """Ends the process; returns its peak memory in megabytes."""
         self._tell({"do": "stop"})
         peak = self._answer()["peak_mb"]
         self._process.wait()
         return peak
 
     def kill(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kills the process."""
         self._process.kill()
         self._process.wait()
 

@@ -25,9 +25,9 @@ SOUND = {
 def test_a_sound_run_gives_none() -> None:
     alarms = Alarms()
     wobble = torch.randn(50, generator=torch.Generator().manual_seed(0)).tolist()
-    assert not [w for x in wobble for w in alarms.look(SOUND | {"score/mean": x, "gold/mean": 0.3 * x + 0.1})]
-    assert not Alarms().look({}), "an algorithm that measures nothing"
-    assert not Alarms().look({name: float("nan") for name in SOUND})
+    assert not [w for x in wobble for w in alarms.check(SOUND | {"score/mean": x, "gold/mean": 0.3 * x + 0.1})]
+    assert not Alarms().check({}), "an algorithm that measures nothing"
+    assert not Alarms().check({name: float("nan") for name in SOUND})
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_sound_run_gives_none() -> None:
 def test_each_alarm_is_given_once_with_its_causes(rows: list[dict[str, float]], said: str) -> None:
     alarms, found = Alarms(), []
     for row in rows * 2:
-        found += alarms.look(SOUND | row)
+        found += alarms.check(SOUND | row)
         again = Alarms()
         again.restore(State(json.loads(json.dumps(alarms.state().data))))
         alarms = again
@@ -66,10 +66,10 @@ def test_each_alarm_is_given_once_with_its_causes(rows: list[dict[str, float]], 
 )
 def test_what_is_no_cause_for_alarm(rows: list[dict[str, float]]) -> None:
     alarms: Any = Alarms()
-    assert not [warning for row in rows for warning in alarms.look(SOUND | row)]
+    assert not [warning for row in rows for warning in alarms.check(SOUND | row)]
 
 
 def test_low_precision_rounds_more() -> None:
     row = SOUND | {"policy/ratio_deviation": 0.02}
-    assert Alarms().look(row)
-    assert not Alarms(dtype=torch.bfloat16).look(row)
+    assert Alarms().check(row)
+    assert not Alarms(dtype=torch.bfloat16).check(row)

@@ -232,7 +232,7 @@ def test_every_file_of_a_run_names_itself_when_it_cannot_be_written(
             run.write_rows("samples.jsonl", [{"a": 1}])
             write_comparisons(run.path("preferences.jsonl"), [Comparison("p", ("a", "b"))])
             run.write_folder("policy", lambda aside: atomic.write(aside / "weights", b"1"))
-            run.finish("policy", products=["policy"])
+            run.finish_stage("policy", outputs=["policy"])
             run.checkpoint("ppo", 1, {})
 
     def check(killed: bool) -> None:
@@ -247,7 +247,7 @@ def test_every_file_of_a_run_names_itself_when_it_cannot_be_written(
             assert (folder / "policy" / "weights").read_bytes() == b"1"
         shutil.rmtree(folder)
 
-    monkeypatch.setattr("agents.runs.folder._tensorboard", lambda *_: None)
+    monkeypatch.setattr("agents.runs.trackers.tensorboard_writer", lambda *_: None)
     monkeypatch.setattr("agents.runs.folder.revision", lambda: "")
     assert every_fault(monkeypatch, lambda: None, act, check, "run-") > 60
 
@@ -298,7 +298,7 @@ class _Bomb:
 
 
 def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints = Checkpoints(tmp_path, number=3)
     for number in range(5):
         checkpoints.save(f"ppo-{number}", State({"number": number}))
     assert [path.name for path in checkpoints.all()] == ["000003-ppo-2", "000004-ppo-3", "000005-ppo-4"]

@@ -304,9 +304,9 @@ def test_evaluate_repeats_the_numbers_of_a_run(finished_run: Path, capsys: pytes
     wanted = json.loads((finished_run / "evaluation.json").read_text())["after"]
     for arguments in ([str(finished_run)], ["--policy", str(finished_run)]):
         report, _ = evaluate.measure(arguments)
-        assert report.as_data() == wanted, "the same bits"
+        assert report.figures_to_dict() == wanted, "the same bits"
     before, _ = evaluate.measure(["Sentiment", "--policy", str(finished_run), "--count=8", "--seed=1"])
-    assert before.as_data() != wanted, "explicit options override the run's"
+    assert before.figures_to_dict() != wanted, "explicit options override the run's"
     assert cli.main(["evaluate", str(finished_run)]) == 0
     assert "in the run" in capsys.readouterr().out
     assert cli.main(["sample", str(finished_run), "--count=2", "--prompt=The room"]) == 0
@@ -328,7 +328,7 @@ def test_evaluate_repeats_a_run_with_its_own_prompts_temperature_and_algorithm(
     assert cli.main(["train", *arguments, "--out", str(out)]) == 0
     assert not (out / "reward_model").exists()
     report, _ = evaluate.measure([str(out)])
-    assert report.as_data() == json.loads((out / "evaluation.json").read_text())["after"]
+    assert report.figures_to_dict() == json.loads((out / "evaluation.json").read_text())["after"]
     (out / "policy").rename(out / "elsewhere")
     assert cli.main(["evaluate", str(out)]) == 2
     assert "is not finished" in capsys.readouterr().err

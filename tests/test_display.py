@@ -38,7 +38,7 @@ def test_what_a_run_says_is_literal(tmp_path: Path, terminal: bool) -> None:
     console = Console(file=out, force_terminal=terminal, width=300, color_system=None)
     with Run(tmp_path / "run", {}, console) as run:
         run.say(HOSTILE)
-        for _ in run.follow("[bold]stage[/bold]", iter([{"loss": 1.0}] * 10), 10, {"loss": "loss"}):
+        for _ in run.track_stage("[bold]stage[/bold]", iter([{"loss": 1.0}] * 10), 10, {"loss": "loss"}):
             pass
     text = out.getvalue()
     assert SHOWN in text

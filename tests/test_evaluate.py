@@ -122,10 +122,10 @@ def test_samples_show_the_four_quantities_of_every_token(gamma: float, lam: floa
 def test_a_report_comes_back_from_plain_data() -> None:
     run = moved()
     report = evaluate.evaluate(run.policy, run.env)
-    data = report.whole()
-    again = evaluate.EvaluationReport.from_data(data)
+    data = report.to_dict()
+    again = evaluate.EvaluationReport.from_dict(data)
     assert again.figures == report.figures
     assert list(again.samples) == list(report.samples)
     data["figures"]["score"]["mean"] = None
-    assert math.isnan(evaluate.EvaluationReport.from_data(data).figures["score"].mean)
-    assert evaluate.EvaluationReport.from_data(data).figures["score"].stderr == report.figures["score"].stderr
+    assert math.isnan(evaluate.EvaluationReport.from_dict(data).figures["score"].mean)
+    assert evaluate.EvaluationReport.from_dict(data).figures["score"].stderr == report.figures["score"].stderr

@@ -45,7 +45,7 @@ def test_symbolic_links(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="symbolic link"):
             confined(folder, name)
     assert confined(folder, "inside/x") == folder / "inside" / "x"
-    with pytest.raises(ValueError, match="leads"):
+    with pytest.raises(ValueError, match="is not a path inside"):
         confined(folder, "circle/x")
     link = tmp_path / "link to the folder"
     link.symlink_to(folder)

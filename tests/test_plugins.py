@@ -1,6 +1,7 @@
 """Parts that others bring: algorithms and tasks by file, module and entry point; a run that sends its metrics away."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -13,8 +14,8 @@ import pytest
 from gymnasium.envs import registration
 
 from agents import cli
-from agents.pipeline import catalog
-from agents.runs import Run
+from agents.pipeline import Options, PreferenceOptions, RewardOptions, RLOptions, SFTOptions, catalog
+from agents.runs import Limits, Run
 from lmgym import registry
 
 pytestmark = pytest.mark.timeout(300)
@@ -148,7 +149,10 @@ def test_a_name_that_is_like_no_other_has_no_suggestion() -> None:
         (("def train(policy, env,", "def train(env, policy,"), "takes (env, policy, learner, config)"),
         (("updates: int = 2", "rows: int = 2"), "'rows', which all algorithms have already"),
         (('{"rows": 4}', '{"row": 4}'), "sets 'row'"),
-        (("learner, config)", "learner, config, oracle)"), "wants 'oracle', which lmgym train cannot give"),
+        (
+            ("learner, config)", "learner, config, oracle)"),
+            "requires the argument 'oracle', which lmgym train cannot provide",
+        ),
     ],
 )
 def test_what_is_no_algorithm_is_refused(
@@ -162,6 +166,14 @@ def test_what_is_no_algorithm_is_refused(
     assert not out.exists() or not any(out.iterdir()), "the folder can be used again"
 
 
+def status_of(arguments: list[str]) -> int:
+    """The exit status of a command, whether `main` returns it or the parser of options exits with it."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
 def test_settings_that_cannot_be_are_refused_before_anything_is_trained(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "run"
     for arguments, said in (
@@ -169,18 +181,132 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_trained(tmp_path
         (["--algorithm=a2c", "--a2c.critic=none"], "needs a critic"),
         (["--ppo.kl-loss=k1"], "0.714"),
         (["--ppo.updates=-1"], "--updates -1 is negative"),
-        (["--ppo.beta=-1"], "beta=-1.0 must be 0 or more"),
+        (["--ppo.beta=-1"], "beta=-1.0 must be at least 0"),
+        (["--ppo.rows=0"], "rows=0 must be at least 1"),
         (["--algorithm=distill"], "--teacher RUN"),
         (["--algorithm=distill", "--teacher=nowhere"], "no teacher in 'nowhere'"),
         (["--device=tpu"], "--device tpu"),
         (["--algorithm=gropo"], "Did you mean 'grpo'?"),
     ):
-        assert cli.main(["train", "Sort", *arguments, "--out", str(out)]) == 2
+        assert status_of(["train", "Sort", *arguments, "--out", str(out)]) == 2
         assert said in capsys.readouterr().err
         assert not out.exists() or not any(out.iterdir())
     with pytest.raises(SystemExit):
         cli.main(["train", "Sort", "--algorithm=rloo", "--rloo.gorup=2", "--out", str(out)])
     assert "--rloo.group" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (RLOptions, {"rows": 0}, "rows=0 must be at least 1"),
+        (RLOptions, {"lora_rank": 0}, "lora_rank=0 must be at least 1"),
+        (RLOptions, {"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        (RLOptions, {"temperature": float("inf")}, "temperature=inf must be above 0"),
+        (RLOptions, {"top_k": -1}, "top_k=-1 must be at least 0"),
+        (RLOptions, {"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
+        (RLOptions, {"top_p": 1.1}, "top_p=1.1 must be above 0 and at most 1"),
+        (RLOptions, {"beta": float("nan")}, "beta=nan must be at least 0"),
+        (RLOptions, {"kl_target_nats": -1.0}, "kl_target_nats=-1.0 must be at least 0"),
+        (RLOptions, {"kl_horizon": 0.0}, "kl_horizon=0.0 must be above 0"),
+        (RLOptions, {"lr": -1.0}, "lr=-1.0"),
+        (SFTOptions, {"examples": -1}, "examples=-1 must be at least 0"),
+        (SFTOptions, {"lora_rank": -1}, "lora_rank=-1 must be at least 0"),
+        (SFTOptions, {"warmup": 2.0}, "warmup=2.0"),
+        (PreferenceOptions, {"completions": 1}, "completions=1 must be at least 2"),
+        (PreferenceOptions, {"error_rate": 0.5}, "error_rate=0.5 must be at least 0 and below 0.5"),
+        (PreferenceOptions, {"prompts": 0}, "prompts=0 must be at least 1"),
+        (RewardOptions, {"normalise_on": 1}, "normalise_on=1 must be at least 2"),
+        (RewardOptions, {"lora_rank": -1}, "lora_rank=-1 must be at least 0"),
+        (Options, {"test_prompts": 0}, "test_prompts=0 must be at least 1"),
+        (Options, {"samples": -1}, "samples=-1 must be at least 0"),
+        (Options, {"max_kl": -1.0}, "max_kl=-1.0 must be at least 0"),
+        (Limits, {"checkpoint_seconds": -1.0}, "checkpoint_seconds=-1.0 must be at least 0"),
+        (Limits, {"keep_checkpoints": 0}, "keep_checkpoints=0 must be at least 1"),
+        (Limits, {"max_time": float("nan")}, "max_time=nan must be at least 0"),
+    ],
+)
+def test_options_outside_their_range_are_refused_by_name(kind: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "said"),
+    [
+        (RLOptions(), "critic", "critic='haed' is unknown: choose from 'head', 'adapter', 'network', 'none'"),
+        (Options(), "on_bad_step", "on_bad_step='haed' is unknown: choose from 'stop', 'skip'"),
+    ],
+)
+def test_options_that_are_none_of_the_choices_are_refused_by_name(options: Any, name: str, said: str) -> None:
+    object.__setattr__(options, name, "haed")  # the tests' check of types would refuse it before
+    with pytest.raises(ValueError, match=re.escape(said)):
+        options.__post_init__()
+
+
+FUTURE = MINE.replace("from dataclasses", "from __future__ import annotations\n\nfrom dataclasses", 1)
+
+
+def test_an_algorithm_in_a_file_may_postpone_its_annotations(tmp_path: Path) -> None:
+    """A dataclass looks its own module up by name; two files of one name are two modules."""
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(FUTURE)
+    one, other = (catalog.find(str(tmp_path / folder / "mine.py")) for folder in ("one", "other"))
+    assert one is sys.modules[one.__name__]
+    assert one is not other
+    assert one.__name__ != other.__name__
+    out = tmp_path / "run"
+    name = str(tmp_path / "one" / "mine.py")
+    assert cli.main(["train", "Sort", "--algorithm", name, "--mine.updates=1", *QUICK, "--out", str(out)]) == 0
+    assert len(rows_of(out, "mine")) == 1
+
+
+def test_a_module_in_the_current_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the console script starts: the path of modules has no entry for the current directory."""
+    (tmp_path / "beside_me").mkdir()
+    (tmp_path / "beside_me" / "algorithm.py").write_text(MINE)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert catalog.find("beside_me.algorithm").DEFAULTS == {"rows": 4}
+        with pytest.raises(ValueError, match=r"no algorithm 'beside_me\.nothing'"):
+            catalog.find("beside_me.nothing")
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "beside_me"]:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("how", ["file", "module"])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+        ("def train(:", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_an_algorithm_that_fails_while_it_is_imported_is_named_with_its_line(
+    package: Path, capsys: Any, line: str, said: str, how: str
+) -> None:
+    (package / "mine.py").write_text(f"import math\n\n{line}\n")
+    name = str(package / "mine.py") if how == "file" else "others.mine"
+    assert cli.main(["train", "Sort", "--algorithm", name]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{name!r} cannot be imported: " in error
+    assert said in error
+    assert f"({package / 'mine.py'}, line 3)" in error
+
+
+def test_a_train_that_does_not_yield_is_refused_in_one_line(package: Path, tmp_path: Path, capsys: Any) -> None:
+    (package / "mine.py").write_text(MINE.replace("        yield {", "        last = {"))
+    out = tmp_path / "run"
+    assert cli.main(["train", "Sort", "--algorithm", "others.mine", *QUICK, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "`train` of the algorithm 'mine' returned NoneType and must be a generator" in error
+    assert not out.exists() or not any(out.iterdir()), "the folder can be used again"
 
 
 def test_dpo_learns_from_comparisons_and_distillation_from_a_run(tmp_path: Path) -> None:
@@ -211,7 +337,7 @@ def test_prompts_without_any_score_are_trained_from_comparisons(tmp_path: Path, 
     few = ["--ppo.updates=1", "--ppo.rows=4", "--reward.normalise-on=8", "--preferences.completions=2", *QUICK]
     assert cli.main(["train", f"--preferences={file}", f"--prompts={file}", *few, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "the preferred texts of the comparisons take their place" in said
+    assert "the preferred texts of the comparisons are used instead" in said
     assert "gold" not in json.loads((out / "evaluation.json").read_text())["after"]
     assert all("gold/mean" not in row for row in rows_of(out, "ppo"))
     sample = json.loads((out / "samples.jsonl").read_text().splitlines()[0])

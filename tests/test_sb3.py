@@ -258,7 +258,7 @@ def test_environments_that_do_not_fit_are_refused(probe: LanguageModel) -> None:
         SB3VecEnv(gym.wrappers.vector.RecordEpisodeStatistics(env))
     with pytest.raises(ValueError, match=r"kl='none' and pass callback=SampledKL"):
         SB3VecEnv(gym.make_vec("lmgym/Tree-v0", 2, model=probe, autoreset_mode="SameStep", kl="sampled"))
-    with pytest.raises(ValueError, match="DummyVecEnv is no token environment"):
+    with pytest.raises(ValueError, match="DummyVecEnv is not a token environment"):
         token_env(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
     for made in (env, SB3VecEnv(env), VecMonitor(SB3VecEnv(env))):
         assert token_env(made) is env
@@ -566,7 +566,7 @@ def test_sampled_kl_says_where_it_cannot_be() -> None:
     normalized = VecNormalize(made.env, norm_obs=False)
     with pytest.raises(ValueError, match="norm_reward=False"):
         made.algorithm("PPO", normalized, **short).learn(8, callback=SampledKL(0.1))
-    with pytest.raises(ValueError, match="no token environment"):
+    with pytest.raises(ValueError, match="is not a token environment"):
         PPO("MlpPolicy", gym.make("CartPole-v1"), n_steps=4, batch_size=4, device="cpu").learn(4, SampledKL(0.1))
     made.env.env.set_reference("policy")
     model = made.algorithm

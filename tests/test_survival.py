@@ -1,11 +1,15 @@
 """Interrupted runs go on with the same bits; bad numbers and full memory end as they should."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from agents.learner import Learner, LearnerConfig
 from agents.pipeline.best import ControllerState
 from agents.runs import Run, randomness, read_state, write_state
 from agents.runs.compare import compare
+from agents.runs.lock import LOCK_FILE
 from agents.training import BadStep, RunningScale
 from lmgym import LanguageModel
 from lmgym.models import Example
@@ -62,8 +67,8 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, act: Callable[[Run], object]) -> None:
-    """Does something to a run once, at the boundary behind a step."""
-    boundary, done = Run._boundary, []
+    """Does something to a run once, after a step."""
+    boundary, done = Run._after_step, []
 
     def wrapped(self: Run, where: str, number: int, *rest: Any) -> None:
         if (where, number) == (stage, step) and not done:
@@ -71,7 +76,7 @@ def at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, act: Callable[[Ru
             act(self)
         boundary(self, where, number, *rest)
 
-    monkeypatch.setattr(Run, "_boundary", wrapped)
+    monkeypatch.setattr(Run, "_after_step", wrapped)
 
 
 def terminate(_: Run) -> None:
@@ -94,7 +99,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(
     arguments = [*QUICK, "--out", str(tmp_path / "run")]
     assert cli.main(arguments) == 128 + signal.SIGTERM
     said = capsys.readouterr()
-    assert f"SIGTERM after {stage} {step}; go on with: lmgym train --resume {tmp_path / 'run'}" in said.err
+    assert f"SIGTERM after {stage} {step}; to resume: lmgym train --resume {tmp_path / 'run'}" in said.err
     assert cli.main(arguments) == 0
     assert f"after step {step} of {stage}" in " ".join(capsys.readouterr().out.split())
     assert all(compare(whole, tmp_path / "run").values())
@@ -139,7 +144,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
     newest.write_bytes(newest.read_bytes()[:-1])
     assert cli.main(arguments) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "tensors.safetensors' is damaged (its checksum is another): using the one before it" in out
+    assert "tensors.safetensors' is damaged (its checksum is wrong): using the one before it" in out
     assert "after step 1 of ppo" in out
     assert all(compare(whole, tmp_path / "run").values())
 
@@ -149,10 +154,10 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(
     [
         lambda data: data["run"].pop("step"),
         lambda data: data["run"].update(finished=3),
-        lambda data: data["run"].update(finished={"sft": {"result": True, "products": {"../../etc": "0"}}}),
+        lambda data: data["run"].update(finished={"sft": {"result": True, "outputs": {"../../etc": "0"}}}),
         lambda data: data["run"].update(finished={"sft": {}}),
-        lambda data: data["run"].update(finished={"sft": {"result": True, "products": "sft"}}),
-        lambda data: data["run"].update(followed={"ppo": 3}),
+        lambda data: data["run"].update(finished={"sft": {"result": True, "outputs": "sft"}}),
+        lambda data: data["run"].update(last_rows={"ppo": 3}),
         lambda data: data["run"].update(seconds=10**400),
         lambda data: data["alarms"].update(entropy="much"),
         lambda data: data["alarms"].update(rows=[{"gold/mean": "much"}]),
@@ -218,7 +223,7 @@ def test_results_without_checkpoints_are_not_overwritten(
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert cli.main([*QUICK, "--out", str(tmp_path / "run")]) == 2
-    assert "holds results, and no checkpoint to go on from: nothing was changed" in capsys.readouterr().err
+    assert "holds results, and no checkpoint to resume from: nothing was changed" in capsys.readouterr().err
     assert all(compare(whole, tmp_path / "run").values())
 
 
@@ -336,10 +341,48 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
         Run(tmp_path / "run", {"seed": 1})
 
 
+def test_a_killed_writer_holds_no_folder(tmp_path: Path) -> None:
+    """The system releases its lock; the lock file that it leaves is not a run."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    code = "import os, sys; from pathlib import Path; from agents.runs.lock import FolderLock; " \
+           "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=PIPE, stdout=PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another process is writing"):
+            Run(folder, {"seed": 0})
+        assert [path.name for path in folder.iterdir()] == [LOCK_FILE], "it was not touched"
+        process.kill()
+    assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
+    with Run(folder, {"seed": 0}):
+        assert (folder / "config.json").exists()
+    assert not (folder / LOCK_FILE).exists()
+
+
+def test_a_run_of_another_version_is_refused_in_one_line_and_left_alone(
+    cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(cut, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    old = {name: value for name, value in json.loads(config.read_text()).items() if name != "format"}
+    for form, arguments in itertools.product(
+        (1, 99, "2", None), (["train", "--resume"], ["train", "--out"], ["repeat"])
+    ):
+        config.write_text(json.dumps(old if form == 1 else old | {"format": form}))
+        before = sorted(path.name for path in (tmp_path / "run").iterdir())
+        assert cli.main([*arguments, str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "another version of lmgym wrote" in error
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
 def test_a_folder_that_vanishes_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("agents.runs.folder._tensorboard", lambda *_: None)
+    monkeypatch.setattr("agents.runs.trackers.tensorboard_writer", lambda *_: None)
     at(monkeypatch, "ppo", 1, lambda run: shutil.rmtree(run.folder))
     assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
@@ -756,24 +799,24 @@ def test_global_generators_go_on_too(tmp_path: Path) -> None:
 
 
 def test_the_best_update_is_kept(tmp_path: Path) -> None:
-    from agents.pipeline.best import Best
+    from agents.pipeline.best import BestParameters
 
     parameter = torch.zeros(3)
-    best = Best("score/mean", [parameter])
+    best = BestParameters("score/mean", [parameter])
     for score in (0.1, 0.9, 0.3):
         parameter.fill_(score)
-        best.look({"score/mean": score})
-        again = Best("score/mean", [parameter])
+        best.update({"score/mean": score})
+        again = BestParameters("score/mean", [parameter])
         again.restore(best.state())
         best = again
-    assert (best.value, best.update) == (0.9, 2)
-    with best.instead():
+    assert (best.value, best.number) == (0.9, 2)
+    with best.swapped_in():
         assert torch.equal(parameter, torch.full((3,), 0.9))
     assert torch.equal(parameter, torch.full((3,), 0.3))
-    none = Best("no such metric", [parameter])
-    none.look({"score/mean": 1.0})
+    none = BestParameters("no such metric", [parameter])
+    none.update({"score/mean": 1.0})
     none.restore(none.state())
-    assert not none.kept
+    assert not none.copies
 
 
 @pytest.fixture
@@ -794,5 +837,5 @@ def test_a_read_only_disk_is_named_before_anything_is_trained(
 ) -> None:
     assert cli.main([*SORT, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert "config.json' (Read-only file system)" in said
+    assert ".lock' (Read-only file system)" in said
     assert "choose another folder" in said

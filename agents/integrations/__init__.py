@@ -1,1 +1,1 @@
-"""Other RL libraries on the token environments."""
+"""Adapters that let other RL libraries train on the token environments."""

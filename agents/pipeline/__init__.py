@@ -1,6 +1,6 @@
-"""The whole job: fine-tuning, preferences, reward model, RL, evaluation on held-out prompts."""
+"""The pipeline: fine-tuning, preferences, reward model, RL, evaluation on held-out prompts."""
 
-from agents.pipeline.build import rehearse
+from agents.pipeline.build import TrainingSetup, build_training, rehearse
 from agents.pipeline.options import Algorithm, Options, PreferenceOptions, RewardOptions, RLOptions, Setting, SFTOptions
 from agents.pipeline.stages import (
     fine_tune,
@@ -20,6 +20,8 @@ __all__ = [
     "RewardOptions",
     "SFTOptions",
     "Setting",
+    "TrainingSetup",
+    "build_training",
     "fine_tune",
     "gather_preferences",
     "learn_reward",

@@ -10,89 +10,90 @@ import torch
 from agents.training import State
 
 WINDOW = 8
-"""Updates over which a trend is looked for: the last half of them against the first."""
+"""Updates over which a trend is tested: the second half against the first."""
 
 
 class Alarms:
-    """Looks at each update's metrics, all of which are on the host already, and gives each warning once.
+    """Checks the metrics of each update, which are on the host already, and gives each warning once.
 
     Args:
-        max_kl: KL to the reference in nats per sequence from which on it warns.
+        max_kl: it warns if KL to the reference, in nats per sequence, exceeds this.
         dtype: of the weights.
     """
 
     def __init__(self, max_kl: float = 50.0, dtype: torch.dtype = torch.float32):
         self.max_kl = max_kl
-        # How far rounding alone may take the probability ratio from 1.
+        # Rounding alone may move the probability ratio this far from 1.
         self.ratio = 1e-3 if dtype == torch.float32 else 0.05
         self._given: set[str] = set()
         self._first_entropy: float | None = None
         self._rows: deque[dict[str, float]] = deque(maxlen=WINDOW)
 
-    def look(self, row: Mapping[str, float]) -> list[str]:
-        """The warnings that an update's metrics give cause for, and that were not given before."""
+    def check(self, row: Mapping[str, float]) -> list[str]:
+        """The warnings that an update's metrics give reason for and that were not given before."""
         known = {name: float(value) for name, value in row.items() if value is not None and math.isfinite(value)}
         self._rows.append(known)
         if self._first_entropy is None:
             self._first_entropy = known.get("policy/entropy_nats")
-        found = dict(self._found(known))
+        found = dict(self._warnings(known))
         new = [text for name, text in found.items() if name not in self._given]
         self._given |= set(found)
         return new
 
-    def _found(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    def _warnings(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         if (deviation := row.get("policy/ratio_deviation", 0.0)) > self.ratio:
             yield (
                 "ratio",
                 f"before the first step of an update the probability ratio was {deviation:.2g} away from 1 on average: "
-                "tokens are scored otherwise than they were sampled. Usual causes: another temperature or mask in "
-                "evaluate() than in act(), dropout, padding that is read, log-probabilities of low precision",
+                "tokens are not scored with the distribution that they were sampled from. Usual causes: temperature or "
+                "mask of evaluate() differ from those of act(), dropout, attention to padding, low-precision "
+                "log-probabilities",
             )
         if (k3 := row.get("kl/token_k3_nats", 0.0)) < -1e-6:
             yield (
                 "k3",
-                f"the k3 estimate of KL is {k3:.2g}, and is never negative where it is right: the log-probabilities of "
-                "policy and reference are not those of the same tokens. Usual causes: masks or shifts that differ",
+                f"the k3 estimate of KL is {k3:.2g}, and a correct one is never negative: the log-probabilities of "
+                "policy and reference are not of the same tokens. Usual causes: different masks or shifts",
             )
         if (kl := row.get("kl/sequence_nats", 0.0)) > self.max_kl:
             yield (
                 "kl",
-                f"KL to the reference is {kl:.1f} nats per sequence, above {self.max_kl:g}: the policy has left the "
-                "texts that a reward model knows, and its score means little there. Usual causes: β too small, "
-                "learning rate too high. Raise beta, or steer it with kl_target_nats",
+                f"KL to the reference is {kl:.1f} nats per sequence, above {self.max_kl:g}: the policy is far from the "
+                "texts that a reward model was trained on, and its score means little there. Usual causes: β too "
+                "small, learning rate too high. Raise beta, or adapt it with kl_target_nats",
             )
         entropy, first = row.get("policy/entropy_nats"), self._first_entropy
         if entropy is not None and first is not None and entropy < 0.05 * first:
             yield (
                 "entropy",
-                f"entropy fell from {first:.2f} to {entropy:.3f} nats per token: the policy writes the same over and "
-                "over, and explores no more. Usual causes: learning rate too high, β too small, a score that one text "
-                "maximises",
+                f"entropy fell from {first:.2f} to {entropy:.3f} nats per token: the policy writes the same "
+                "text again and again, and no longer explores. Usual causes: learning rate too high, β too small, a "
+                "score that one text maximises",
             )
         last = list(self._rows)[-3:]
         if len(last) == 3 and all(r.get("tokens/unfinished_share", 0.0) == 1 for r in last):
             yield (
                 "endless",
                 "no completion of the last three rollouts ended before the token budget. Usual causes: max_new_tokens "
-                "too small, a model that was never taught to end, no missing_eos_score that makes that costly, "
-                "an end-of-sequence token that is masked",
+                "too small, a model that was never trained to end, no missing_eos_score to penalise it, a masked "
+                "end-of-sequence token",
             )
         for judge in ("gold/mean", "watch/mean"):
-            if trend := self._apart("score/mean", judge):
+            if trend := self._divergence("score/mean", judge):
                 yield (
                     judge,
-                    f"{trend}: the policy finds what its score is wrong about (over-optimisation). Raise beta, stop "
-                    "earlier, or train the reward model anew on completions as they are now",
+                    f"{trend}: the policy exploits errors of its score (over-optimisation). Raise beta, stop earlier, "
+                    "or train the reward model again on present completions",
                 )
         if bad := row.get("optimizer/bad_steps", 0.0):
             yield (
                 "bad_steps",
                 f"{bad:.0f} optimizer steps of an update were skipped, because their gradient was not finite: "
-                "optimizer/bad_steps counts them. Without --on-bad-step skip the run stops and shows the row",
+                "optimizer/bad_steps counts them. Without --on-bad-step skip, the run stops and shows the row",
             )
 
-    def _apart(self, up: str, down: str) -> str:
-        """In words, that one metric rose and the other fell, each by more than two standard errors; "" if not."""
+    def _divergence(self, up: str, down: str) -> str:
+        """States that one metric rose and the other fell, each by more than two standard errors; "" if not."""
         rows = [row for row in self._rows if up in row and down in row]
         if len(rows) < WINDOW:
             return ""

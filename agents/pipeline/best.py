@@ -1,4 +1,4 @@
-"""What a run keeps beside the learner: the best parameters so far, and the state of the KL controller."""
+"""What the RL stage saves besides the learner: the best parameters so far, and the state of the KL controller."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,60 +11,64 @@ from agents.training import State
 from lmgym.reward import KLController
 
 
-class Best:
-    """A copy of the parameters after the update with the most of a metric.
+class BestParameters:
+    """A copy of the parameters after the update with the highest value of a metric.
+
+    Args:
+        metric: its name.
+        parameters: what is trained.
 
     Attributes:
-        kept: the copies; empty before the first update.
-        value: the metric's.
-        update: how many updates there were.
+        copies: the parameters after that update; empty before the first update that measures the metric.
+        value: the metric's value then.
+        number: the number of that update, from 1.
     """
 
     def __init__(self, metric: str, parameters: Sequence[Tensor]):
         self.metric, self.parameters = metric, parameters
-        self.kept: list[Tensor] = []
-        self.value, self.update, self._seen = -math.inf, 0, 0
+        self.copies: list[Tensor] = []
+        self.value, self.number, self._updates = -math.inf, 0, 0
 
-    def look(self, row: Mapping[str, float]) -> None:
-        """Keeps the parameters if this update is the best so far."""
-        self._seen += 1
+    def update(self, row: Mapping[str, float]) -> None:
+        """Copies the parameters if this update is the best so far."""
+        self._updates += 1
         value = row.get(self.metric, -math.inf)
         if value > self.value:
-            self.value, self.update = value, self._seen
-            self.kept = [p.detach().clone() for p in self.parameters]
+            self.value, self.number = value, self._updates
+            self.copies = [p.detach().clone() for p in self.parameters]
 
     @contextmanager
-    def instead(self) -> Iterator[None]:
-        """Runs the body with the best parameters in the place of the present ones."""
-        now = [p.detach().clone() for p in self.parameters]
-        self._put(self.kept)
+    def swapped_in(self) -> Iterator[None]:
+        """Runs the body with the best parameters, then restores the present ones."""
+        present = [p.detach().clone() for p in self.parameters]
+        self._set(self.copies)
         try:
             yield
         finally:
-            self._put(now)
+            self._set(present)
 
     @torch.no_grad()
-    def _put(self, values: Sequence[Tensor]) -> None:
+    def _set(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
 
     def state(self) -> State:
-        value = self.value if self.kept else None
+        value = self.value if self.copies else None
         return State(
-            {"value": value, "update": self.update, "seen": self._seen, "kept": bool(self.kept)},
-            {f"{i:04}": t for i, t in enumerate(self.kept)},
+            {"value": value, "number": self.number, "updates": self._updates},
+            {f"{i:04}": t for i, t in enumerate(self.copies)},
         )
 
     def restore(self, state: State) -> None:
-        self._seen = state.count("seen")
-        if state.data.get("kept"):
-            kept = [torch.empty_like(p) for p in self.parameters]
-            state.copy_to({f"{i:04}": t for i, t in enumerate(kept)})
-            self.kept, self.value, self.update = kept, float(state.number("value")), state.count("update")
+        self._updates = state.count("updates")
+        if state.tensors:
+            copies = [torch.empty_like(p) for p in self.parameters]
+            state.copy_to({f"{i:04}": t for i, t in enumerate(copies)})
+            self.copies, self.value, self.number = copies, float(state.number("value")), state.count("number")
 
 
 class ControllerState:
-    """The numbers of a KL controller in a checkpoint."""
+    """The numbers of a KL controller, as part of a checkpoint."""
 
     def __init__(self, controller: KLController):
         self.controller = controller

@@ -1,17 +1,106 @@
-"""Building an algorithm's arguments from a setting, and one rehearsal update before anything is trained."""
+"""Building what an algorithm's `train` takes, and a rehearsal: one update before anything expensive is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from agents.learner import Learner
-from agents.pipeline.options import Algorithm, Options, Setting, SFTOptions
+from agents.pipeline.options import Algorithm, Options, RLOptions, Setting, SFTOptions
+from agents.training import OnBadStep
+from lmgym.env import TokenVectorEnv
 from lmgym.models import Example, load
 from lmgym.policy import Policy
 from lmgym.preferences import Comparison
-from lmgym.tasks.base import Split, Task
+from lmgym.reward import Score
+from lmgym.tasks.base import ScoreFunction, Split, Task
 from lmgym.tasks.probe import Tree
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What `build_training` made.
+
+    Attributes:
+        policy: a language model with an adapter, and the critic that the algorithm needs.
+        env: `rl.rows` rows of training prompts; it pays KL in the form that the algorithm needs.
+        learner: the optimizer of the policy's parameters.
+        setting: what they were made from.
+        score: what the environment pays; None: the task's score.
+    """
+
+    policy: Policy
+    env: TokenVectorEnv
+    learner: Learner
+    setting: Setting
+    score: Score | ScoreFunction | None
+
+    def evaluation_env(self, rows: int) -> TokenVectorEnv:
+        """Rows of held-out prompts, which pay KL to the reference in the reward, however the algorithm is trained."""
+        return _env(self.setting, rows, "test", "sampled", self.env.kl_controller, self.policy.temperature, self.score)
+
+    def train(self, module: ModuleType, config: Any, **extra: Any) -> Iterator[dict[str, float]]:
+        """An algorithm's updates; nothing of it runs before the first one is requested.
+
+        Args:
+            module: the algorithm.
+            config: its `Config`.
+            **extra: the values of `train`'s further arguments.
+
+        Raises:
+            ValueError: its `train` does not yield.
+        """
+        rows = module.train(self.policy, self.env, self.learner, config, **extra)
+        if not isinstance(rows, Iterator):
+            raise ValueError(
+                f"`train` of the algorithm {module.__name__.rpartition('.')[2]!r} returned "
+                f"{type(rows).__name__} and must be a generator: `yield` a dict of metrics after each update"
+            )
+        yield from rows
+
+
+def build_training(
+    setting: Setting,
+    rl: RLOptions,
+    config: Any = None,
+    score: Score | ScoreFunction | None = None,
+    *,
+    policy: Policy | None = None,
+    on_bad_step: OnBadStep = "stop",
+    say: Callable[[str], object] | None = None,
+) -> TrainingSetup:
+    """Makes a policy, its environment and its learner.
+
+    Args:
+        setting: task, model and seed.
+        rl: rows, adapter, critic, sampling, β and optimizer.
+        config: the algorithm's `Config`; its `env_kl`, if there is one, is the form of KL that the environment pays.
+        score: what the environment pays; None: the task's score.
+        policy: an existing policy; by default a new adapter "policy" is added to the setting's model.
+        on_bad_step: as in `Learner`.
+        say: as in `Learner`.
+    """
+    if policy is None:
+        setting.lm.adapters.add("policy", rl.lora_rank, 2 * rl.lora_rank, setting.seed)
+        policy = Policy(setting.lm, "policy", rl.temperature, rl.critic, setting.seed, rl.top_k, rl.top_p)
+    kl = getattr(config, "env_kl", "sampled")
+    env = _env(setting, rl.rows, "train", kl, rl.controller(), policy.temperature, score)
+    learner = Learner(policy.parameters(), rl, setting.seed, on_bad_step=on_bad_step, say=say)
+    return TrainingSetup(policy, env, learner, setting, score)
+
+
+def _env(
+    setting: Setting,
+    rows: int,
+    split: Split,
+    kl: str,
+    beta: Any,
+    temperature: float,
+    score: Score | ScoreFunction | None,
+) -> TokenVectorEnv:
+    return setting.env(rows, split, kl=kl, beta=beta, temperature=temperature, score=score)
 
 
 def demonstrations(task: Task, split: Split, count: int, seed: int) -> list[Example]:
@@ -22,36 +111,44 @@ def demonstrations(task: Task, split: Split, count: int, seed: int) -> list[Exam
 
 
 def rehearse(algorithm: Algorithm) -> None:
-    """Runs one update in a world of six tokens, so that settings that cannot be are refused before anything is trained.
+    """Runs one update on a model of six tokens, so that impossible settings are refused before anything is trained.
 
     Raises:
-        ValueError: what the algorithm says.
+        ValueError: the algorithm refuses its settings, or it is not an algorithm.
     """
-    rl, config, lm = algorithm.rl, algorithm.config, load("probe")
-    lm.adapters.add("policy", rl.lora_rank, 2 * rl.lora_rank)
-    policy = Policy(lm, "policy", rl.temperature, rl.critic, top_k=rl.top_k, top_p=rl.top_p)
-    arguments: dict[str, Any] = {"max_prompt_tokens": 4, "max_new_tokens": 3, "temperature": rl.temperature}
-    setting = Setting(Tree(), lm, arguments, teacher=Policy(lm, None, rl.temperature))
-    env = setting.env(rl.rows, kl=getattr(config, "env_kl", "sampled"), beta=rl.controller())
+    rl, lm = algorithm.rl, load("probe")
+    budgets = {"max_prompt_tokens": 4, "max_new_tokens": 3}
+    setting = Setting(Tree(), lm, budgets, teacher=Policy(lm, None, rl.temperature))
     comparisons = [Comparison("a", ("b", "c")), Comparison("b", ("d", "a"))]
-    options = Options(sft=SFTOptions(examples=2))
-    extras = {
-        extra: extra_argument(extra, optional, setting, options, algorithm, comparisons)
-        for extra, optional in algorithm.extras.items()
+    extra = extra_values(setting, Options(sft=SFTOptions(examples=2)), algorithm, comparisons)
+    setup = build_training(setting, rl, algorithm.config)
+    next(setup.train(algorithm.module, algorithm.config, **extra), None)
+
+
+def extra_values(
+    setting: Setting, options: Options, algorithm: Algorithm, comparisons: Sequence[Comparison] | None
+) -> dict[str, Any]:
+    """The values of an algorithm's `extra_arguments`; None for an optional one that is not available.
+
+    Raises:
+        ValueError: `train` requires an argument that nobody here can provide.
+        NotImplementedError: it requires demonstrations, and the task has none.
+    """
+    return {
+        name: _extra_value(name, optional, setting, options, algorithm, comparisons)
+        for name, optional in algorithm.extra_arguments.items()
     }
-    next(iter(algorithm.module.train(policy, env, Learner(policy.parameters(), rl), config, **extras)), None)
 
 
-def extra_argument(
-    extra: str,
+def _extra_value(
+    name: str,
     optional: bool,
     setting: Setting,
     options: Options,
     algorithm: Algorithm,
     comparisons: Sequence[Comparison] | None,
 ) -> Any:
-    """What an algorithm wants beyond the four arguments of all; None where there is none and it can do without."""
-    match extra:
+    match name:
         case "comparisons":
             return comparisons
         case "teacher":
@@ -66,6 +163,6 @@ def extra_argument(
     if optional:
         return None
     raise ValueError(
-        f"`train` of the algorithm {algorithm.name!r} wants {extra!r}, which lmgym train cannot give: it has "
-        "comparisons, examples and a teacher. Give the argument a default, or call train() yourself"
+        f"`train` of the algorithm {algorithm.name!r} requires the argument {name!r}, which lmgym train cannot "
+        "provide: it has comparisons, examples and a teacher. Give the argument a default, or call train() yourself"
     )

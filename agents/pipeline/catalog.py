@@ -1,16 +1,19 @@
-"""Which algorithms there are, and how one of your own is found: any module with `Config` and `train`.
+"""Which algorithms there are, and how an algorithm of your own is found: any module with `Config` and `train`.
 
-A package offers algorithms by entry points of the group "lmgym.algorithms": the name is the command line's, the value
-the module.
+A package offers algorithms by entry points of the group "lmgym.algorithms": the name is the one on the command line,
+the value is the module.
 """
 
 import ast
 import dataclasses
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
+import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +22,7 @@ BUILT_IN = (
     "reinforce", "rloo", "a2c", "ppo", "grpo", "nlpo", "expert_iteration", "online_dpo", "dpo", "distill", "best_of_n",
 )  # fmt: skip
 GROUP = "lmgym.algorithms"
-GIVEN = ("policy", "env", "learner", "config")
+TRAIN_ARGUMENTS = ("policy", "env", "learner", "config")
 """What every `train` takes, by position."""
 
 
@@ -30,7 +33,7 @@ def available() -> dict[str, str]:
 
 
 def summary(module: str) -> str:
-    """The first sentence of a module's docstring, read without importing the module."""
+    """The first line of a module's docstring, read without importing the module."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return "(not found)"
@@ -42,7 +45,7 @@ def find(name: str) -> ModuleType:
     """The module of an algorithm: a name of `available`, a dotted module path, or a file.
 
     Raises:
-        ValueError: there is none, or it has no `Config` and `train` as they are wanted.
+        ValueError: it does not exist, fails while it is imported, or is not an algorithm.
     """
     known = available()
     path = known.get(name, name)
@@ -50,18 +53,37 @@ def find(name: str) -> ModuleType:
         if path.endswith(".py"):
             module = load_file(path)
         elif "." in path or name in known:
-            module = importlib.import_module(path)
+            module = load_module(path)
         else:
             raise ModuleNotFoundError(f"No module named {name!r}")
     except (ModuleNotFoundError, FileNotFoundError) as error:
         near = difflib.get_close_matches(name, known, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"no algorithm {name!r} ({error}).{hint} There are {', '.join(known)}; one of your own is given as "
-            "package.module or FILE.py, and must be importable from here"
+            f"no algorithm {name!r} ({error}).{hint} Choose from {', '.join(known)}; an algorithm of your own is "
+            "package.module or FILE.py, and must be importable from the current directory"
         ) from error
     check(module, name)
     return module
+
+
+def load_module(path: str) -> ModuleType:
+    """Imports a module by its dotted path, as `python -m` does: modules in the current directory are found too.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
+        ValueError: it raises while it is imported.
+    """
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)  # last, so that no file here hides an installed package
+        importlib.invalidate_caches()
+    try:
+        return importlib.import_module(path)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(_import_failure(path, error)) from error
 
 
 def load_file(path: str | Path) -> ModuleType:
@@ -69,25 +91,38 @@ def load_file(path: str | Path) -> ModuleType:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it raises while it is imported.
     """
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
+    file = Path(path)
+    # Of its own for each file; behind the last dot as the file is called, for options and metrics have that name.
+    name = f"lmgym_file_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}.{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}")
     module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(spec.name)
-    sys.modules[spec.name] = module  # dataclasses look up their module there
+    sys.modules[name] = module  # dataclasses and type hints look up a class's module there
     try:
         spec.loader.exec_module(module)
-    finally:
-        if before is None:
-            del sys.modules[spec.name]
-        else:
-            sys.modules[spec.name] = before
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise ValueError(_import_failure(str(path), error, str(file))) from error
     return module
 
 
+def _import_failure(name: str, error: Exception, own_file: str = "") -> str:
+    """One sentence with the line at which an import failed: the innermost one of the file itself, if it is known."""
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line, reason = error.filename, error.lineno, f"{type(error).__name__}: {error.msg}"
+    else:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+        frame = ([f for f in frames if f.filename == own_file] or frames)[-1]
+        file, line = frame.filename, frame.lineno
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{name!r} cannot be imported: {reason} ({file}, line {line}). Correct it, or give another one"
+
+
 def check(module: ModuleType, name: str) -> None:
-    """Refuses a module that is no algorithm.
+    """Refuses a module that is not an algorithm.
 
     Raises:
         ValueError: it says what is missing.
@@ -102,12 +137,12 @@ def check(module: ModuleType, name: str) -> None:
         raise ValueError(f"`Config` of the algorithm {name!r} has no default for {bare[0]!r}: give every setting one")
     if not callable(train):
         raise ValueError(f"the algorithm {name!r} has no function `train`: {remedy}")
-    if tuple(inspect.signature(train).parameters)[:4] != GIVEN:
-        given = ", ".join(inspect.signature(train).parameters)
-        raise ValueError(f"`train` of the algorithm {name!r} takes ({given}): {remedy}")
+    if tuple(inspect.signature(train).parameters)[:4] != TRAIN_ARGUMENTS:
+        signature = ", ".join(inspect.signature(train).parameters)
+        raise ValueError(f"`train` of the algorithm {name!r} takes ({signature}): {remedy}")
 
 
-def extras(module: ModuleType) -> dict[str, bool]:
-    """What `train` takes beyond those four ("examples", "comparisons", "teacher"), and whether it can do without."""
-    parameters = list(inspect.signature(module.train).parameters.values())[len(GIVEN) :]
+def extra_arguments(module: ModuleType) -> dict[str, bool]:
+    """What `train` takes beyond `TRAIN_ARGUMENTS`, such as "examples" or "teacher", and whether it is optional."""
+    parameters = list(inspect.signature(module.train).parameters.values())[len(TRAIN_ARGUMENTS) :]
     return {p.name: p.default is not inspect.Parameter.empty for p in parameters}

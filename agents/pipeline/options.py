@@ -1,21 +1,26 @@
-"""The options of every stage of the pipeline, and what a run is about."""
+"""The options of every stage of the pipeline, and the task, model and algorithm that a run is about."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from agents import reward_modelling, sft
 from agents.functional import Schedule
 from agents.learner import LearnerConfig
 from agents.pipeline import catalog
-from agents.training import OnBadStep
+from agents.training import OnBadStep, require
 from lmgym.env import TokenVectorEnv
 from lmgym.models import LanguageModel
 from lmgym.policy import Critic, Policy
 from lmgym.preferences import Comparison
 from lmgym.reward import AdaptiveKL, FixedKL, KLController, Score
 from lmgym.tasks.base import Split, Task
+
+
+def _check_as(kind: type, options: Any) -> None:
+    """Has a dataclass check those of the options that are its own."""
+    kind(**{f.name: getattr(options, f.name) for f in fields(kind)})
 
 
 @dataclass(frozen=True)
@@ -33,19 +38,31 @@ class SFTOptions(LearnerConfig, sft.Config):
     lora_rank: int = 0
     """Train a LoRA adapter of this rank and merge it; 0 trains all weights."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_as(sft.Config, self)
+        for name in ("examples", "test_examples", "lora_rank"):
+            require.in_range(self, name, least=0)
+
 
 @dataclass(frozen=True)
 class PreferenceOptions:
-    """What simulated annotators are asked."""
+    """What simulated annotators compare."""
 
     prompts: int = 1400
     """Prompts to sample completions for."""
     test_prompts: int = 192
     """Held-out prompts for the accuracy of the reward model."""
     completions: int = 4
-    """Completions per prompt, ranked together: K completions are K readings and K (K − 1) / 2 pairs."""
+    """Completions per prompt, ranked together: K completions give K (K − 1) / 2 pairs."""
     error_rate: float = 0.168
-    """How often the annotator is wrong."""
+    """Probability that the annotator is wrong, at least 0 and below 0.5."""
+
+    def __post_init__(self) -> None:
+        require.in_range(self, "prompts", least=1)
+        require.in_range(self, "test_prompts", least=1)
+        require.in_range(self, "completions", least=2)
+        require.in_range(self, "error_rate", least=0.0, below=0.5)
 
 
 @dataclass(frozen=True)
@@ -55,18 +72,24 @@ class RewardOptions(LearnerConfig, reward_modelling.Config):
     lr: float = 1e-3
     """Peak learning rate."""
     epochs: int = 2
-    """Passes over the comparisons. The papers make one, over a hundred times as many."""
+    """Passes over the comparisons. The papers make one pass over a hundred times as many."""
     minibatch_prompts: int = 8
     """Comparisons (prompts) per optimizer step."""
     lora_rank: int = 0
-    """Rank of the adapter trained beside the head; 0 trains all weights."""
+    """Rank of the LoRA adapter that is trained with the head; 0 trains all weights."""
     normalise_on: int = 256
-    """Completions of the fine-tuned model that get mean 0 and standard deviation 1."""
+    """Completions of the fine-tuned model whose scores are normalised to mean 0 and standard deviation 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_as(reward_modelling.Config, self)
+        require.in_range(self, "lora_rank", least=0)
+        require.in_range(self, "normalise_on", least=2)
 
 
 @dataclass(frozen=True)
 class RLOptions(LearnerConfig):
-    """What every RL algorithm runs with; its own settings are in its `Config`."""
+    """Options that every RL algorithm has; its own are in its `Config`."""
 
     lr: float = 2e-3
     """Peak learning rate."""
@@ -75,21 +98,34 @@ class RLOptions(LearnerConfig):
     lora_rank: int = 8
     """Rank of the policy's adapter."""
     critic: Critic = "none"
-    """Where values come from: a head on the policy's trunk, an adapter of their own, or nowhere."""
+    """The value function: "head" on the policy's trunk, "adapter" of its own, "network" of its own, or "none"."""
     temperature: float = 1.0
-    """Of sampling, scoring and reference alike."""
+    """Of sampling, of scoring and of the reference."""
     top_k: int = 0
-    """Train on samples from this many most probable tokens alone; 0 takes all."""
+    """Sample only from this many most probable tokens during training; 0 samples from all."""
     top_p: float = 1.0
-    """Train on samples from the fewest most probable tokens that hold this much probability; 1 takes all."""
+    """Sample only from the smallest set of most probable tokens with this total probability; 1 samples from all."""
     beta: float = 0.08
-    """β, in score per nat; where KL is steered to a target, only its start."""
+    """β, in score per nat of KL; with `kl_target_nats`, its initial value."""
     kl_target_nats: float = 0.0
-    """Steer β so that KL per sequence reaches this; 0 keeps β fixed."""
+    """Adapt β so that KL per sequence, in nats, reaches this target; 0 keeps β fixed."""
     kl_horizon: float = 1000.0
-    """Sequences in which β moves by the clipped error once; smaller reacts faster."""
+    """Sequences over which β changes by the clipped relative error once; smaller reacts faster."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require.in_range(self, "rows", least=1)
+        require.in_range(self, "lora_rank", least=1)
+        require.one_of("critic", self.critic, get_args(Critic))
+        require.in_range(self, "temperature", above=0.0)
+        require.in_range(self, "top_k", least=0)
+        require.in_range(self, "top_p", above=0.0, most=1.0)
+        require.in_range(self, "beta", least=0.0)
+        require.in_range(self, "kl_target_nats", least=0.0)
+        require.in_range(self, "kl_horizon", above=0.0)
 
     def controller(self) -> KLController:
+        """A new KL controller."""
         if self.kl_target_nats:
             return AdaptiveKL(self.beta, self.kl_target_nats, self.kl_horizon)
         return FixedKL(self.beta)
@@ -103,7 +139,7 @@ class Algorithm:
         name: of the stage, in logs and in the report.
         module: has `train`, and `METRICS` where they are documented.
         config: the module's `Config`.
-        rl: what every algorithm runs with.
+        rl: the options that every algorithm has.
     """
 
     name: str
@@ -112,50 +148,56 @@ class Algorithm:
     rl: RLOptions = field(default_factory=RLOptions)
 
     @property
-    def extras(self) -> Mapping[str, bool]:
-        """What `train` wants beyond policy, environment, learner and config, and whether it can do without."""
-        return catalog.extras(self.module)
+    def extra_arguments(self) -> Mapping[str, bool]:
+        """What `train` takes beyond policy, environment, learner and config, and whether it is optional."""
+        return catalog.extra_arguments(self.module)
 
     @property
     def learns_from_comparisons(self) -> bool:
-        """Whether it takes comparisons in the place of a score."""
-        return self.extras.get("comparisons") is False
+        """Whether it requires comparisons, and so needs no reward model."""
+        return self.extra_arguments.get("comparisons") is False
 
 
 @dataclass(frozen=True)
 class Options:
-    """Every stage's options."""
+    """The options of all stages."""
 
     test_prompts: int = 256
     """Held-out prompts for evaluation."""
     profile: bool = False
-    """Profile the second update: where its time went, as a table and as a trace."""
+    """Profile the second update: write a table and a trace of where its time went."""
     samples: int = 12
-    """Completions kept from before and after, with the figures of every token."""
+    """Completions to save from before and after training, with the figures of every token."""
     on_bad_step: OnBadStep = "stop"
-    """What a step whose gradient is not finite does: "stop" the run, or "skip" itself and count. It is never taken."""
+    """If a gradient is not finite: "stop" the run, or "skip" the step and count it. Such a step is never taken."""
     best: str = "score/mean"
-    """Also keeps the policy of the update with the most of this metric, as `policy_best`; "" keeps none."""
+    """Also save, as `policy_best`, the policy after the update with the highest value of this metric; "": do not."""
     max_kl: float = 50.0
-    """Warn when KL to the reference exceeds this, in nats per sequence."""
+    """Warn if KL to the reference exceeds this, in nats per sequence."""
     sft: SFTOptions = field(default_factory=SFTOptions)
     preferences: PreferenceOptions = field(default_factory=PreferenceOptions)
     reward: RewardOptions = field(default_factory=RewardOptions)
 
+    def __post_init__(self) -> None:
+        require.in_range(self, "test_prompts", least=1)
+        require.in_range(self, "samples", least=0)
+        require.one_of("on_bad_step", self.on_bad_step, get_args(OnBadStep))
+        require.in_range(self, "max_kl", least=0.0)
+
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is about.
+    """The task and the model of a run.
 
     Attributes:
         task: prompts and gold score.
         lm: the base model.
         budgets: `TokenVectorEnv`'s arguments.
-        score: what the policy is paid; None learns a reward model from preferences.
-        comparisons: given preferences; None asks simulated annotators.
-        seed: of everything that is random.
+        score: what the policy is trained on; None: a reward model that is learned from preferences.
+        comparisons: preferences; None: those of simulated annotators.
+        seed: of all random numbers.
         teacher: the policy to learn from, for distillation.
-        watch: a second opinion of the rollout's completions, which no learner is paid by.
+        watch: a second score of the rollouts, which is only measured and never trained on.
     """
 
     task: Task
@@ -174,4 +216,5 @@ class Setting:
         return (self.task.missing_eos_score if rule == "task" else rule) is None
 
     def env(self, rows: int, split: Split = "train", **more: Any) -> TokenVectorEnv:
+        """An environment on the task; `more` goes before `budgets`."""
         return TokenVectorEnv(rows, task=self.task, model=self.lm, split=split, **{**self.budgets, **more})

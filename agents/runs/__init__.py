@@ -1,14 +1,18 @@
 """A run's folder: its files, lock, checkpoints, progress and trackers."""
 
 from agents.runs.checkpoint import Checkpoints, Damaged, read_state, write_state
-from agents.runs.folder import Limits, Run, Stopped, read_config, read_rows
+from agents.runs.files import FORMAT, check_format, read_config, read_rows
+from agents.runs.folder import Run
+from agents.runs.stopping import Limits, Stopped
 
 __all__ = [
+    "FORMAT",
     "Checkpoints",
     "Damaged",
     "Limits",
     "Run",
     "Stopped",
+    "check_format",
     "read_config",
     "read_rows",
     "read_state",

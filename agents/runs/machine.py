@@ -1,4 +1,4 @@
-"""Where a run happens: versions, revision, hardware, memory."""
+"""The machine and the software of a run: versions, revision, hardware, memory."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("lmgym", "torch", "transformers", "peft", "gymnasium", "stable-basel
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what results depend on."""
+    """The installed versions of the packages that results depend on."""
     found = {}
     for package in PACKAGES:
         try:
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """The git revision of the code, with a mark where it has been changed since; "unknown" outside a checkout."""
+    """The git revision of the code, marked "-dirty" if the code differs from it; "unknown" outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
@@ -35,13 +35,13 @@ def revision() -> str:
 
 
 def hardware() -> str:
-    """The machine in words: GPU where there is one, processor, threads."""
+    """A description of the machine: GPU if there is one, processor, threads."""
     cores = f"{_processor()}, torch threads: {torch.get_num_threads()}"
     return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
 
 
 def peak_memory() -> str:
-    """The most memory that this process has held, in words."""
+    """The peak memory of this process, in words."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return f"peak memory on the GPU: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB"
     try:

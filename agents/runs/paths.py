@@ -1,33 +1,33 @@
-"""Names that come from elsewhere, as paths that stay inside a folder."""
+"""Untrusted names as paths that stay inside a folder."""
 
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
 def confined(folder: Path, name: str) -> Path:
-    """The path of a name below a folder, which nothing can lead out of it: no "..", no root, no symbolic link.
+    """The path of a name inside a folder; a name that leads out of it ("..", a root, a symbolic link) is refused.
 
-    Neither has to be there yet. What somebody changes in the folder afterwards is not seen: it keeps out names that
-    lead elsewhere, not a second writer.
+    Neither the folder nor the path has to exist. Later changes of the folder are not noticed: this protects against
+    names, not against another process that writes to the folder.
 
     Args:
-        folder: where the name has to stay.
-        name: a file's name, or several with "/" between.
+        folder: the path stays inside it.
+        name: the name of a file, or several names with "/" between them.
 
     Raises:
-        ValueError: the name is empty or leads outside; it says how.
+        ValueError: the name is empty or leads outside; the message says how.
     """
-    wrong = _wrong(name)
-    if wrong:
+    problem = _problem(name)
+    if problem:
         raise ValueError(
-            f"the name {name!r} {wrong}: give one that stays inside {str(folder)!r}, such as 'samples.jsonl'"
+            f"the name {name!r} {problem}: give one that stays inside {str(folder)!r}, such as 'samples.jsonl'"
         )
     path = folder / name
     try:
-        # strict=False: what is not there yet is joined as it is.
+        # Parts that do not exist yet are joined as they are.
         outside = not path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError) as error:  # links that lead round in a circle, names longer than the system's
-        raise ValueError(f"the name {name!r} leads nowhere below {str(folder)!r} ({error}): give another") from error
+    except (OSError, RuntimeError) as error:  # circular links, names that are too long for the system
+        raise ValueError(f"the name {name!r} is not a path inside {str(folder)!r} ({error}): give another") from error
     if outside:
         raise ValueError(
             f"the name {name!r} leads out of {str(folder)!r}, by a symbolic link to {str(path.resolve())!r}: remove "
@@ -36,21 +36,21 @@ def confined(folder: Path, name: str) -> Path:
     return path
 
 
-def _wrong(name: str) -> str | None:
-    """What is wrong with a name whatever the folder holds, by the rules of every system."""
+def _problem(name: str) -> str | None:
+    """Why a name is refused whatever the folder holds, by the rules of POSIX and Windows; None: it is not."""
     if not name or not name.strip():
         return "is empty"
     if "\0" in name:
-        return "holds a NUL"
+        return "holds a NUL character"
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).root or PureWindowsPath(name).drive:
         return "is absolute"
     if ".." in parts:
-        return "goes up by '..'"
+        return "goes up with '..'"
     if os.path.normpath(name) == ".":
         return "is the folder itself"
     try:
         name.encode()
     except UnicodeEncodeError:
-        return "holds half a character (a lone surrogate)"
+        return "holds a lone surrogate (half a character)"
     return None

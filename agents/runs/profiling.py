@@ -1,4 +1,4 @@
-"""Where the time of one update goes: a table of its phases and operations, and a trace to look at."""
+"""A profile of one update: a table of its phases and operations, and a trace."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,26 +11,31 @@ from agents.runs.folder import Run
 from lmgym.io import atomic
 
 PHASES = ("decode", "reference", "score", "forward", "backward", "step")
-"""What `lmgym` and `agents` mark with `torch.profiler.record_function("lmgym/…")`."""
+"""Phases that `lmgym` and `agents` mark with `torch.profiler.record_function("lmgym/…")`."""
 
 
 def profiled(rows: Iterator[Mapping[str, float]], run: Run, update: int = 1) -> Iterator[Mapping[str, float]]:
-    """Passes an algorithm's updates on, and profiles one of them; by default the second, since the first warms up.
+    """Passes on an algorithm's updates, and profiles one of them.
 
-    Writes `profile.txt` (phases, then operations) and `profile.json`, a trace for chrome://tracing or Perfetto, into
-    the run's folder, and shows the phases.
+    Writes `profile.txt` (phases, then operations) and `profile.json`, a trace for chrome://tracing or Perfetto, to the
+    run's folder, and prints the phases.
+
+    Args:
+        rows: the updates.
+        run: the run.
+        update: the number of the update to profile, from 0. The first one is slower: it warms caches up.
     """
     for number in range(update):
         row = next(rows, None)
         if row is None:
-            run.say(f"nothing was profiled: there were only {number} updates, and number {update + 1} was to be")
+            run.say(f"nothing was profiled: update {update + 1} was to be profiled, and there were only {number}")
             return
         yield row
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities) as found:
         row = next(rows, None)
     if row is None:
-        run.say(f"nothing was profiled: there were only {update} updates, and number {update + 1} was to be")
+        run.say(f"nothing was profiled: update {update + 1} was to be profiled, and there were only {update}")
         return
     with atomic.staged(run.path("profile.json")) as aside:
         found.export_chrome_trace(str(aside))
@@ -52,6 +57,6 @@ def profiled(rows: Iterator[Mapping[str, float]], run: Run, update: int = 1) -> 
 
 
 def _seconds(found: Any) -> float:
-    """From the first event to the last."""
+    """Seconds from the first event to the last."""
     events = found.events()
     return (max(e.time_range.end for e in events) - min(e.time_range.start for e in events)) / 1e6

@@ -1,4 +1,4 @@
-"""The generators that belong to nobody: seeded when a run begins, and kept in its checkpoints."""
+"""The global random generators: seeded when a run begins, and part of its checkpoints."""
 
 import random
 
@@ -8,11 +8,11 @@ import torch
 from agents.training import State
 
 NUMPY_WORDS = 624
-"""The size of its state."""
+"""Size of the state of NumPy's global generator, a Mersenne twister."""
 
 
 class GlobalGenerators:
-    """The global generators of Python, NumPy and torch, which lmgym leaves alone and somebody's score may use."""
+    """The global generators of Python, NumPy and torch. lmgym does not use them, but a user's task or score may."""
 
     def state(self) -> State:
         kind, words, gauss = random.getstate()
@@ -27,8 +27,10 @@ class GlobalGenerators:
         tensors, (kind, gauss) = state.tensors, state.data["python"]
         random.setstate((kind, tuple(tensors["python"].tolist()), gauss))
         name, *rest = state.data["numpy"]
-        if not 0 <= rest[0] <= NUMPY_WORDS:  # NumPy does not look, and would read whatever is in memory there
-            raise ValueError(f"the checkpoint's place in NumPy's generator is {rest[0]!r}: 0 to {NUMPY_WORDS} can be")
+        if not 0 <= rest[0] <= NUMPY_WORDS:  # NumPy does not check it, and would read beyond its state
+            raise ValueError(
+                f"the checkpoint's position in NumPy's generator is {rest[0]!r}, and must be 0 to {NUMPY_WORDS}"
+            )
         np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
         torch.set_rng_state(tensors["torch"])
         devices = [tensors[name] for name in sorted(tensors) if name.startswith("cuda/")]
@@ -37,7 +39,7 @@ class GlobalGenerators:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds the global generators, for scores and tasks of one's own that use them; lmgym itself does not."""
+    """Seeds the global generators, for a user's tasks and scores; lmgym itself does not use them."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)

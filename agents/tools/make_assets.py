@@ -1,8 +1,8 @@
 """Makes the models that ship with lmgym, "tiny" and "tiny-reward": python -m agents.tools.make_assets OUT_DIR
 
-Trains a byte-level BPE tokenizer and a Llama of 0.56M parameters on texts that the tasks themselves generate: reviews
-of `lmgym.tasks.grammar`, and the rule tasks' prompts with demonstrations, half of which are wrong. It sees training
-prompts only, one document a row, each ended by the end-of-sequence token. One CPU core is enough.
+Trains a byte-level BPE tokenizer and a Llama of 0.56M parameters on texts that the tasks generate: reviews of
+`lmgym.tasks.grammar`, and the rule tasks' prompts with demonstrations, half of which are wrong. Only training prompts
+are used, one document per row, each followed by the end-of-sequence token. One CPU core is enough.
 """
 
 import argparse
@@ -34,19 +34,19 @@ POSITIONS = 512
 PAD, EOS = "<pad>", "<eos>"
 
 TASKS: tuple[Task, ...] = (Sentiment(), Sort(), Reverse(), Arithmetic())
-# Of documents; reviews are longer, so they make up three quarters of the tokens.
+# Shares of documents. Reviews are longer, so they make up three quarters of the tokens.
 SHARES = (0.5, 0.14, 0.14, 0.22)
 
 Document = tuple[Task, Prompt, str]
 Row = tuple[list[int], int]
-"""Tokens, and how many of them to read but not to learn."""
+"""Tokens, and how many of the first ones are context only, without a loss."""
 
 
 def draw_document(task: Task, rng: np.random.Generator, split: Split = "train") -> Document:
     """A prompt and its completion.
 
-    Reviews are mostly glad or mostly grumpy, and half of them close with a mark out of five. So it pays a model to keep
-    track of the sentiment while it reads, as models of real text do, and a reward model has something to build on.
+    Reviews are mostly positive or mostly negative, and half of them end with a mark out of five. So a model benefits
+    from tracking the sentiment while it reads, as models of real text do, and a reward model can use that.
     """
     prompt = task.sample(rng, split)
     if isinstance(task, Sentiment):
@@ -59,7 +59,7 @@ def draw_document(task: Task, rng: np.random.Generator, split: Split = "train") 
 
 
 def draw_corpus(size: int, rng: np.random.Generator) -> list[Document]:
-    """Training documents of all kinds in their shares."""
+    """Training documents of all tasks, by `SHARES`."""
     return [draw_document(TASKS[kind], rng) for kind in rng.choice(len(TASKS), size=size, p=SHARES)]
 
 
@@ -111,7 +111,7 @@ def new_model() -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) -> list[Row]:
-    """Token rows, each ended by `<eos>`. A rule task's prompt is noise, so it is read and not learned."""
+    """Rows of tokens, each ended by `<eos>`. The prompts of rule tasks are random, so they have no loss."""
     prompts = tokenizer([prompt.text for _, prompt, _ in documents])["input_ids"]
     wholes = tokenizer([prompt.text + text for _, prompt, text in documents])["input_ids"]
     rows = []
@@ -122,10 +122,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) ->
 
 
 def batches(rows: list[Row], tokens: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of about `tokens` tokens as in `collate`, rows of like length together, in random order, without end."""
+    """An infinite sequence of batches (`collate`) of about `tokens` tokens, rows of similar length together."""
     lengths = np.array([len(ids) for ids, _ in rows])
     while True:
-        # Noise in the sort key mixes neighbours anew in each epoch.
+        # Noise in the sort key gives other neighbours in each epoch.
         order = np.argsort(lengths + rng.uniform(0, 4, len(rows)))
         groups, group, longest = [], [], 0
         for index in order:
@@ -140,7 +140,7 @@ def batches(rows: list[Row], tokens: int, rng: np.random.Generator) -> Iterator[
 
 
 def collate(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-    """One right-padded batch: input_ids, attention_mask and labels, each [B, L]; labels are -100 where not learned."""
+    """One right-padded batch: input_ids, attention_mask and labels, each [B, L]; labels are -100 without a loss."""
     width = max(len(ids) for ids, _ in rows)
     input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
     is_token = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows])
@@ -156,7 +156,7 @@ def pretrain(
     batch_tokens: int = 1536,
     learning_rate: float = 3e-3,
 ) -> None:
-    """AdamW with a short warm-up and a cosine down to zero; prints the progress."""
+    """AdamW with a short warm-up and a cosine decay to zero; prints the progress."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True
     )
@@ -214,7 +214,7 @@ def sample_completions(
 def measure(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, size: int = 400
 ) -> dict[str, dict[str, float]]:
-    """Quality on test prompts, task by task; prints it and some samples."""
+    """Measures quality on test prompts for each task; prints it and some samples."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng(np.random.SeedSequence(SEED, spawn_key=(2,)))
     results: dict[str, dict[str, float]] = {}
@@ -244,17 +244,17 @@ def measure(
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes weights, configuration and tokenizer, and no name of where or from what they were made."""
+    """Writes weights, configuration and tokenizer, without paths of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # Sampling defaults belong to whoever samples.
+    # Whoever samples chooses the sampling parameters.
     (folder / "generation_config.json").unlink(missing_ok=True)
     _edit_json(folder / "config.json", drop=("_name_or_path",))
     # The class that every version of transformers knows.
     _edit_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}, drop=("backend",))
     for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes files for their owner alone; these are installed for everybody
+        file.chmod(0o644)  # safetensors makes files readable by their owner only; these are installed for all users
 
 
 def _edit_json(file: Path, changes: Mapping[str, Any] | None = None, drop: Sequence[str] = ()) -> None:

@@ -1,1 +1,1 @@
-"""Contenders that others wrote, each a process of its own (`benchmarks.worker`)."""
+"""Other libraries as contenders, each a process of its own (`benchmarks.worker`)."""

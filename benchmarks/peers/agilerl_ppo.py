@@ -1,12 +1,13 @@
 """AgileRL's PPO for language models.
 
-Set so that it does what the others do: sampling from all tokens (its default is the 50 most probable), no gradient
-checkpointing, one minibatch of all rows an epoch. Its critic is a second adapter under a value head. Two things are its
-own: a terminal score is paid on every token, and a list of prompts, which is what its environments give, is generated
-one prompt at a time. With `batched` it gets all prompts as one, which its own loop does not do.
+Configured to do the same work as the others: sampling from all tokens (its default is the 50 most probable), no
+gradient checkpointing, one minibatch of all rows per epoch. Its critic is a second adapter with a value head. Two
+things differ by its design: a terminal score is paid on every token, and a list of prompts, which is what its
+environments give, is generated one prompt at a time. With `batched` it gets all prompts in one tensor, which its own
+loop does not do.
 
-On a CPU a Llama model would crash in the Triton kernels that it patches in; the mark that they are there already keeps
-them out.
+On a CPU a Llama model would crash in the Triton kernels that AgileRL patches in; setting the mark that they are
+installed already prevents that.
 """
 
 from typing import Any, cast
@@ -23,7 +24,7 @@ from benchmarks.worker import BETA, EOS, LR, PAD, Job, Turn
 
 
 def build(job: Job) -> PPO:
-    """The agent, its adapter that of the shape."""
+    """The agent, with the shape's adapter."""
     model = AutoModelForCausalLMWithValueHead.from_pretrained(job.part("policy"), torch_dtype=job.torch_dtype)
     inner: Any = model.pretrained_model
     inner.generation_config.eos_token_id = EOS if job.ends else None
@@ -85,8 +86,8 @@ def main() -> None:
         agent.learn((list(whole.split(1)), list(torch.cat(acted[1]).split(1)), score.clone()))
         phases = {"generate": generated - began, "forwards": scored - generated, "update": turn.clock() - scored}
         tokens = whole[:, prompts.shape[1] :]
-        said: dict[str, Tensor] = {"prompts": prompts, "tokens": tokens, "is_action": tokens != PAD, "score": score}
-        turn.done(phases, said.copy)
+        outputs: dict[str, Tensor] = {"prompts": prompts, "tokens": tokens, "is_action": tokens != PAD, "score": score}
+        turn.done(phases, outputs.copy)
 
 
 if __name__ == "__main__":

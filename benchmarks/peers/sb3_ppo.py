@@ -1,11 +1,11 @@
 """Stable-Baselines3's PPO on the token environment as `gymnasium.make` gives it: scalar environments, one by one.
 
-SB3 knows steps and no sequences: its policy reads the whole text again for every token, in the rollout and in every
-epoch. The policy is `LMPolicy` of agents.integrations.sb3, the same adapter and value head on the same model, through
-transformers' own forward pass here, as that of a user of SB3 would; the environment is as fast as it is.
+SB3 knows steps and not sequences: its policy reads the whole text again for every token, in the rollout and in every
+epoch. The policy is `LMPolicy` of agents.integrations.sb3, the same adapter and value head on the same model, with the
+forward pass of transformers, as a user of SB3 would have it. The environment is unchanged.
 
-An iteration takes a minute and more, and its time is that of its texts; so a share of the texts is written, each to the
-end, and learned from, and what is reported is that time multiplied.
+An iteration takes more than a minute, and its time is proportional to the number of texts. So only a share of the texts
+is written, each to its end, and learned from; the reported time is multiplied accordingly.
 """
 
 import gymnasium as gym
@@ -20,13 +20,13 @@ from benchmarks.worker import BETA, LR, Turn
 from lmgym.reward import RewardModel
 
 SHARE = 4
-"""One completion of so many is written and learned from."""
+"""One of this many completions is written and learned from."""
 TRANSITIONS = 256
-"""In a minibatch: 3,072 texts of up to 64 tokens at once would want several gigabytes."""
+"""Per minibatch: 3,072 texts of up to 64 tokens together would need several gigabytes."""
 
 
 class RolloutEnds(BaseCallback):
-    """Hands over after every iteration, that is before the next rollout begins."""
+    """Ends the turn after every iteration, that is before the next rollout begins."""
 
     def __init__(self, turn: Turn):
         super().__init__()
@@ -50,7 +50,7 @@ class RolloutEnds(BaseCallback):
 
 
 def main() -> None:
-    """One PPO iteration on a share of the rows a turn."""
+    """One PPO iteration on a share of the rows per turn."""
     turn = Turn()
     job = turn.job()
     policy = build(job)

@@ -1,8 +1,8 @@
 """TRL's GRPO, in the project's own environment.
 
-Set so that it does what the others do: four passes over a rollout, each one step of all rows; KL to the reference in
-the loss; no gradient checkpointing and no mixed precision, which are its defaults. Its trainer counts a pass as a step,
-and writes new completions at every fourth.
+Configured to do the same work as the others: four passes over a rollout, each one step on all rows; KL to the reference
+in the loss; no gradient checkpointing and no mixed precision, which are its defaults. Its trainer counts a pass as a
+step, and samples new completions at every fourth.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from benchmarks.worker import BETA, EOS, LR, Job, Turn
 
 
 class Watch:
-    """Looks at the clock, and at the rollout, where the trainer makes one."""
+    """Times the trainer's rollouts, and holds the last one for the checks."""
 
     def __init__(self, turn: Turn, trainer: Any):
         self.turn = turn
@@ -42,7 +42,7 @@ class Watch:
         return self.seen
 
     def outputs(self) -> dict[str, Tensor]:
-        """For the checks."""
+        """The tensors that are checked."""
         names = {
             "prompt_ids": "prompts",
             "completion_ids": "tokens",
@@ -54,7 +54,7 @@ class Watch:
 
 
 class TurnEnds(TrainerCallback):
-    """Hands over after the last pass over a rollout."""
+    """Ends the turn after the last pass over a rollout."""
 
     def __init__(self, turn: Turn, passes: int):
         self.turn, self.passes = turn, passes

@@ -1,9 +1,9 @@
 """TRL's PPO, in the last release that has it.
 
-Set so that it does what the others do: one minibatch of all rows an epoch, temperature 1, no gradient checkpointing and
-no mixed precision (both are TRL's defaults, and slow things down here), nothing saved and nothing sampled for show.
-Its value model is a whole network, all of which is trained; that is its design. Its reference is the policy with the
-adapter off.
+Configured to do the same work as the others: one minibatch of all rows per epoch, temperature 1, no gradient
+checkpointing and no mixed precision (both are TRL's defaults, and slower here), nothing saved and no samples printed.
+Its value model is a whole network, all of which is trained, by its design. Its reference is the policy with the adapter
+off.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ from benchmarks.worker import BETA, LR, PAD, Job, Turn
 
 
 class Watch:
-    """Looks at the clock, and at what passes by, where TRL's loop calls its own helpers."""
+    """Times the helpers that TRL's loop calls, and holds their results for the checks."""
 
     def __init__(self, turn: Turn):
         self.turn = turn
@@ -62,7 +62,7 @@ class Watch:
             self.seen["score"] = result[1]  # the value model comes first, and the reward model stays
 
     def outputs(self) -> dict[str, Tensor]:
-        """For the checks."""
+        """The tensors that are checked."""
         whole, logits = self.seen["whole"], self.seen["logits"]
         steps = logits.shape[1]
         tokens = whole[:, -steps:]
@@ -82,7 +82,7 @@ class Watch:
 
 
 class TurnEnds(TrainerCallback):
-    """Hands over after every iteration."""
+    """Ends the turn after every iteration."""
 
     def __init__(self, turn: Turn, watch: Watch):
         self.turn, self.watch = turn, watch
@@ -90,7 +90,7 @@ class TurnEnds(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         phases, self.watch.phases = self.watch.phases, {}
         self.turn.done(phases, self.watch.outputs)
-        self.watch.looks = False  # only the first turn is checked: to keep what was seen costs memory
+        self.watch.looks = False  # only the first turn is checked: holding what was seen costs memory
         self.watch.seen.clear()
 
 

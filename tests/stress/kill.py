@@ -39,8 +39,8 @@ PPO = [*PIPELINE, "--ppo.updates=12", "--reward=tiny-reward", "--sft.examples=0"
 def final(run: Run) -> None:
     """Writes down a digest of all that the last checkpoint before the end holds, but for times."""
     state = read_state(run._checkpoints.all()[-1])
-    stands = {k: v for k, v in state.data["run"].items() if k not in ("seconds", "metrics_bytes")}
-    whole = hashlib.sha256(json.dumps(state.data | {"run": stands}, sort_keys=True).encode())
+    run_state = {k: v for k, v in state.data["run"].items() if k not in ("seconds", "metrics_bytes")}
+    whole = hashlib.sha256(json.dumps(state.data | {"run": run_state}, sort_keys=True).encode())
     for name, tensor in sorted(state.tensors.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         whole.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -62,14 +62,14 @@ def start(arguments: list[str], die_at: int = 0) -> int:
     os.dup2(log, 2)
     torch.set_num_threads(1)
     Run.complete = complete  # pyright: ignore[reportAttributeAccessIssue]
-    boundary = Run._boundary
+    boundary = Run._after_step
 
     def fatal(run: Run, stage: str, step: int, *rest: object) -> None:
         if stage == "ppo" and step == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         boundary(run, stage, step, *rest)  # pyright: ignore[reportArgumentType]
 
-    Run._boundary = fatal  # pyright: ignore[reportAttributeAccessIssue]
+    Run._after_step = fatal  # pyright: ignore[reportAttributeAccessIssue]
     try:
         status = cli.main(arguments)
     except BaseException:

@@ -1,4 +1,4 @@
-"""A language model behind a handle, so that Stable-Baselines3 does not take it for one of its modules."""
+"""A language model behind a handle, so that Stable-Baselines3 does not treat it as one of its modules."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,12 +18,12 @@ else:
         MaskableActorCriticPolicy = None
 
 Observation = Any
-"""A dict of `input_ids` and `attention_mask`, [B, L], left-padded. Any, because SB3 declares a single tensor."""
+"""A dict of `input_ids` and `attention_mask`, [B, L], left-padded; `Any`, because SB3 declares a single tensor."""
 
 
 @dataclass(frozen=True, eq=False)
 class LMHandle:
-    """How a policy reaches SB3: by reference. It is never copied, pickled, or registered as a module.
+    """Passes a policy to SB3 by reference: it is never copied, pickled, or registered as a module.
 
     Attributes:
         policy: language model, adapter, temperature and critic.
@@ -37,7 +37,7 @@ class LMHandle:
         return self
 
     def __reduce__(self) -> Any:
-        # SB3 pickles policy_kwargs into its file. What is in the file is the parameters; the handle is made anew.
+        # SB3 pickles policy_kwargs into its file. The file holds the parameters; the user makes a new handle.
         return _no_handle, ()
 
     def read(self, observation: Observation, adapter: str | None) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B D"]]:
@@ -45,20 +45,20 @@ class LMHandle:
         ids, mask = observation["input_ids"].long(), observation["attention_mask"].bool()
         width = max(1, int(mask.sum(1).max()))  # the columns left of it are padding in every row
         ids, mask = ids[:, -width:], mask[:, -width:]
-        after = ids.new_zeros(len(ids), 1)  # the token to choose, which nobody reads
+        after = ids.new_zeros(len(ids), 1)  # a placeholder for the next token, which is not read
         logits, hidden = self.policy.lm.evaluate(Sequences(ids, mask, after, after == 0, self.action_mask[:1]), adapter)
         return logits[:, 0], hidden[:, 0]
 
     def constant_mask(self) -> Bool[Tensor, " V"]:
-        """What is allowed at every step.
+        """The tokens that are allowed, if they are the same at every step.
 
         Raises:
-            ValueError: it differs between steps.
+            ValueError: they differ between steps.
         """
         if bool((self.action_mask != self.action_mask[0]).any()):
             raise ValueError(
                 "the environment allows different tokens at different steps (min_new_tokens), and an observation does "
-                "not say which step it is: use MaskablePPO with MaskableLMPolicy, which is given the masks (and give "
+                "not contain the step: use MaskablePPO with MaskableLMPolicy, which gets the masks (and pass "
                 "them to predict(observation, action_masks=...)), or make the environment with min_new_tokens=0"
             )
         return self.action_mask[0]
@@ -66,6 +66,6 @@ class LMHandle:
 
 def _no_handle() -> NoReturn:
     raise ValueError(
-        "this file holds an adapter and a critic, not the language model that they belong to: make the algorithm as "
-        "before, with policy_kwargs(policy, env), and read the file with model.set_parameters(path)"
+        "this file holds an adapter and a critic, not the language model: make the algorithm as before, with "
+        "policy_kwargs(policy, env), and read the file with model.set_parameters(path)"
     )

@@ -21,12 +21,12 @@ from agents.integrations.sb3.vec_env import token_env
 
 
 class SampledKL(BaseCallback):
-    """Pays `−β (log π − log π_ref)` for every token, with SB3's algorithms as they are.
+    """Adds `−β (log π − log π_ref)` to the reward of every token, with SB3's own algorithms.
 
-    The algorithm knows log π of the action it drew, the environment gives log π_ref of it in
-    `info["reference_logp"]`. SB3 calls callbacks between the step and the buffer, and lets them see the rewards that
-    it will store: they are changed in place. So it is with PPO, A2C, MaskablePPO and all of SB3's on-policy algorithms.
-    Episode statistics (VecMonitor's) were taken before, and stay the task's scores.
+    The algorithm knows log π of the action that it sampled; the environment gives log π_ref in
+    `info["reference_logp"]`. SB3 calls callbacks between the step and the buffer and passes them the rewards that it
+    will store; they are changed in place. This holds for PPO, A2C, MaskablePPO and all on-policy algorithms of SB3.
+    Episode statistics (of VecMonitor) are computed before, so they remain the task's scores.
 
     Records `kl/sequence_nats` (k1 summed over the tokens of a completion, mean over those that ended in the rollout)
     and `kl/beta`.
@@ -36,7 +36,7 @@ class SampledKL(BaseCallback):
             environment's own.
 
     Raises:
-        ValueError: when training starts: the algorithm has no log-probabilities, the environment pays a KL of its own,
+        ValueError: when training starts: the algorithm has no log-probabilities, the environment pays KL itself,
             policy and environment disagree, or rewards are normalised.
     """
 
@@ -60,7 +60,7 @@ class SampledKL(BaseCallback):
         normalizer = self.model.get_vec_normalize_env()
         if normalizer is not None and normalizer.norm_reward:
             raise ValueError(
-                "VecNormalize scales the rewards before SampledKL adds to them, and β would mean something else: "
+                "VecNormalize scales the rewards before SampledKL adds KL, which changes the meaning of β: use "
                 "VecNormalize(..., norm_reward=False)"
             )
         if isinstance(self.model.policy, _Trained):

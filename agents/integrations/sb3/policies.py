@@ -29,11 +29,11 @@ from agents.integrations.sb3.vec_env import token_env
 
 
 def policy_kwargs(policy: Policy, env: Any) -> dict[str, Any]:
-    """What SB3's `policy_kwargs` must be for `LMPolicy`, `MaskableLMPolicy` or `LMQPolicy`.
+    """The value of SB3's `policy_kwargs` for `LMPolicy`, `MaskableLMPolicy` or `LMQPolicy`.
 
     Args:
-        policy: what is trained: its adapter and critic.
-        env: the environment that it will act in, for its action masks; an SB3VecEnv, wrapped or not, or a lmgym one.
+        policy: its adapter and critic are trained.
+        env: the environment in which it acts, for its action masks: an SB3VecEnv, wrapped or not, or one of lmgym.
 
     Raises:
         ValueError: the policy cannot be trained by SB3, or disagrees with the environment.
@@ -47,19 +47,19 @@ def _check_policy(policy: Policy, env: TokenVectorEnv) -> None:
     policy.parameters()  # raises for a policy without an adapter
     if policy.truncates:
         raise ValueError(
-            "the policy samples from the most probable tokens alone (top_k, top_p), and SB3's buffers do not hold "
-            "which were kept, so that they could not be scored again: make it with top_k=0, top_p=1"
+            "the policy samples only from the most probable tokens (top_k, top_p), and SB3's buffers do not store "
+            "which tokens those were, so the actions cannot be scored again: make it with top_k=0, top_p=1"
         )
     check_agreement(policy, env, pays_kl=True)
 
 
 class _Trained(BasePolicy):
-    """An SB3 policy whose registered parameters are the trained ones, and stay where the language model is."""
+    """An SB3 policy whose registered parameters are the trained ones, and stay on the language model's device."""
 
     handle: LMHandle
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        # .to(), .cuda() and .half() all come through here; they would move the adapter away from its base model.
+        # .to(), .cuda() and .half() all call this; they would move the adapter away from its base model.
         lm = self.handle.policy.lm
         moved = fn(torch.zeros(1, device=lm.device))
         if moved.device != lm.device or moved.dtype != torch.float32:
@@ -78,7 +78,7 @@ class _Trained(BasePolicy):
 class _LMActorCritic(_Trained):
     """Actor and critic from a `Policy`: the same logits, masks, temperature and value head.
 
-    SB3's own constructor is passed over, because it would make networks and initialise them.
+    SB3's own constructor is not called, because it would make networks and initialise them.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class _LMActorCritic(_Trained):
     def forward(
         self, obs: Observation, deterministic: bool = False, action_masks: Any = None
     ) -> tuple[Int[Tensor, " B"], Float[Tensor, "B 1"], Float[Tensor, " B"]]:
-        """Draws actions; gives them, the values, and log π(action) in nats."""
+        """Samples actions; returns them, the values, and log π(action) in nats."""
         logp, values = self._read(obs, action_masks)
         actions = self._distribution(logp).get_actions(deterministic=deterministic)
         return actions, values, logp.gather(1, actions[:, None])[:, 0]
@@ -174,11 +174,11 @@ class LMPolicy(_LMActorCritic, ActorCriticPolicy):
 
 
 class MaskableLMPolicy(_LMActorCritic, MaskableActorCriticPolicy or ActorCriticPolicy):
-    """The same for sb3-contrib's MaskablePPO, which is given the environment's action masks at every step.
+    """The same for sb3-contrib's MaskablePPO, which gets the environment's action masks at every step.
 
     Raises:
         ImportError: sb3-contrib is not installed.
-        ValueError: as `LMPolicy`, but for the action mask.
+        ValueError: as for `LMPolicy`, except for the action mask.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class MaskableLMPolicy(_LMActorCritic, MaskableActorCriticPolicy or ActorCriticP
 class LMQNetwork(_Trained):
     """Q of every next token: a linear head on the last hidden state of the language model with one adapter.
 
-    The head is zero at first: no opinion.
+    The head is initialised to zero, so that all Q are 0.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class LMQNetwork(_Trained):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, obs: Observation) -> Float[Tensor, "B V"]:
-        """Q of every token; −∞ for banned ones in a target network, whose only use is the best next action."""
+        """Q of every token; −∞ for banned ones in a target network, which is only used for the maximum."""
         _, hidden = self.handle.read(obs, self.adapter)
         values = self.head(hidden.float())
         return self._allowed(values) if self.best_of_allowed else values
@@ -229,10 +229,10 @@ class LMQNetwork(_Trained):
 class LMQPolicy(_Trained, DQNPolicy):
     """A language model as the Q-network of DQN.
 
-    The target network is a real copy of what is trained: a second, frozen adapter on the same base, and a second head.
-    SB3 would share one language model between the two, and the target would move with every step. DQN explores with
-    uniform tokens, banned ones too, and learns what they earn; the greedy action and the target's maximum are among
-    the allowed ones. The policy's temperature and critic are not used.
+    The target network is a copy of what is trained: a second, frozen adapter on the same base, and a second head. SB3
+    alone would share one language model between the two, and the target would change with every step. DQN explores
+    with uniform tokens, including banned ones, and learns their value; the greedy action and the target's maximum are
+    taken over the allowed tokens. The policy's temperature and critic are not used.
 
     Pass it as the algorithm's `policy`, with `policy_kwargs=policy_kwargs(policy, env)`.
 

@@ -38,23 +38,23 @@ class SB3VecEnv(VecEnv):
         env: in torch or NumPy, made with `autoreset_mode="SameStep"`. It is stepped and reset through this view only.
 
     Raises:
-        ValueError: the environment has another autoreset mode, is wrapped, or wants log-probabilities (`kl="sampled"`).
+        ValueError: the environment has another autoreset mode, is wrapped, or needs log-probabilities (`kl="sampled"`).
     """
 
     def __init__(self, env: gym.vector.VectorEnv):
         if not isinstance(env, TokenVectorEnv):
             raise ValueError(
-                f"SB3VecEnv takes a TokenVectorEnv, not {type(env).__name__}: pass what gymnasium.make_vec gives, "
-                "without wrappers, and wrap the SB3VecEnv in SB3's own (VecMonitor for episode statistics)"
+                f"SB3VecEnv takes a TokenVectorEnv, not {type(env).__name__}: pass what gymnasium.make_vec returns, "
+                "without wrappers, and wrap the SB3VecEnv in SB3's wrappers (VecMonitor for episode statistics)"
             )
         if env.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"the environment has autoreset_mode={env.autoreset_mode.value!r}, and SB3 expects that a row restarts "
+                f"the environment has autoreset_mode={env.autoreset_mode.value!r}, and SB3 expects a row to restart "
                 "in the step in which it ends: make it with autoreset_mode='SameStep'"
             )
         if env.kl == "sampled":
             raise ValueError(
-                "kl='sampled' needs the log-probability of each action, and SB3 gives actions alone: make the "
+                "kl='sampled' needs the log-probability of each action, and SB3 gives only actions: make the "
                 "environment with kl='none' and pass callback=SampledKL(beta), which pays the same, or kl='reference'"
             )
         self.env = env
@@ -68,7 +68,7 @@ class SB3VecEnv(VecEnv):
         given = sum(prompt is not None for prompt in prompts)
         if 0 < given < self.num_envs:
             raise ValueError(
-                f"set_options gives a prompt to {given} of {self.num_envs} rows: give one to each, or to none"
+                f"set_options gives a prompt to {given} of {self.num_envs} rows: give one to every row, or to no row"
             )
         observation, infos = self.env.reset(seed=seeds, options={"prompt": prompts} if given else None)
         self._reset_seeds()
@@ -80,7 +80,7 @@ class SB3VecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Takes the actions of `step_async`, [B] token ids."""
+        """Performs the actions of `step_async`, [B] token ids."""
         observation, rewards, terminated, truncated, infos = self.env.step(self._actions)
         terminated, truncated = as_array(terminated), as_array(truncated)
         dones = terminated | truncated
@@ -105,7 +105,7 @@ class SB3VecEnv(VecEnv):
         return as_array(self.env.action_masks())
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """One value a row: the row's own of `ROW_ATTRIBUTES`, else the environment's."""
+        """One value per row: the row's own for `ROW_ATTRIBUTES`, otherwise the environment's."""
         value = getattr(self.env, attr_name)
         return [value[row] if attr_name in ROW_ATTRIBUTES else value for row in self._get_indices(indices)]
 
@@ -113,16 +113,16 @@ class SB3VecEnv(VecEnv):
         """Sets an attribute of the environment, which all rows share.
 
         Raises:
-            ValueError: for single rows.
+            ValueError: `indices` are not all rows.
         """
         self._all_rows(f"set_attr({attr_name!r})", indices)
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """Calls a method once, and gives one value a row: the row's own of `ROW_METHODS`, else the same one.
+        """Calls a method once, and returns one value per row: the row's own for `ROW_METHODS`, otherwise the same one.
 
         Raises:
-            ValueError: a method that is about all rows, for single rows.
+            ValueError: the method acts on all rows, and `indices` are not all rows.
         """
         if method_name not in ROW_METHODS:
             self._all_rows(f"env_method({method_name!r})", indices)
@@ -133,16 +133,16 @@ class SB3VecEnv(VecEnv):
         return [value[row] for row in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
-        """False: there are no scalar environments that could be wrapped."""
+        """False for every row: there are no scalar environments to wrap."""
         return [False for _ in self._get_indices(indices)]
 
     def _all_rows(self, what: str, indices: Any) -> None:
         if sorted(set(self._get_indices(indices))) != list(range(self.num_envs)):
-            raise ValueError(f"{what} for rows {indices}: all rows share one environment, so leave indices out")
+            raise ValueError(f"{what} for rows {indices}: all rows share one environment, so do not pass indices")
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A NumPy array of anything, a torch tensor on any device too."""
+    """A value as a NumPy array; a torch tensor may be on any device."""
     return value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
@@ -172,7 +172,7 @@ def token_env(env: Any) -> TokenVectorEnv:
     """The `TokenVectorEnv` behind an SB3VecEnv, or behind SB3's own DummyVecEnv of a `TokenEnv` (of its first row).
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no token environment.
     """
     base: Any = env.unwrapped if isinstance(env, (VecEnv, gym.Env, gym.vector.VectorEnv)) else env
     if isinstance(base, TokenVectorEnv):
@@ -182,4 +182,6 @@ def token_env(env: Any) -> TokenVectorEnv:
     try:
         return base.get_attr("row")[0] if isinstance(base, VecEnv) else base.row
     except AttributeError:
-        raise ValueError(f"{type(base).__name__} is no token environment: pass an SB3VecEnv, or a lmgym one") from None
+        raise ValueError(
+            f"{type(base).__name__} is not a token environment: pass an SB3VecEnv, or one of lmgym"
+        ) from None
