@@ -335,6 +335,40 @@ def test_evaluate_repeats_a_run_with_its_own_prompts_temperature_and_algorithm(
     assert cli.main(["evaluate", str(out), "--policy", str(out / "elsewhere")]) == 2
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{", "is damaged"),
+        ('{"command": "lmgym train"}', "does not record the command"),
+        ('{"command": "x", "arguments": ["evaluate", "."]}', "does not record the command"),
+        ('{"command": "x", "arguments": ["reward", "--preferences", "x"]}', "trains no policy"),
+        ('{"command": "x", "arguments": ["train", "Sort"]}', "is not finished"),
+        ('{"command": "x", "arguments": ["train", "--gold", "[redacted]"]}', "held a secret"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_a_folder_without_a_usable_run_gets_one_line(
+    command: str, config: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    assert cli.main([command, str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_fine_tuned_run_is_measured_and_sampled_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "sft")
+    assert cli.main(["sft", "Sort", "--examples=32", "--max-new-tokens=5", "--out", out]) == 0
+    capsys.readouterr()
+    report, run = evaluate.measure([out, "--count=8"])
+    assert run is not None
+    assert report.figures["tokens"].mean <= 5
+    assert "kl_nats_per_sequence" not in report.figures, "it is its own reference"
+    assert cli.main(["sample", out, "--count=3"]) == 0
+    assert capsys.readouterr().out.count("|") == 3
+
+
 def test_the_reward_task_pays_what_the_task_itself_scores(tmp_path: Path) -> None:
     """Sentiment has a gold score and no other: no reward model is trained."""
     assert setting_of(Common(), "default").score is None

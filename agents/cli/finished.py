@@ -71,14 +71,15 @@ class FinishedRun:
                 found["reward"] = str(self.folder / "reward_model")
         return found
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, float]:
         """What the run itself measured after training, by name; empty if it did not."""
         path = self.folder / "evaluation.json"
         try:
             after = json.loads(path.read_bytes())["after"]
-            return {name: figure["mean"] for name, figure in after.items()}
+            means = {name: figure["mean"] for name, figure in after.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
+        return {name: float(mean) for name, mean in means.items() if isinstance(mean, int | float)}
 
 
 def parse_with_run(command: str, kind: Any, argv: Sequence[str], own: Sequence[str]) -> tuple[Any, FinishedRun | None]:
