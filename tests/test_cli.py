@@ -203,6 +203,9 @@ def test_an_algorithm_from_a_file_has_help_suggestions_and_checks(
     assert cli.main([*train, f"--{name}.rate=2"]) == 2
     assert capsys.readouterr().err == "lmgym: rate=2.0 must be at most 1\n"
     assert name == "mine" or sys.modules.get(name) is before
+    (tmp_path / f"{name}.py").write_text(ALGORITHM.replace("rate: float", "rate: Missing"))
+    assert cli.main(train) == 2
+    assert "name 'Missing' is not defined" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,8 +308,11 @@ def test_evaluate_repeats_the_numbers_of_a_run(finished_run: Path, capsys: pytes
     for arguments in ([str(finished_run)], ["--policy", str(finished_run)]):
         report, _ = evaluate.measure(arguments)
         assert report.as_data() == wanted, "the same bits"
-    before, _ = evaluate.measure(["Sentiment", "--policy", str(finished_run), "--count=8", "--seed=1"])
-    assert before.as_data() != wanted, "explicit options override the run's"
+    other, _ = evaluate.measure(["Sentiment", "--policy", str(finished_run), "--count=8", "--seed=1"])
+    assert other.as_data() != wanted, "explicit options override the run's"
+    before = json.loads((finished_run / "evaluation.json").read_text())["before"]
+    report, _ = evaluate.measure([str(finished_run), "--policy", "None"])
+    assert report.as_data() == {name: figure for name, figure in before.items() if not name.startswith("kl_")}
     assert cli.main(["evaluate", str(finished_run)]) == 0
     assert "in the run" in capsys.readouterr().out
     assert cli.main(["sample", str(finished_run), "--count=2", "--prompt=The room"]) == 0

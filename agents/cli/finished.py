@@ -13,7 +13,7 @@ from agents.cli.options import Common, parse
 from agents.pipeline import Algorithm
 from agents.runs import read_config
 
-COMMANDS = {"train": "policy", "sft": "sft"}
+LAST_PRODUCT = {"train": "policy", "sft": "sft"}
 """Commands whose runs can be measured and sampled from, and the folder that each writes last."""
 
 
@@ -42,14 +42,14 @@ class FinishedRun:
         """
         config = read_config(folder)
         command, *arguments = arguments_of(str(folder), config)
-        if command not in COMMANDS:
+        if command not in LAST_PRODUCT:
             raise ValueError(
                 f"{str(folder)!r} is a run of `lmgym {command}`, which trains no policy: give a run of train"
             )
-        if not (folder / COMMANDS[command]).is_dir():
+        if not (folder / LAST_PRODUCT[command]).is_dir():
             raise ValueError(
-                f"the run in {str(folder)!r} is not finished: it has no folder {COMMANDS[command]!r}. Continue it with "
-                f"`lmgym {command} --resume {folder}`"
+                f"the run in {str(folder)!r} is not finished: it has no folder {LAST_PRODUCT[command]!r}. Continue it "
+                f"with `lmgym {command} --resume {folder}`"
             )
         wanted, algorithm = (
             train.parse_options(arguments) if command == "train" else (sft.parse_options(arguments), None)

@@ -137,7 +137,7 @@ def default_score(wanted: Common, setting: Setting) -> Score:
     return Score({"reward_model": RewardModel.load(name, setting.lm.device)})
 
 
-def score_named(name: str, device: str = "cpu") -> Score:
+def score_named(name: str, device: str) -> Score:
     """The score of "package.module:function", "FILE.py:function", or a reward model.
 
     Raises:
