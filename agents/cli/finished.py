@@ -98,23 +98,21 @@ def parse_with_run(command: str, kind: Any, argv: Sequence[str], own: Sequence[s
         ValueError: a folder is given that holds no finished run.
     """
     wanted = parse(command, kind, argv)
-    folder = _run_folder(wanted.task) or (_run_folder(wanted.policy) if wanted.policy else None)
+    named = not is_environment(wanted.task) and Path(wanted.task).is_dir()
+    folder = Path(wanted.task) if named else _run_folder(wanted.policy)
     if folder is None:
-        if Path(wanted.task).is_dir() and not is_environment(wanted.task):
-            read_config(Path(wanted.task))  # it says why the folder holds no run
         return wanted, None
     run = FinishedRun.read(folder)
     known = {f.name for f in fields(Common)} | set(own)
     defaults = {name: value for name, value in run.defaults().items() if name in known}
     found = parse(command, kind, argv, kind(**defaults))
-    if found.task == wanted.task and _run_folder(wanted.task):
+    if named:
         found = replace(found, task=defaults["task"])
-    if found.policy and _run_folder(found.policy):
+    if _run_folder(found.policy):
         found = replace(found, policy=defaults["policy"])
     return found, run
 
 
-def _run_folder(name: str) -> Path | None:
-    """The path of a folder that holds a run; None for anything else. A model has a config.json too, but no command."""
-    folder = Path(name)
-    return folder if (folder / "config.json").is_file() and "command" in read_config(folder) else None
+def _run_folder(policy: str | None) -> Path | None:
+    """The path of a run that is given as --policy; None for an adapter, which has no config.json."""
+    return Path(policy) if policy and (Path(policy) / "config.json").is_file() else None
