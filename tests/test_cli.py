@@ -13,6 +13,7 @@ from agents import cli
 from agents.cli import evaluate, short_help
 from agents.cli.names import setting_of
 from agents.cli.options import Common
+from agents.evaluate import EvaluationReport
 from agents.runs.profiling import PHASES
 from agents.tools import make_short_help
 from lmgym.tasks.base import Completion, Prompt
@@ -129,7 +130,7 @@ def test_importing_lmgym_is_quick_and_imports_no_torch() -> None:
         (["train", "--algorithm", "grop"], "Did you mean 'grpo'"),
         (["train", "Sort", "--ppo.lr", "-1"], "lmgym: lr=-1.0 must be 0 or more"),
         (["train", "Sort", "--seed", "-1"], "--seed -1 is negative"),
-        (["train", "Sort", "--max-kl", "nan"], "--max-kl nan is not finite"),
+        (["train", "Sort", "--max-kl", "nan"], "nan"),
         (["evaluate", "."], "no config.json"),
         (["train", "Sort", "--model", "no-such-model"], "no model 'no-such-model'"),
         (["train", "Sort", "--reward", "no/such/folder"], "no reward model 'no/such/folder'"),
@@ -203,6 +204,9 @@ def test_an_algorithm_from_a_file_has_help_suggestions_and_checks(
     assert cli.main([*train, f"--{name}.rate=2"]) == 2
     assert capsys.readouterr().err == "lmgym: rate=2.0 must be at most 1\n"
     assert name == "mine" or sys.modules.get(name) is before
+    (tmp_path / f"{name}.py").write_text(ALGORITHM.replace("rate: float", "rate: Missing"))
+    assert cli.main(train) == 2
+    assert "name 'Missing' is not defined" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,13 +304,21 @@ def test_single_stages_take_what_a_run_left(
     assert (tmp_path / "sft" / "sft" / "model.safetensors").is_file()
 
 
+def figures_of(report: EvaluationReport) -> dict[str, dict[str, float]]:
+    """As evaluation.json holds them."""
+    return {name: {"mean": figure.mean, "stderr": figure.stderr} for name, figure in report.figures.items()}
+
+
 def test_evaluate_repeats_the_numbers_of_a_run(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = json.loads((finished_run / "evaluation.json").read_text())["after"]
     for arguments in ([str(finished_run)], ["--policy", str(finished_run)]):
         report, _ = evaluate.measure(arguments)
-        assert report.figures_to_dict() == wanted, "the same bits"
-    before, _ = evaluate.measure(["Sentiment", "--policy", str(finished_run), "--count=8", "--seed=1"])
-    assert before.figures_to_dict() != wanted, "explicit options override the run's"
+        assert figures_of(report) == wanted, "the same bits"
+    other, _ = evaluate.measure(["Sentiment", "--policy", str(finished_run), "--count=8", "--seed=1"])
+    assert figures_of(other) != wanted, "explicit options override the run's"
+    before = json.loads((finished_run / "evaluation.json").read_text())["before"]
+    report, _ = evaluate.measure([str(finished_run), "--policy", "None"])
+    assert figures_of(report) == {name: figure for name, figure in before.items() if not name.startswith("kl_")}
     assert cli.main(["evaluate", str(finished_run)]) == 0
     assert "in the run" in capsys.readouterr().out
     assert cli.main(["sample", str(finished_run), "--count=2", "--prompt=The room"]) == 0
@@ -328,11 +340,51 @@ def test_evaluate_repeats_a_run_with_its_own_prompts_temperature_and_algorithm(
     assert cli.main(["train", *arguments, "--out", str(out)]) == 0
     assert not (out / "reward_model").exists()
     report, _ = evaluate.measure([str(out)])
-    assert report.figures_to_dict() == json.loads((out / "evaluation.json").read_text())["after"]
+    assert figures_of(report) == json.loads((out / "evaluation.json").read_text())["after"]
     (out / "policy").rename(out / "elsewhere")
     assert cli.main(["evaluate", str(out)]) == 2
     assert "is not finished" in capsys.readouterr().err
     assert cli.main(["evaluate", str(out), "--policy", str(out / "elsewhere")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [
+        (None, "is damaged"),
+        ("all of it", "does not record the command"),
+        (["evaluate", "."], "does not record the command"),
+        (["reward", "--preferences", "x"], "trains no policy"),
+        (["train", "Sort"], "is not finished"),
+        (["train", "--gold", "[redacted]"], "held a secret"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_a_folder_without_a_usable_run_gets_one_line(
+    command: str,
+    recorded: list[str] | str | None,
+    said: str,
+    finished_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = json.loads((finished_run / "config.json").read_text()) | {"arguments": recorded}
+    (tmp_path / "config.json").write_text("{" if recorded is None else json.dumps(config))
+    assert cli.main([command, str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_fine_tuned_run_is_measured_and_sampled_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "sft")
+    assert cli.main(["sft", "Sort", "--examples=32", "--max-new-tokens=5", "--out", out]) == 0
+    capsys.readouterr()
+    report, run = evaluate.measure([out, "--count=8"])
+    assert run is not None
+    assert report.figures["tokens"].mean <= 5
+    assert "kl_nats_per_sequence" not in report.figures, "it is its own reference"
+    assert cli.main(["sample", out, "--count=3"]) == 0
+    assert capsys.readouterr().out.count("|") == 3
 
 
 def test_the_reward_task_pays_what_the_task_itself_scores(tmp_path: Path) -> None:

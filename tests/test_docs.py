@@ -117,8 +117,8 @@ def test_commands_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     def stop(*_: object, **__: object) -> None:
         raise Understood
 
-    for name in ("train.setting_of", "sft.setting_of", "reward.read_comparisons"):
-        monkeypatch.setattr(f"agents.cli.{name}", stop)
+    for seam in ("train.setting_of", "sft.setting_of", "reward.read_comparisons"):
+        monkeypatch.setattr(f"agents.cli.{seam}", stop)
     (block,) = re.findall(r"^```sh\n(.*?)^```$", section(PAGES[name], "How to run it"), re.M | re.S)
     commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
     assert name in OPTIONS or any(f"--algorithm {name}" in " ".join(command) for command in commands)

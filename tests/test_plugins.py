@@ -362,7 +362,7 @@ def test_stages_alone(tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["evaluate", *whole]) == 2
     assert "need a score" in capsys.readouterr().err
     assert cli.main(["evaluate", "Sort", "--reward=learned"]) == 2
-    assert "evaluate trains nothing" in capsys.readouterr().err
+    assert "evaluate trains no reward model" in capsys.readouterr().err
 
 
 def test_metrics_are_sent_only_where_they_are_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ class Evaluate(Common):
     task: tyro.conf.Positional[str] = "Sentiment"
     """Folder of a finished run, whose options and models then apply; or a registered environment, such as "Sort"."""
     policy: str | None = None
-    """Folder of an adapter, trained on --model; or the folder of a run. By default, the model itself is measured."""
+    """Folder of an adapter, trained on --model; or the folder of a run. "None", the default without a run, measures
+    the model itself."""
     reward: str = "default"
     """Reward model or function that gives the score, as in `lmgym train`."""
     temperature: float = 1.0

@@ -13,7 +13,7 @@ from agents.cli.options import Common, parse
 from agents.pipeline import Algorithm
 from agents.runs import read_config
 
-COMMANDS = {"train": "policy", "sft": "sft"}
+LAST_PRODUCT = {"train": "policy", "sft": "sft"}
 """Commands whose runs can be measured and sampled from, and the folder that each writes last."""
 
 
@@ -42,14 +42,14 @@ class FinishedRun:
         """
         config = read_config(folder)
         command, *arguments = arguments_of(str(folder), config)
-        if command not in COMMANDS:
+        if command not in LAST_PRODUCT:
             raise ValueError(
                 f"{str(folder)!r} is a run of `lmgym {command}`, which trains no policy: give a run of train"
             )
-        if not (folder / COMMANDS[command]).is_dir():
+        if not (folder / LAST_PRODUCT[command]).is_dir():
             raise ValueError(
-                f"the run in {str(folder)!r} is not finished: it has no folder {COMMANDS[command]!r}. Continue it with "
-                f"`lmgym {command} --resume {folder}`"
+                f"the run in {str(folder)!r} is not finished: it has no folder {LAST_PRODUCT[command]!r}. Continue it "
+                f"with `lmgym {command} --resume {folder}`"
             )
         wanted, algorithm = (
             train.parse_options(arguments) if command == "train" else (sft.parse_options(arguments), None)
@@ -71,14 +71,15 @@ class FinishedRun:
                 found["reward"] = str(self.folder / "reward_model")
         return found
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, float]:
         """What the run itself measured after training, by name; empty if it did not."""
         path = self.folder / "evaluation.json"
         try:
             after = json.loads(path.read_bytes())["after"]
-            return {name: figure["mean"] for name, figure in after.items()}
+            means = {name: figure["mean"] for name, figure in after.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
+        return {name: float(mean) for name, mean in means.items() if isinstance(mean, int | float)}
 
 
 def parse_with_run(command: str, kind: Any, argv: Sequence[str], own: Sequence[str]) -> tuple[Any, FinishedRun | None]:
@@ -97,23 +98,21 @@ def parse_with_run(command: str, kind: Any, argv: Sequence[str], own: Sequence[s
         ValueError: a folder is given that holds no finished run.
     """
     wanted = parse(command, kind, argv)
-    folder = _run_folder(wanted.task) or (_run_folder(wanted.policy) if wanted.policy else None)
+    named = not is_environment(wanted.task) and Path(wanted.task).is_dir()
+    folder = Path(wanted.task) if named else _run_folder(wanted.policy)
     if folder is None:
-        if Path(wanted.task).is_dir() and not is_environment(wanted.task):
-            read_config(Path(wanted.task))  # it says why the folder holds no run
         return wanted, None
     run = FinishedRun.read(folder)
     known = {f.name for f in fields(Common)} | set(own)
     defaults = {name: value for name, value in run.defaults().items() if name in known}
     found = parse(command, kind, argv, kind(**defaults))
-    if found.task == wanted.task and _run_folder(wanted.task):
+    if named:
         found = replace(found, task=defaults["task"])
-    if found.policy and _run_folder(found.policy):
+    if _run_folder(found.policy):
         found = replace(found, policy=defaults["policy"])
     return found, run
 
 
-def _run_folder(name: str) -> Path | None:
-    """The path of a folder that holds a run; None for anything else. A model has a config.json too, but no command."""
-    folder = Path(name)
-    return folder if (folder / "config.json").is_file() and "command" in read_config(folder) else None
+def _run_folder(policy: str | None) -> Path | None:
+    """The path of a run that is given as --policy; None for an adapter, which has no config.json."""
+    return Path(policy) if policy and (Path(policy) / "config.json").is_file() else None

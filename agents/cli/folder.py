@@ -11,10 +11,10 @@ import tyro
 from agents.cli.commands import RECORDED
 from agents.cli.options import option_value
 from agents.runs import Limits, Run, read_config
-from lmgym import models
 from lmgym.io import atomic
 from lmgym.io.redact import HIDDEN
-from lmgym.reward import model as reward_models
+from lmgym.models import BUILT_IN as BUILT_IN_MODELS
+from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 
 MOST_THREADS = 1024
 """More threads than any machine can use; torch crashes with very many."""
@@ -116,7 +116,7 @@ def _inputs(wanted: Any) -> dict[str, str]:
     algorithm = getattr(wanted, "algorithm", "")
     given = [getattr(wanted, name, None) for name in INPUTS] + [algorithm if algorithm.endswith(".py") else ""]
     # These words never mean a file, even if there is one of that name, such as a folder "tiny".
-    words = ("default", "learned", "task", *models.BUILT_IN, *reward_models.BUILT_IN)
+    words = ("default", "learned", "task", *BUILT_IN_MODELS, *BUILT_IN_REWARD_MODELS)
     paths = [value for value in given if isinstance(value, str) and value not in words]
     paths = [value.rpartition(":")[0] if ".py:" in value else value for value in paths]
     if getattr(wanted, "teacher", None):

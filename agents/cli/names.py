@@ -12,13 +12,13 @@ from agents.cli.folder import MOST_THREADS
 from agents.cli.options import Common, check_numbers
 from agents.pipeline import Setting
 from agents.pipeline.catalog import load_file
-from lmgym import models
-from lmgym.models import LanguageModel
+from lmgym.models import BUILT_IN as BUILT_IN_MODELS
+from lmgym.models import LanguageModel, load
 from lmgym.policy import Policy
 from lmgym.preferences import read_comparisons
 from lmgym.registry import TASK_SPECS, TaskSpec, default_arguments, find_spec, make_task
+from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 from lmgym.reward import RewardModel, Score
-from lmgym.reward import model as reward_models
 from lmgym.tasks import PromptList
 from lmgym.tasks.base import ScoreFunction, Task
 
@@ -137,7 +137,7 @@ def default_score(wanted: Common, setting: Setting) -> Score:
     return Score({"reward_model": RewardModel.load(name, setting.lm.device)})
 
 
-def score_named(name: str, device: str = "cpu") -> Score:
+def score_named(name: str, device: str) -> Score:
     """The score of "package.module:function", "FILE.py:function", or a reward model.
 
     Raises:
@@ -145,7 +145,7 @@ def score_named(name: str, device: str = "cpu") -> Score:
     """
     if ":" in name:
         return Score({name.rpartition(":")[2]: function_named(name)})
-    _refuse_typos("reward", name, (*REWARD_WORDS, *reward_models.BUILT_IN))
+    _refuse_typos("reward", name, (*REWARD_WORDS, *BUILT_IN_REWARD_MODELS))
     return Score({"reward_model": RewardModel.load(name, device)})
 
 
@@ -178,8 +178,8 @@ def model_named(name: str, wanted: Any) -> LanguageModel:
     if not 0 <= wanted.threads <= MOST_THREADS:
         raise ValueError(f"--threads {wanted.threads} is out of range: give 0 to {MOST_THREADS}")
     device = device_of(wanted)
-    _refuse_typos("model", name, models.BUILT_IN)
-    lm = models.load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
+    _refuse_typos("model", name, BUILT_IN_MODELS)
+    lm = load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
     torch.set_num_threads(wanted.threads or _default_threads(lm.model.num_parameters()))
     return lm
 

@@ -20,7 +20,8 @@ class Sample(Common):
     task: tyro.conf.Positional[str] = "Sentiment"
     """Folder of a finished run, whose options and models then apply; or a registered environment, such as "Sort"."""
     policy: str | None = None
-    """Folder of an adapter, trained on --model; or the folder of a run. By default, the model itself writes."""
+    """Folder of an adapter, trained on --model; or the folder of a run. "None", the default without a run, samples from
+    the model itself."""
     temperature: float = 1.0
     """Sampling temperature; lower values give more probable texts."""
     count: int = 5

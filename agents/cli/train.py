@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.cli.folder import open_run, recorded, with_recorded_options
-from agents.cli.names import score_named, setting_of, teacher_in
+from agents.cli.names import device_of, score_named, setting_of, teacher_in
 from agents.cli.options import Common, importable, option_value, parse
 from agents.evaluate import EvaluationReport
 from agents.pipeline import Algorithm, Options, RLOptions, Setting, catalog, run_all
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     if wanted.teacher:
         setting = replace(setting, teacher=teacher_in(wanted.teacher, wanted, algorithm.rl.temperature))
     if wanted.watch:
-        setting = replace(setting, watch=score_named(wanted.watch))
+        setting = replace(setting, watch=score_named(wanted.watch, device_of(wanted)))
     about = {**dataclasses.asdict(wanted), "task": setting.task.name, "model": setting.lm.name}
     own = about.pop("rl")
     about["options"] |= {algorithm.name: own["rl"] | own["config"]}
@@ -79,11 +79,18 @@ def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:
     """The options of a training run, and its algorithm.
 
     Raises:
-        ValueError: there is no such algorithm, or its settings cannot be options.
+        ValueError: there is no such algorithm, or its settings are invalid or cannot be options.
     """
-    kind, module, stage = options_type(option_value(argv, "--algorithm") or "ppo")
-    with importable(module):
-        wanted = parse("train", kind, argv)
+    name = option_value(argv, "--algorithm") or "ppo"
+    kind, module, stage = options_type(name)
+    try:
+        with importable(module):
+            wanted = parse("train", kind, argv)
+    except NameError as error:
+        raise ValueError(
+            f"`Config` of the algorithm {name!r} has a type that cannot be resolved ({error}): define or import it at "
+            "the top level of the module"
+        ) from error
     return wanted, Algorithm(stage, module, wanted.rl.config, wanted.rl.rl)
 
 

@@ -145,14 +145,14 @@ def gather_preferences(
     test.gather(run, "sample test", {"train": train, "test": test})
     unfinished_too = setting.scores_unfinished
     comparisons = collect_comparisons(
-        setting.task, train.prompts, train.groups, annotator, rng, unfinished_too=unfinished_too
+        setting.task, train.prompts, train.groups, annotator, rng, include_unfinished=unfinished_too
     )
     held_out = collect_comparisons(
-        setting.task, test.prompts, test.groups, annotator, rng, unfinished_too=unfinished_too
+        setting.task, test.prompts, test.groups, annotator, rng, include_unfinished=unfinished_too
     )
     exact = SimulatedAnnotator(0.0, 1e6)
     noise_free = collect_comparisons(
-        setting.task, test.prompts, test.groups, exact, rng, skip_ties=True, unfinished_too=unfinished_too
+        setting.task, test.prompts, test.groups, exact, rng, skip_ties=True, include_unfinished=unfinished_too
     )
     for name, found in zip(names, (comparisons, held_out, noise_free), strict=True):
         write_comparisons(run.path(name), found)
