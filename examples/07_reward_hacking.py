@@ -94,8 +94,9 @@ def verdict(curves: dict[float, Curve]) -> list[str]:
         if best > start:
             told[-1] += f" By the end {100 * (best - end) / (best - start):.0f} % of the gain in gold was lost again."
     by_proxy, by_gold = (max(ends, key=lambda beta: ends[beta][place]) for place in (1, 2))
-    agree = "the same as" if by_proxy == by_gold else "unlike"
-    told.append(f"Judged at the end by the proxy, β = {by_proxy:g} is better; {agree} by gold: β = {by_gold:g}.")
+    told.append(
+        f"Judged by the proxy at the end, β = {by_proxy:g} is better; judged by the gold score, β = {by_gold:g}."
+    )
     return told
 
 
