@@ -1,13 +1,18 @@
-"""Baselines and variance: the same rollouts, four baselines, and how much the policy gradient scatters with each.
+"""Baselines and variance: how much a policy gradient varies from rollout to rollout, with and without a baseline.
 
-A baseline leaves the gradient's mean where it is and changes how far one rollout's gradient lies from it. Measured on
-sums (lmgym/Arithmetic-v0): no baseline, the rollout's mean, the mean of the siblings (RLOO), a critic, and the best
-constant that there is. Scores are from 0 to 1; what if they were from 1 to 2, which asks for the same policy?
+A baseline does not change the mean of the gradient; it changes the gradient's variance. Measured on sums
+(lmgym/Arithmetic-v0) in two cases:
+
+1. Every answer scores 1 more, so scores are from 1 to 2. The best policy is the same, but without a baseline every
+   answer, right or wrong, is made more probable, and this noise hides what there is to learn.
+2. Scores are from 0 to 1, as the task gives them. A baseline does not always help: compare no baseline, the rollout's
+   mean, the mean of the siblings (RLOO), a critic, and the constant that gives the least variance.
 
 python examples/06_baselines_and_variance.py    # draws runs/examples/06_baselines_and_variance.png
 """
 
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import torch
@@ -24,6 +29,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 GROUP, ROWS = 4, 64
+Baseline = Literal["none", "mean"]
 
 
 def world(seed: int, critic: Critic = "none", plus: float = 0.0) -> tuple[lmgym.Policy, lmgym.TokenVectorEnv]:
@@ -38,12 +44,12 @@ def world(seed: int, critic: Critic = "none", plus: float = 0.0) -> tuple[lmgym.
 
 
 def scatter(rollouts: int, seed: int) -> dict[str, float]:
-    """For each baseline the gradient's variance, summed over parameters."""
+    """The gradient's variance with each baseline, summed over the parameters: variance of one policy's rollouts."""
     policy, env = world(seed, critic="head")
     buffer = lmgym.RolloutBuffer.like(env)
     head = list(policy.value_head.parameters())
     optimizer = torch.optim.Adam(head, lr=1e-2)
-    for update in range(rollouts):  # the critic learns on rollouts of its own; the policy stands still
+    for update in range(rollouts):  # the critic learns on other rollouts; the policy does not change
         lmgym.collect(policy, env, buffer, lmgym.Stream(seed + 1, update, GROUP))
         error = policy.evaluate(buffer.sequences).value - buffer.score[:, None]
         optimizer.zero_grad()
@@ -73,39 +79,66 @@ def scatter(rollouts: int, seed: int) -> dict[str, float]:
     return {name: float(gradients.var(0).sum()) for name, gradients in stacked.items()}
 
 
-def curve(baseline: str, updates: int, seed: int) -> list[float]:
-    plus = 1.0 if baseline.endswith("+ 1") else 0.0
+def curve(baseline: Baseline, plus: float, updates: int, seed: int) -> list[float]:
+    """Mean scores of REINFORCE, less `plus`, which is added to every score."""
     policy, env = world(seed, plus=plus)
     learner = Learner(policy.parameters(), LearnerConfig(lr=5e-3, schedule="constant"), seed)
-    config = reinforce.Config(updates=updates, baseline="mean" if baseline == "batch mean" else "none")
+    config = reinforce.Config(updates=updates, baseline=baseline)
     return [row["score/mean"] - plus for row in reinforce.train(policy, env, learner, config)]
 
 
-def main(rollouts: int = 60, updates: int = 40, seed: int = 0) -> dict[str, float]:
+def print_case(title: str, variances: dict[str, float], ends: dict[Baseline, list[tuple[float, float]]]) -> None:
+    print(f"{title}. Variance of the gradient, no baseline = 1:")
+    for name, variance in variances.items():
+        print(f"    {name:20} {variance / variances['none']:.2f}")
+    print("  Mean score of REINFORCE, less what was added: first update -> mean of the last five, one seed each:")
+    for name, pairs in ends.items():
+        print(f"    baseline {name:11} " + ", ".join(f"{first:.2f} -> {last:.2f}" for first, last in pairs))
+
+
+def verdict(variances: dict[str, float], ends: dict[Baseline, list[tuple[float, float]]]) -> str:
+    """What a case showed, in a sentence."""
+    ratio = variances["batch mean"] / variances["none"]
+    without, with_mean = (sum(last for _, last in ends[name]) / len(ends[name]) for name in ("none", "mean"))
+    return (
+        f"the batch mean gives {ratio:.2f} times the variance of none; REINFORCE ends at {with_mean:.2f} with it "
+        f"and at {without:.2f} without it"
+    )
+
+
+def main(rollouts: int = 60, updates: int = 30, seed: int = 0) -> dict[str, float]:
     torch.set_num_threads(1)
     found = scatter(rollouts, seed)
-    shares = {name: variance / found["none"] for name, variance in found.items()}
-    print("Variance of the gradient, none = 1:", *(f"    {name:20} {x:.2f}" for name, x in shares.items()), sep="\n")
-    figure, (bars, curves) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
-    bars.barh(list(shares), list(shares.values()), color="C0")
-    bars.invert_yaxis()
-    bars.set(xlabel="variance of the gradient, none = 1", title=f"{rollouts} rollouts of {ROWS} answers, one policy")
-    print("Mean score of REINFORCE, first update and mean of the last five:")
-    for colour, name in enumerate(("none", "batch mean", "none, scores + 1")):
-        for one in (seed, seed + 1):
-            scores = curve(name, updates, one)
-            curves.plot(scores, color=f"C{colour}", linewidth=0.9, label=name if one == seed else None)
-            print(f"    {name:20} seed {one}: {scores[0]:.2f} -> {sum(scores[-5:]) / len(scores[-5:]):.2f}")
-    curves.set(xlabel="update", ylabel="mean score (less what was added)", title="REINFORCE, two seeds each")
-    curves.legend(frameon=False)
+    shifted = {"none": found["none, scores + 1"], "batch mean": found["batch mean"]}
+    plain = {name: variance for name, variance in found.items() if name != "none, scores + 1"}
+    figure, panels = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    cases = ((1.0, "Scores from 1 to 2", shifted), (0.0, "Scores from 0 to 1", plain))
+    told, mean = [], 0.0
+    for (bars, curves), (plus, title, variances) in zip(panels, cases, strict=True):
+        bars.barh(list(variances), [variance / variances["none"] for variance in variances.values()], color="C0")
+        bars.invert_yaxis()
+        bars.set(xlabel="variance of the gradient, no baseline = 1", title=f"{title}: {rollouts} rollouts, one policy")
+        ends: dict[Baseline, list[tuple[float, float]]] = {"none": [], "mean": []}
+        for colour, name in enumerate(ends):
+            for one in (seed, seed + 1):
+                scores = curve(name, plus, updates, one)
+                label = f"baseline: {name}" if one == seed else None
+                curves.plot(scores, color=f"C{colour}", linewidth=0.9, label=label)
+                ends[name].append((scores[0], sum(scores[-5:]) / len(scores[-5:])))
+        curves.set(xlabel="update", ylabel="mean score, less what was added", title=f"{title}: REINFORCE, two seeds")
+        curves.legend(frameon=False)
+        mean = ends["none"][0][0]
+        print_case(title, variances, ends)
+        told.append(f"{title}: {verdict(variances, ends)}.")
     path = Path("runs/examples/06_baselines_and_variance.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-    print(f"\nLook at {path}. Here no baseline scatters less than most: the answers with long")
-    print("gradients are the improbable ones, and score little, so that the best constant lies below the mean score.")
-    print("What a baseline is for is the last bar. 1 more for every answer changes nothing about what is best; without")
-    print("a baseline it drowns what there is to learn, and the other bars stay as they are, whatever is added.")
+    constant = next(name for name in found if name.startswith("best constant")).replace(",", " is")
+    print("", *told, sep="\n")
+    print(f"On scores from 0 to 1 the {constant}, against a mean score of {mean:.2f}: it is a mean")
+    print("in which an answer counts by its gradient's squared length, and improbable answers have long gradients.")
+    print(f"Look at {path}.")
     return found
 
 

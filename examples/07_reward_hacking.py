@@ -1,8 +1,8 @@
-"""Reward hacking: a policy that is paid by a learned reward model, with and without a price on KL to the reference.
+"""Reward hacking: training against a learned reward model, with and without a price on KL to the reference.
 
-The reward model is the proxy. It was trained on reviews, and orders about 85 % of pairs of reviews rightly. The gold
-score is a rule (positive sentences less negative ones; what is no sentence, or was said before, counts nothing) that
-the policy is not paid by. Both runs have the same start, seed and learning rate; only β differs.
+The reward model is the proxy: the policy is paid by it. It was trained on reviews, and orders about 85 % of pairs of
+reviews correctly. The gold score is a rule that the policy never sees: positive sentences less negative ones, where
+repetitions and broken sentences count nothing. Both runs have the same start, seed and learning rate; only β differs.
 
 python examples/07_reward_hacking.py    # draws runs/examples/07_reward_hacking.png
 """
@@ -33,7 +33,7 @@ def train(beta: float, updates: int, rows: int, seed: int) -> tuple[Curve, list[
     env = lmgym.TokenVectorEnv(
         rows, task=task, model=lm, max_prompt_tokens=40, max_new_tokens=48, kl="sampled", beta=beta
     )
-    # A learning rate at which two dozen updates go as far as thousands of careful ones would.
+    # A high learning rate, so that a few dozen updates go as far as thousands of careful ones.
     learner = Learner(policy.parameters(), LearnerConfig(lr=1e-2, schedule="constant"), seed)
     curve: Curve = []
     for metrics in reinforce.train(policy, env, learner, reinforce.Config(updates=updates)):
@@ -53,7 +53,7 @@ def draw(curves: dict[float, Curve], path: Path) -> None:
     figure, panels = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
     for beta, curve in curves.items():
         kl, *scores = zip(*curve, strict=True)
-        distance = [max(0.0, nats) ** 0.5 for nats in kl]  # the KL of the first update is 0 but for rounding
+        distance = [max(0.0, nats) ** 0.5 for nats in kl]  # the KL of the first update is 0 up to rounding
         for axes, score in zip(panels, scores, strict=True):
             axes.plot(distance, score, marker=".", linewidth=0.8, label=f"β = {beta:g}")
             axes.plot(distance[-1], score[-1], marker="o", color=axes.lines[-1].get_color())
@@ -67,31 +67,52 @@ def draw(curves: dict[float, Curve], path: Path) -> None:
     plt.close(figure)
 
 
+def moments(curve: Curve) -> dict[str, tuple[float, float, float]]:
+    """KL, proxy and gold at some points of a curve."""
+    kl, proxy, gold = (sum(column) / len(column) for column in zip(*curve[-5:], strict=True))
+    return {
+        "at the start": curve[0],
+        "where gold is best": max(curve, key=lambda point: point[2]),
+        "where the proxy is best": max(curve, key=lambda point: point[1]),
+        "in the last five updates": (kl, proxy, gold),
+    }
+
+
+def verdict(curves: dict[float, Curve]) -> list[str]:
+    """What the runs showed, computed from the runs: another seed or machine may show something else."""
+    told, ends = [], {}
+    for beta, curve in curves.items():
+        found = moments(curve)
+        _, start_proxy, start = found["at the start"]
+        best_kl, best_proxy, best = found["where gold is best"]
+        _, end_proxy, end = ends[beta] = found["in the last five updates"]
+        told.append(
+            f"β = {beta:g}: the gold score went from {start:.2f} to {best:.2f} at {best_kl:.0f} nats of KL, and to "
+            f"{end:.2f} in the last five updates; the proxy from {start_proxy:.2f} to {best_proxy:.2f}, and to "
+            f"{end_proxy:.2f}."
+        )
+        if best > start:
+            told[-1] += f" By the end {100 * (best - end) / (best - start):.0f} % of the gain in gold was lost again."
+    by_proxy, by_gold = (max(ends, key=lambda beta: ends[beta][place]) for place in (1, 2))
+    told.append(
+        f"Judged by the proxy at the end, β = {by_proxy:g} is better; judged by the gold score, β = {by_gold:g}."
+    )
+    return told
+
+
 def main(updates: int = 40, rows: int = 64, seed: int = 0) -> dict[float, Curve]:
     torch.set_num_threads(1)
     curves: dict[float, Curve] = {}
     for beta in (0.0, 0.1):
         curves[beta], texts = train(beta, updates, rows, seed)
-        moments = {
-            "at the start": curves[beta][0],
-            "where gold is best": max(curves[beta], key=lambda point: point[2]),
-            "where the proxy is best": max(curves[beta], key=lambda point: point[1]),
-            "in the last five updates": [sum(column) / len(column) for column in zip(*curves[beta][-5:], strict=True)],
-        }
         print(f"β = {beta:g}")
-        for when, (kl, proxy, gold) in moments.items():
-            print(f"    {when:25} proxy {proxy:5.2f}  gold {gold:5.2f}  KL {kl:4.0f} nats")
+        for when, (kl, proxy, gold) in moments(curves[beta]).items():
+            print(f"    {when:25} proxy {proxy:5.2f}  gold {gold:5.2f}  KL {max(0.0, kl):4.0f} nats")
         print(*(f"    {text}" for text in texts), sep="\n")
     path = Path("runs/examples/07_reward_hacking.png")
     draw(curves, path)
-    print(f"\nLook at {path}: where do the two scores part? With β = 0 both rise at first. Then gold")
-    print(
-        "comes down while the proxy goes on up; in the end it comes down too. The policy writes what the reward model"
-    )
-    print(
-        "likes and no reader would. With β > 0 it stays near the texts that the reward model knows, and gold keeps what"
-    )
-    print("it gained. Whoever chose by the proxy would take β = 0.")
+    print("", *verdict(curves), sep="\n")
+    print(f"Look at {path}: where do the two scores part, and do the texts above read like reviews?")
     return curves
 
 

@@ -1,8 +1,10 @@
-"""Break it and watch: REINFORCE on `lmgym` alone, three bugs that are easily made, and what notices them.
+"""Break it and watch: REINFORCE on `lmgym` alone, three common bugs, and which checks find them.
 
-score on every token    the score is paid at each token, not at the last alone: longer texts earn more
-EOS out of the loss     the end of sequence is taken for padding: stopping is learned only by unlearning all else
-padding is read         the loss forgets which columns are padding, and scores tokens in another context
+score on every token    the score is paid at every token instead of the last one: longer texts earn more
+EOS out of the loss     the end of sequence is masked as if it were padding: the policy cannot learn when to stop
+padding is read         the loss ignores which columns are padding, and scores tokens in another context
+
+Dashed lines: the best mean score that any policy can have, from all completions (lmgym.exact).
 
 python examples/08_break_it_and_watch.py    # draws runs/examples/08_break_it_and_watch.png
 """
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 
 import lmgym
+from lmgym.exact import enumerate_tree
 from lmgym.tasks import Split
 from lmgym.testing import check_algorithm
 
@@ -29,7 +32,7 @@ def early(prompt: str, completion: lmgym.Completion) -> float:
     return (prompt[0] in "ab") * (1.0 if completion.tokens == 2 else 0.5)
 
 
-BUGS: dict[str, Any] = {  # the metric that shows it, and the score under which it does
+BUGS: dict[str, Any] = {  # the metric that shows the bug, and the score with which it shows
     "score on every token": ("tokens", "any text scores 1", lambda prompt, c: 1),
     "EOS out of the loss": ("score", "after a or b: one letter 1, more ½", early),
     "padding is read": ("score", "the prompt's first letter: 1", lambda prompt, c: c.text[:1] == prompt[0]),
@@ -40,7 +43,7 @@ SKIP = ("seed", "lr", "metrics", "order", "split", "mask", "optimum")
 def reinforce(
     policy: Any, env: lmgym.TokenVectorEnv, *, seed: int, lr: float, updates: int, bug: str = ""
 ) -> Iterator[dict[str, float]]:
-    """The right loop, and three ways to get it wrong."""
+    """The correct loop, and three ways to break it."""
     buffer = lmgym.RolloutBuffer.like(env)
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     for update in range(updates):
@@ -63,7 +66,7 @@ def reinforce(
 
 
 class Letters(lmgym.Task):
-    """After two to five letters, write some: a score for each bug to show itself with."""
+    """Two to five letters; write some more. Each bug shows with a score of its own."""
 
     name, best = "letters", 1.0
 
@@ -77,10 +80,26 @@ class Letters(lmgym.Task):
         return [float(self.rule(p.text, c)) for p, c in zip(prompts, completions, strict=True)]
 
 
-def curve(task: Letters, metric: str, updates: int, bug: str) -> list[float]:
+def world(task: Letters) -> lmgym.TokenVectorEnv:
     lm = lmgym.load("probe")
+<<<<<<< HEAD
     lm.adapters.add("policy", rank=16, alpha=32)
     env = lmgym.TokenVectorEnv(128, task=task, model=lm, max_prompt_tokens=5, max_new_tokens=6, kl="none")
+=======
+    lm.adapters.add("policy", rank=16, alpha=32)
+    return lmgym.TokenVectorEnv(128, task=task, model=lm, max_prompt_tokens=5, max_new_tokens=6, kl="none")
+
+
+def best_attainable(task: Letters) -> float:
+    """The best mean score of any policy. The scores depend on the prompt's first letter alone: one tree for each."""
+    trees = [enumerate_tree(world(task), lmgym.Prompt(first)) for first in "abcd"]
+    return sum(float(tree.scores.max()) for tree in trees) / len(trees)
+
+
+def curve(task: Letters, metric: str, updates: int, bug: str) -> list[float]:
+    env = world(task)
+    lm = env.model
+>>>>>>> 1e2e8c56fb3dee75e85c90408ab2d42798260a2c
     rows = reinforce(lmgym.Policy(lm, critic="none"), env, seed=0, lr=1e-2, updates=updates, bug=bug)
     return [row[metric] for row in rows]
 
@@ -100,21 +119,27 @@ def main(updates: int = 80, skip: Sequence[str] = SKIP) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for axes, (bug, (metric, what, rule)) in zip(panels, BUGS.items(), strict=True):
         right, wrong = (curve(Letters(rule), metric, updates, which) for which in ("", bug))
-        axes.plot(right, label="right")
+        axes.plot(right, label="correct")
         axes.plot(wrong, label=bug)
         axes.set(title=what, xlabel="update", ylabel={"tokens": "tokens per completion", "score": "mean score"}[metric])
-        axes.set_ylim((0, 7) if metric == "tokens" else (0, 1.1))
+        axes.set_ylim((0, 7) if metric == "tokens" else (0, 1.4))
+        line = f"{bug}: {metric} {wrong[0]:.2f} -> {wrong[-1]:.2f}; without the bug {right[0]:.2f} -> {right[-1]:.2f}"
+        if metric == "score":
+            best = best_attainable(Letters(rule))
+            axes.axhline(best, color="0.4", linestyle="--", linewidth=0.9, label=f"best attainable: {best:g}")
+            line += f"; the best attainable is {best:g}"
         axes.legend(frameon=False)
-        print(f"{bug}: {metric} {wrong[0]:.2f} -> {wrong[-1]:.2f}; without the bug {right[0]:.2f} -> {right[-1]:.2f}")
+        print(line)
         print(*(f"    {line}" for line in failures(bug, skip)), sep="\n")
     path = Path("runs/examples/08_break_it_and_watch.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-    print(f"\nLook at {path}. Each broken run runs through and prints plausible numbers: but for the")
-    print("right one beside it, nobody would know. Then give the EOS bug a kinder score, `c.tokens == 2` after any")
-    print("prompt. The policy learns to stop all the same, for with every other token pushed down nothing else is")
-    print("left; the table finds its gradient wrong whatever the score.")
+    print(f"\nLook at {path}. Each broken run finishes and prints plausible numbers. Only a correct")
+    print(
+        "run beside it, or a check, shows the bug. Then change the EOS bug's score to `c.tokens == 2` after any prompt:"
+    )
+    print("compare the curves again, and what the table says of the gradient.")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agents import evaluate, learner
-from agents.report import charts, write_report
+from agents.report import charts, read, write_report
 from agents.report.page import style_sheet
 from agents.report.series import REACH, SMOOTH_FROM, running_mean
 
@@ -21,6 +21,7 @@ HOSTILE = (
     "\x00\x1b\u202e\ud800"
 )
 CONFIG = {
+    "format": read.OLDEST_FORMAT,
     "command": "lmgym run",
     "task": "sentiment",
     "model": "tiny",
@@ -224,7 +225,7 @@ def test_numbers_have_the_same_digits(folder: Path):
     ],
 )
 def test_the_title_has_base_names(folder: Path, task: str | None, model: str | None, title: str):
-    write(folder, "config.json", {"task": task, "model": model})
+    write(folder, "config.json", {"format": 2, "task": task, "model": model})
     page = report(folder)
     assert f"<h1>{title}</h1>" in page.source
     assert f"<code>{task or 'null'}</code>" in page.source  # the whole of it among the settings
@@ -242,7 +243,8 @@ def test_the_title_has_base_names(folder: Path, task: str | None, model: str | N
     ],
 )
 def test_the_title_and_the_header_name_the_algorithm(folder: Path, algorithm: Any, name: str):
-    write(folder, "config.json", {"task": "sort", "model": "tiny", "seed": 3, "options": {"algorithm": algorithm}})
+    about = {"task": "sort", "model": "tiny", "seed": 3}
+    write(folder, "config.json", {"format": 2, **about, "options": {"algorithm": algorithm}})
     source = report(folder).source
     assert f"<title>sort · tiny · {name} · seed 3</title>" in source
     assert f"<h1>sort · tiny · {name}</h1>" in source
@@ -392,6 +394,7 @@ def test_hostile_text_stays_text(folder: Path, where: str):
             folder,
             "config.json",
             {
+                "format": 2,
                 "task": HOSTILE,
                 "model": HOSTILE,
                 "seed": HOSTILE,
@@ -567,6 +570,25 @@ def test_a_folder_that_is_none_says_so(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"metrics\.jsonl: no rows"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize("found", [None, 1, "2", True])
+def test_the_run_of_an_older_version_is_refused_in_one_sentence(folder: Path, found: Any):
+    config: dict[str, Any] = {name: value for name, value in CONFIG.items() if name != "format"}
+    write(folder, "config.json", config | ({} if found is None else {"format": found}))
+    with pytest.raises(
+        ValueError, match=r"an older version of lmgym wrote this run; make its report with that version$"
+    ):
+        write_report(folder)
+    write(folder, "config.json", config | {"revision": "abc\n"})
+    with pytest.raises(ValueError, match=r"with that version \(revision 'abc\\n'\)$"):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_the_run_of_a_newer_version_is_shown(folder: Path):
+    write(folder, "config.json", CONFIG | {"format": 3})
+    assert "stage-1" in report(folder).sections()
 
 
 @pytest.mark.parametrize(

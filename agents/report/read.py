@@ -21,6 +21,9 @@ ROLLOUT_DEFINITIONS = learner.METRICS | {
     "gold/mean": "gold score of the rollout's completions, which no learner sees, mean over rows"
 }
 
+OLDEST_FORMAT = 2
+"""The lowest "format" of a config.json that the page can show. Runs before it have no such key."""
+
 QUANTITIES = {"reward": "Reward", "kl": "KL", "value": "Value", "advantage": "Advantage"}
 """The quantities that a token of samples.jsonl may have, and their titles."""
 
@@ -101,10 +104,12 @@ def read_run(folder: Path) -> RunData:
     metrics = read_rows(folder / "metrics.jsonl", check_metrics, appended=True)
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no rows; the run ended before its first step")
+    config = read_object(folder / "config.json")
+    check_format(config, folder)
     evaluation, samples = folder / "evaluation.json", folder / "samples.jsonl"
     held_out = read_preferences(folder / "preferences_test.jsonl")
     return RunData(
-        config=read_object(folder / "config.json"),
+        config=config,
         metrics=metrics,
         evaluation=read_evaluation(evaluation) if evaluation.is_file() else {},
         samples=read_rows(samples, check_sample) if samples.is_file() else [],
@@ -113,6 +118,21 @@ def read_run(folder: Path) -> RunData:
         comparisons=held_out or read_preferences(folder / "preferences.jsonl"),
         noise_free=read_preferences(folder / "preferences_noise_free.jsonl") if held_out else [],
     )
+
+
+def check_format(config: Row, folder: Path) -> None:
+    """Refuses the run of an older version: its metrics have names under which the page would not show them.
+
+    Raises:
+        ValueError: config.json has no "format", or one below `OLDEST_FORMAT`.
+    """
+    found = as_float(config.get("format"))
+    if found is None or found < OLDEST_FORMAT:
+        revision = config.get("revision")
+        wrote = f" (revision {quoted(revision)})" if isinstance(revision, str) else ""
+        raise ValueError(
+            f"{folder}: an older version of lmgym wrote this run; make its report with that version{wrote}"
+        )
 
 
 def read_preferences(path: Path) -> list[Comparison]:

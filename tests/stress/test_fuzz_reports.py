@@ -96,7 +96,8 @@ def write_folder(folder: Path, rng: np.random.Generator) -> None:
     estimate = lambda: {"mean": number(rng), "stderr": number(rng)}  # noqa: E731
     evaluation = {w: {name: estimate() for name in ("gold", "score", text(rng))} for w in ("before", "after")}
     files: dict[str, Any] = {
-        "config.json": {name: text(rng) for name in ("task", "model", "seed", "command")} | {text(rng): anything(rng)},
+        "config.json": {name: text(rng) for name in ("task", "model", "seed", "command")}
+        | {"format": 2, text(rng): anything(rng)},
         "evaluation.json": anything(rng) if wild else evaluation | {"best_gold": number(rng)},
         "metrics.json": anything(rng) if wild else {"ppo": {text(rng): text(rng), "score/mean": text(rng)}},
     }  # fmt: skip
