@@ -82,10 +82,6 @@ class Letters(lmgym.Task):
 
 def world(task: Letters) -> lmgym.TokenVectorEnv:
     lm = lmgym.load("probe")
-<<<<<<< HEAD
-    lm.adapters.add("policy", rank=16, alpha=32)
-    env = lmgym.TokenVectorEnv(128, task=task, model=lm, max_prompt_tokens=5, max_new_tokens=6, kl="none")
-=======
     lm.adapters.add("policy", rank=16, alpha=32)
     return lmgym.TokenVectorEnv(128, task=task, model=lm, max_prompt_tokens=5, max_new_tokens=6, kl="none")
 
@@ -99,7 +95,6 @@ def best_attainable(task: Letters) -> float:
 def curve(task: Letters, metric: str, updates: int, bug: str) -> list[float]:
     env = world(task)
     lm = env.model
->>>>>>> 1e2e8c56fb3dee75e85c90408ab2d42798260a2c
     rows = reinforce(lmgym.Policy(lm, critic="none"), env, seed=0, lr=1e-2, updates=updates, bug=bug)
     return [row[metric] for row in rows]
 
