@@ -1,14 +1,14 @@
-"""Exact optima: for an environment small enough to enumerate, with any model.
+"""Exact optima of environments that are small enough to enumerate, with any model.
 
-With reward `score − β · KL(π ‖ π_ref)` the best policy is known in closed form (Ziegler et al. 2019, eq. 3; Rafailov et
-al. 2023, eq. 4; Levine 2018 for the recursion). Over a tree of tokens, backwards from the leaves:
+With reward `score − β · KL(π ‖ π_ref)` the optimal policy is known in closed form: Ziegler et al. 2019, eq. 3
+(https://arxiv.org/abs/1909.08593); Rafailov et al. 2023, eq. 4 (https://arxiv.org/abs/2305.18290); Levine 2018 for the
+recursion (https://arxiv.org/abs/1805.00909). Over a tree of tokens, backwards from the leaves:
 
     Q(s, a) = score(s + a)  at the end,  V(s + a)  otherwise
     V(s)    = β log Σ_a π_ref(a | s) exp(Q(s, a) / β)
     π*(a|s) = π_ref(a | s) exp((Q(s, a) − V(s)) / β)
 
-so V(prompt) = β log Z, the value of the objective that no policy exceeds. This is how we know that an algorithm is
-right.
+so V(prompt) = β log Z is the largest value of the objective. The tests compare the algorithms with it.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,9 @@ class Tree:
         paths: the N token sequences that end an episode.
         scores: [N] their scores.
         reference_logp: [N] log π_ref of each whole sequence, in nats.
-        sequences: the same as padded tensors, N rows.
+        sequences: the paths as padded tensors, N rows.
         beta: β, in score per nat.
+        eos_ids: the end-of-sequence tokens.
     """
 
     prompt: Prompt
@@ -55,11 +56,11 @@ class Tree:
 
     @property
     def optimum(self) -> float:
-        """β log Z: the largest E[score] − β·KL of any policy."""
+        """β log Z: the largest value of E[score] − β·KL over all policies."""
         return self.beta * self.log_z
 
     def soft_values(self) -> dict[Path, float]:
-        """V(s) of every inner state, by the backward recursion; V of the empty path is β log Z."""
+        """V(s) of every inner state, by backward recursion; V of the empty path is β log Z."""
         children: dict[Path, dict[int, float]] = {}
         reference = {
             path[:t]: row[t]
@@ -82,12 +83,12 @@ class Tree:
         return (self.reference_logp + self.scores / self.beta - self.log_z).exp()
 
     def objective(self, logp: Float[Tensor, " N"]) -> float:
-        """E_π[score] − β·KL(π ‖ π_ref), exactly, of a policy given by the log-probability of each sequence."""
+        """The exact E_π[score] − β·KL(π ‖ π_ref) of a policy, given the log-probability of each sequence in nats."""
         gain = self.scores - self.beta * (logp - self.reference_logp)
         return float(torch.where(logp > -torch.inf, logp.exp() * gain, 0.0).sum())
 
     def total_variation(self, logp: Float[Tensor, " N"]) -> float:
-        """½ Σ_y |π(y) − π*(y)|."""
+        """The total variation distance from the optimum, ½ Σ_y |π(y) − π*(y)|."""
         return float((logp.exp() - self.soft_optimal()).abs().sum() / 2)
 
     def sequence_logp(self, step_log_probs: Float[Tensor, "N T V"]) -> Float[Tensor, " N"]:
@@ -96,16 +97,16 @@ class Tree:
         return torch.where(self.sequences.is_action, chosen, 0.0).sum(1)
 
 
-def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, largest: int = 100_000) -> Tree:
+def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, max_sequences: int = 100_000) -> Tree:
     """Lists every completion that the environment's masks and budget allow, with its score and reference probability.
 
     Args:
-        env: gives model, reference, masks, budget, score and β; its state is left alone.
-        prompt: where to start.
-        largest: refuses to list more sequences than this.
+        env: gives model, reference, masks, budget, score and β. Its state is not changed.
+        prompt: the start of all sequences.
+        max_sequences: the largest number of sequences to list.
 
     Raises:
-        ValueError: there are more sequences than `largest`, or the environment cuts off or stops at strings.
+        ValueError: there are more sequences than `max_sequences`, or the environment truncates or has stop strings.
     """
     if env.on_limit != "terminate" or env.stop:
         raise ValueError("only environments with on_limit='terminate' and without stop strings can be enumerated")
@@ -117,9 +118,9 @@ def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, largest: int = 100_000) 
         longer = [(*path, token) for path in open_paths for token in allowed[t]]
         paths += [p for p in longer if p[-1] in env.model.eos_ids or t + 1 == steps]
         open_paths = [p for p in longer if p[-1] not in env.model.eos_ids]
-        if len(paths) + len(open_paths) > largest:
+        if len(paths) + len(open_paths) > max_sequences:
             raise ValueError(
-                f"more than {largest} completions of {prompt.text!r}: lower max_new_tokens or ban more tokens"
+                f"more than {max_sequences} completions of {prompt.text!r}: lower max_new_tokens or ban more tokens"
             )
     sequences = _pack(env, prompt, paths)
     completions = [

@@ -203,7 +203,7 @@ def test_who_is_refused(taped: None) -> None:
 
 def test_a_cpu_captures_nothing() -> None:
     policy, env = twin(random_model("LlamaConfig"))
-    assert "captures nothing" in str(cuda_graph.unsupported_reason(policy, env))
+    assert "the device has no CUDA graphs" in str(cuda_graph.unsupported_reason(policy, env))
     calls: list[int] = []
     captured = CapturedStep(lambda: calls.append(1), torch.device("cpu"))
     for _ in range(5):

@@ -32,7 +32,7 @@ def test_the_tree_holds_every_completion_once(probe: LanguageModel) -> None:
         text = "".join("..abcd"[token] for token in path).strip(".")
         assert score == pytest.approx(TREE_SCORES.get(text, 0.0))
     with pytest.raises(ValueError, match="more than 50 completions"):
-        enumerate_tree(make(probe), Prompt("a"), largest=50)
+        enumerate_tree(make(probe), Prompt("a"), max_sequences=50)
     with pytest.raises(ValueError, match="on_limit='terminate'"):
         enumerate_tree(make(probe, stop=("b",)), Prompt("a"))
 

@@ -1,4 +1,4 @@
-"""Which of two texts is better: comparisons, where they come from, and how they are kept."""
+"""Comparisons of texts: simulated annotators, and reading and writing JSONL files."""
 
 from lmgym.preferences.annotators import SimulatedAnnotator, collect_comparisons
 from lmgym.preferences.comparisons import Comparison, read_comparisons, write_comparisons

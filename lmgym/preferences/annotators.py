@@ -1,4 +1,4 @@
-"""Simulated annotators, and the pairs to ask them about."""
+"""Simulated annotators, and the comparisons that they make."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ from lmgym.tasks.base import Completion, Prompt, Task
 
 @dataclass(frozen=True)
 class SimulatedAnnotator:
-    """Prefers by a Bradley-Terry model of the gold score, and errs at a constant rate.
+    """Prefers by a Bradley-Terry model of the gold score, with a constant rate of random errors.
 
     P(a before b) = error_rate + (1 − 2 error_rate) σ(scale · (gold(a) − gold(b))).
 
-    An annotator who is right 83.2 % of the time agrees with another such one 72 % of the time, which is what Stiennon
-    et al. (2020) measured of theirs; hence the default.
+    The model without errors is that of Bradley and Terry 1952 (https://doi.org/10.2307/2334029). Two annotators who are
+    right 83.2 % of the time agree 72 % of the time, as Stiennon et al. 2020 measured (https://arxiv.org/abs/2009.01325);
+    hence the default error rate.
 
     Attributes:
-        error_rate: how often the label is wrong whatever the texts.
-        scale: how sharply small differences are seen, per unit of gold score.
+        error_rate: how often the label is flipped, independently of the texts.
+        scale: how sharply differences are perceived, per unit of gold score.
     """
 
     error_rate: float = 0.168
@@ -39,7 +40,7 @@ class SimulatedAnnotator:
         return self.error_rate + (1 - 2 * self.error_rate) / (1 + math.exp(-margin))
 
     def rank(self, golds: Sequence[float], rng: np.random.Generator) -> list[int]:
-        """Indices, the best first: K completions are put in order by comparing them one with another (insertion)."""
+        """Indices, the best first: K completions are sorted by pairwise comparisons (insertion sort)."""
         order: list[int] = []
         for index, gold in enumerate(golds):
             place = len(order)
@@ -58,19 +59,19 @@ def collect_comparisons(
     skip_ties: bool = False,
     include_unfinished: bool = False,
 ) -> list[Comparison]:
-    """Has an annotator compare completions of the same prompt.
+    """Comparisons of completions of the same prompt, ranked by an annotator.
 
-    Repetitions are not shown, nor are unfinished completions (Ziegler et al. 2019); what then has fewer than two texts
-    is left out.
+    Repeated and unfinished completions are left out (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593), and so are
+    prompts with fewer than two remaining texts.
 
     Args:
         task: gives the gold score.
         prompts: N prompts.
         groups: the completions of each prompt.
-        annotator: who compares.
+        annotator: ranks the completions.
         rng: draws the annotator's labels.
-        include_unfinished: show unfinished completions, for tasks that score them like any other text.
-        skip_ties: leave out completions whose gold score equals that of one before, for noise-free test labels.
+        skip_ties: leave out completions whose gold score equals that of an earlier one, for noise-free test labels.
+        include_unfinished: compare unfinished completions too, for tasks that score them like any other text.
     """
     found = []
     for prompt, group in zip(prompts, groups, strict=True):

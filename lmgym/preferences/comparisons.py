@@ -1,4 +1,4 @@
-"""Comparisons in the field's JSONL form."""
+"""Comparisons, and the usual JSONL format for them."""
 
 import json
 import os
@@ -23,7 +23,7 @@ class Comparison:
 
     @property
     def pairs(self) -> int:
-        """How many pairs the ranking holds: K (K − 1) / 2."""
+        """The number of pairs in the ranking of K completions, K (K − 1) / 2."""
         return len(self.ranked) * (len(self.ranked) - 1) // 2
 
 
@@ -31,7 +31,8 @@ def read_comparisons(path: str | os.PathLike[str]) -> list[Comparison]:
     """Reads rows `{"prompt", "chosen", "rejected"}`, or `{"prompt", "ranking": [best, ..., worst]}`.
 
     Raises:
-        ValueError: the file is missing, empty or malformed; it names file and line.
+        ValueError: the file is empty or malformed. The message names file and line.
+        FileNotFoundError: there is no such file.
     """
     found = []
     for number, row in read_numbered(path, required=("prompt",)):
@@ -49,7 +50,7 @@ def read_comparisons(path: str | os.PathLike[str]) -> list[Comparison]:
 
 
 def write_comparisons(path: str | os.PathLike[str], comparisons: Iterable[Comparison]) -> None:
-    """Writes what `read_comparisons` reads."""
+    """Writes a file that `read_comparisons` reads."""
     rows = []
     for comparison in comparisons:
         row: dict[str, object] = {"prompt": comparison.prompt}

@@ -1,4 +1,8 @@
-"""The KL part of the reward, `−β · KL`: its forms, its estimators, and controllers of β."""
+"""The KL part of the reward, `−β · KL`: its forms, its estimators, and controllers of β.
+
+Papers: Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593) for the penalty and its adaptive coefficient, Schulman
+2020 (http://joschu.net/blog/kl-approx.html) for the estimators k1, k2 and k3.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,49 +13,42 @@ from jaxtyping import Float
 from torch import Tensor
 
 KLForm = Literal["reference", "sampled", "none"]
-
-
 KLEstimator = Literal["k1", "k2", "k3"]
 
-
-# Total variation from the optimum π_ref·exp(score/β) at which exact gradient ascent ends, on a small bandit, when the
-# estimator stands in the reward. k1 ends at 0.
+# Total variation from the optimum π_ref·exp(score/β) at which exact gradient ascent ends, on a small bandit, if the
+# estimator is used in the reward. k1 ends at 0.
 _WRONG_IN_REWARD = {"k2": 0.247, "k3": 0.755}
-
-
-# The same where it stands in the loss. k2 ends at 0, and so does k3 times the probability ratio.
+# The same for estimators in the loss. k2 ends at 0, and so does k3 times the probability ratio.
 _WRONG_IN_LOSS = {"k1": 0.714, "k3": 0.382}
-
-
 _RIGHT_IN_LOSS = ("k2", "ratio_k3")
 
 
 def check_reward_estimator(estimator: str) -> None:
-    """Refuses KL estimators whose optimum, placed in the reward, is not `π_ref · exp(score/β)`.
+    """Refuses KL estimators with which the optimum of the reward is not `π_ref · exp(score/β)`.
 
     Raises:
-        ValueError: for anything but k1.
+        ValueError: the estimator is not k1.
     """
     if estimator in _WRONG_IN_REWARD:
         raise ValueError(
-            f"kl_estimator={estimator!r} in the reward optimises something else than score − β·KL: on a bandit it ends "
-            f"{_WRONG_IN_REWARD[estimator]} in total variation from the optimum, k1 ends at 0. Use k1; {estimator} is "
-            "for reporting (lmgym.reward.kl_estimates)"
+            f"kl_estimator={estimator!r} in the reward does not optimise score − β·KL: on a bandit it ends "
+            f"{_WRONG_IN_REWARD[estimator]} in total variation from the optimum, k1 ends at 0. Use k1; use {estimator} "
+            "for reporting only (lmgym.reward.kl_estimates)"
         )
     if estimator != "k1":
-        raise ValueError(f"kl_estimator={estimator!r} is unknown: in the reward only 'k1' is right")
+        raise ValueError(f"kl_estimator={estimator!r} is unknown: the reward takes only 'k1'")
 
 
 def check_loss_estimator(estimator: str) -> None:
     """Refuses KL estimators whose gradient, as a loss on the policy's own actions, is not that of β·KL(π ‖ π_ref).
 
     Raises:
-        ValueError: for anything but "k2" and "ratio_k3".
+        ValueError: the estimator is neither "k2" nor "ratio_k3".
     """
     if estimator in _WRONG_IN_LOSS:
         why = "its gradient is 0 on average" if estimator == "k1" else "its gradient is that of KL(π_ref ‖ π)"
         raise ValueError(
-            f"kl_loss={estimator!r} optimises something else than score − β·KL ({why}): on a bandit it ends "
+            f"kl_loss={estimator!r} does not optimise score − β·KL ({why}): on a bandit it ends "
             f"{_WRONG_IN_LOSS[estimator]} in total variation from the optimum, 'k2' and 'ratio_k3' end at 0. Use one "
             "of those, or pay KL in the reward: kl_loss='none' and an environment with kl='sampled'"
         )
@@ -62,11 +59,13 @@ def check_loss_estimator(estimator: str) -> None:
 def kl_reward(
     form: KLForm, beta: float, logp: Float[Tensor, "*shape"] | None, reference_logp: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """The KL part of a token's reward: `−β (log π − log π_ref)`, or the half of it that an environment can know.
+    """The KL part of a token's reward: `−β (log π − log π_ref)`, or the term of it that does not depend on the policy.
+
+    Ziegler et al. 2019, eq. 2 (https://arxiv.org/abs/1909.08593).
 
     Args:
-        form: "sampled" pays all of it, with k1 (Ziegler et al. 2019, eq. 2); "reference" pays `β log π_ref`, and leaves
-            the entropy bonus `−β log π` to the agent; "none" pays nothing.
+        form: "sampled" pays both terms (the estimator k1); "reference" pays `β log π_ref`, and leaves the entropy bonus
+            `−β log π` to the agent; "none" pays nothing.
         beta: β, in score per nat.
         logp: log π of the tokens under the policy that chose them, in nats.
         reference_logp: log π_ref of the same tokens, in nats.
@@ -91,23 +90,25 @@ def kl_reward(
 
 
 def kl_estimates(logp: Float[Tensor, "*shape"], reference_logp: Float[Tensor, "*shape"]) -> dict[str, Tensor]:
-    """Per-token estimates of KL(π ‖ π_ref) in nats from tokens drawn from π (Schulman 2020), for reporting.
+    """Per-token estimates of KL(π ‖ π_ref) in nats from tokens drawn from π, for reporting.
 
-    k1 and k3 are unbiased, k2 is not; k3 is never negative but varies more than k1 far from the reference.
+    With r = log π − log π_ref: k1 = r, k2 = r² / 2, k3 = exp(−r) − 1 + r (Schulman 2020,
+    http://joschu.net/blog/kl-approx.html). k1 and k3 are unbiased, k2 is not. k3 is never negative, but far from the
+    reference it has a larger variance than k1.
     """
     log_ratio = logp - reference_logp
     return {"k1": log_ratio, "k2": log_ratio.square() / 2, "k3": torch.expm1(-log_ratio) + log_ratio}
 
 
 def exact_kl(log_probs: Float[Tensor, "*shape V"], reference_log_probs: Float[Tensor, "*shape V"]) -> Tensor:
-    """KL(π ‖ π_ref) in nats over the whole vocabulary; banned tokens (log-probability −∞ under π) count as 0."""
+    """KL(π ‖ π_ref) = Σ π (log π − log π_ref) in nats over the vocabulary; banned tokens (log π = −∞) contribute 0."""
     probs = log_probs.exp()
     return torch.where(probs > 0, probs * (log_probs - reference_log_probs), 0.0).sum(-1)
 
 
 @runtime_checkable
 class KLController(Protocol):
-    """Gives β, in score per nat, and may move it after each update."""
+    """Gives β, in score per nat, and may change it after each update."""
 
     beta: float
 
@@ -116,7 +117,7 @@ class KLController(Protocol):
 
 @dataclass
 class FixedKL:
-    """A β that stays."""
+    """A constant β."""
 
     beta: float = 0.05
 
@@ -129,14 +130,14 @@ class FixedKL:
 
 @dataclass
 class AdaptiveKL:
-    """A β that is steered so that KL reaches a target: `β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)`.
+    """A β that is adapted so that KL reaches a target: `β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)`.
 
-    Ziegler et al. 2019, section 2.2, in the form of their code.
+    Ziegler et al. 2019, section 2.2 (https://arxiv.org/abs/1909.08593), as in the code that they published.
 
     Attributes:
-        beta: the starting β, in score per nat.
-        target_nats_per_sequence: the KL to hold, summed over the tokens of a completion. It is not a mean per token.
-        horizon: how many sequences it takes for β to move by the clipped error once.
+        beta: the initial β, in score per nat; then the current one.
+        target_nats_per_sequence: the target KL, summed over the tokens of a completion. It is not a mean per token.
+        horizon: after this many sequences, β has changed once by the clipped relative error.
     """
 
     beta: float = 0.2
@@ -159,4 +160,4 @@ class AdaptiveKL:
 
 def _check_beta(beta: float) -> None:
     if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"beta={beta} must be 0 or more: it is the price of a nat of KL, in units of the score")
+        raise ValueError(f"beta={beta} must be 0 or more and finite: it is the cost of a nat of KL, in units of score")

@@ -13,16 +13,16 @@ from lmgym.io import quoted
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction
 
 LARGEST_SCORE = torch.finfo(torch.float32).max
-"""The largest score: rewards are float32."""
+"""The largest absolute value of a score: rewards are float32."""
 
 
 class ScoreError(ValueError):
-    """A score function failed, or gave something that is no score.
+    """A score function raised an exception, or returned something that is not a list of finite numbers.
 
     Attributes:
-        name: the component's.
-        prompt: the text at fault, as far as it is known.
-        completion: what followed it.
+        name: of the component.
+        prompt: the prompt of the row at fault; empty if the row is not known.
+        completion: the completion of that row.
     """
 
     def __init__(self, message: str, name: str, prompt: str = "", completion: str = ""):
@@ -31,12 +31,12 @@ class ScoreError(ValueError):
 
 
 class Score:
-    """A weighted sum of named score functions, and the breakdown.
+    """A weighted sum of named score functions.
 
     Args:
         components: for each name a score function, or a pair (weight, score function).
-        shift: a constant taken off the sum, such as the mean score of the starting policy.
-        finite: whether a score that is not finite raises; False passes it on, for a learner that skips such steps.
+        shift: a constant that is subtracted from the sum, such as the mean score of the initial policy.
+        finite: whether a score that is not finite raises; False lets it through, for a learner that skips such steps.
 
     Example:
         `Score({"reward_model": reward_model, "brevity": (-0.01, count_words)})`
@@ -69,8 +69,8 @@ class Score:
         """The unweighted score of each completion under each component.
 
         Raises:
-            ScoreError: a component raises, or returns the wrong number of scores, or one that is not finite; it names
-                the component and the text.
+            ScoreError: a component raises, returns the wrong number of scores, or a score that is not finite. The
+                message names the component and the text.
         """
         return {
             name: _checked(name, _call(name, function, prompts, completions), prompts, completions, self.finite)
@@ -78,7 +78,11 @@ class Score:
         }
 
     def total(self, breakdown: Mapping[str, Sequence[float]]) -> list[float]:
-        """The weighted sums of what `breakdown` gave."""
+        """The weighted sums of the components, from the result of `breakdown`.
+
+        Raises:
+            ValueError: a sum is not finite.
+        """
         columns = [[weight * s for s in breakdown[name]] for name, (weight, _) in self.components.items()]
         totals = [_sum(row) - self.shift for row in zip(*columns, strict=True)]
         if self.finite and not all(abs(total) <= LARGEST_SCORE for total in totals):
@@ -100,7 +104,7 @@ def _call(name: str, function: ScoreFunction, prompts: Sequence[Prompt], complet
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             try:
                 function([prompt], [completion])
-            except Exception:  # the same, one would think
+            except Exception:  # most likely the same error
                 text = f"for the completion {completion.text!r} of the prompt {prompt.text!r} (row {row})"
                 raise ScoreError(f"{said} {text}", name, prompt.text, completion.text) from error
         raise ScoreError(f"{said}, but for none of the {len(completions)} completions alone", name) from error
@@ -109,7 +113,7 @@ def _call(name: str, function: ScoreFunction, prompts: Sequence[Prompt], complet
 def _sum(numbers: Sequence[float]) -> float:
     try:
         return math.fsum(numbers)
-    except (OverflowError, ValueError):  # beyond the floats, or ∞ − ∞
+    except (OverflowError, ValueError):  # beyond the range of floats, or ∞ − ∞
         return sum(numbers)
 
 
@@ -117,7 +121,7 @@ def _checked(
     name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion], finite: bool
 ) -> list[float]:
     try:
-        # One more than is wanted, and no further: it may never end.
+        # At most one more than expected: the iterator may never end.
         values = [float(s) for s in islice(scores, len(completions) + 1)]
     except (TypeError, ValueError, OverflowError):
         message = f"the score {name!r} must return one number per completion, not {quoted(scores)}"

@@ -1,4 +1,4 @@
-"""Rollouts: a policy acts in an environment, and the buffer on the device records what happened."""
+"""Rollouts: a policy acts in an environment, and a buffer on the device records the episodes."""
 
 from lmgym.rollout.agreement import check_agreement
 from lmgym.rollout.buffer import RolloutBuffer

@@ -5,15 +5,15 @@ from lmgym.policy import Policy, TokenPolicy
 
 
 def check_agreement(policy: TokenPolicy, env: TokenVectorEnv, pays_kl: bool | None = None) -> None:
-    """Refuses a policy that would be paid for something else than it does.
+    """Refuses a policy whose samples the environment would reward wrongly.
 
     Args:
-        policy: what acts.
-        env: what it acts in.
-        pays_kl: whether KL is paid, by the environment (None: as its `kl` says) or by somebody else.
+        policy: chooses the tokens.
+        env: pays the rewards.
+        pays_kl: whether KL is part of the reward; None takes it from `env.kl`.
 
     Raises:
-        ValueError: they disagree about temperature or vocabulary, or KL is paid and the policy is its own reference.
+        ValueError: temperature or vocabulary differ, or KL is paid and the policy is its own reference.
     """
     if policy.temperature != env.reference.temperature:
         raise ValueError(

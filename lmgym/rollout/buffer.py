@@ -24,16 +24,16 @@ class RolloutBuffer:
         values: [B, T] the critic's estimate when it was taken.
         reference_logp: [B, T] log π_ref(action) in nats.
         rewards: [B, T].
-        bootstrap: [B] the critic's estimate at the end of rows that were cut off, else 0.
+        bootstrap: [B] the critic's estimate at the end of rows that were truncated, else 0.
         score: [B] the composed score.
         beta: β with which KL was paid, in score per nat.
         breakdown: [B] per component of the score, unweighted.
         finish: [B] why the row ended, a `lmgym.env.Finish` number.
         action_mask: [T, V] True where a token was allowed.
-        sampling_mask: [B, T, W] the tokens that truncated sampling kept, as bits; None until a policy truncates.
-        prompt_width: how many of the P columns the longest prompt of this rollout takes.
-        frozen_prefix: what the layers below the policy's adapter computed; None where it adapts all layers.
-        loop: the `CapturedLoop` that fills it, where decoding steps are captured.
+        sampling_mask: [B, T, W] the tokens that truncated sampling kept, as bits; None if the policy does not truncate.
+        prompt_width: the number of tokens of the longest prompt of this rollout.
+        frozen_prefix: the activations below the policy's adapter; None if it adapts all layers.
+        loop: the `CapturedLoop` that fills the buffer, if decoding steps are captured in a CUDA graph.
     """
 
     sampling_mask: UInt8[Tensor, "B T W"] | None = None
@@ -86,12 +86,16 @@ class RolloutBuffer:
         )
 
     def at_last(self, x: Float[Tensor, " B"]) -> Float[Tensor, "B T"]:
-        """`x` of each row at the row's last action, 0 elsewhere: where a score is paid."""
+        """`x` of each row at the row's last action, where the score is paid, and 0 elsewhere."""
         last = self.is_action.sum(1, keepdim=True) - 1
         return torch.zeros_like(self.rewards).scatter_(1, last, x[:, None])
 
     def clear(self, mask_bytes: int = 0) -> None:
-        """Forgets a rollout; with `mask_bytes`, makes room for that many bytes of truncation for each token."""
+        """Clears the buffer for the next rollout.
+
+        Args:
+            mask_bytes: W, the bytes of `sampling_mask` for each token; 0 for a policy that does not truncate.
+        """
         for tensor in (self.prompt_mask, self.is_action, self.logp, self.values, self.bootstrap):
             tensor.zero_()
         self.frozen_prefix = None
@@ -102,6 +106,5 @@ class RolloutBuffer:
                 *self.tokens.shape, mask_bytes, dtype=torch.uint8, device=self.tokens.device
             )
         if self.sampling_mask is not None:
-            self.sampling_mask.fill_(
-                255
-            )  # steps that are never taken keep everything, so that their log-probabilities exist
+            # Steps that are not taken keep every token, so that their log-probabilities are finite.
+            self.sampling_mask.fill_(255)

@@ -1,4 +1,4 @@
-"""Collecting a rollout: decode a completion in every row, then pay the rewards of the whole batch."""
+"""Collecting a rollout: decode a completion in every row, then pay the rewards of the batch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,19 +24,19 @@ def collect(
     compact: bool = True,
     slots: int = 0,
 ) -> RolloutBuffer:
-    """Fills the buffer with one episode a row: `decode`, then the rewards of the whole batch at once.
+    """Fills the buffer with one episode for each row: `decode`, then the rewards of the whole batch.
 
     Args:
         policy: chooses the tokens.
         env: B rows.
         buffer: for B rows; overwritten.
         stream: the random numbers of prompts and tokens.
-        prompts: one a row, instead of drawing them.
+        prompts: one for each row, used instead of drawing them.
         compact: as in `decode`.
         slots: as in `decode`.
 
     Raises:
-        ValueError: policy and environment disagree about model or temperature, or the policy is its own reference.
+        ValueError: model or temperature of policy and environment differ, or the policy is its own reference.
     """
     with record_function("lmgym/decode"):
         decode(policy, env, buffer, stream, prompts, compact, slots)
@@ -67,7 +67,7 @@ def _keep_prompts(buffer: RolloutBuffer, sequences: Sequences) -> None:
 
 
 def _rescore(policy: Policy, env: TokenVectorEnv, buffer: RolloutBuffer) -> None:
-    """Log-probabilities and values from passes like those of the update, where decoding gives others or none."""
+    """Computes log-probabilities and values in passes like those of the update, if decoding does not give the same."""
     sequences = replace(env.sequences(), sampling_mask=buffer.sampling_mask, frozen_prefix=buffer.frozen_prefix)
     bootstrapped = env.on_limit == "truncate"
     if bootstrapped:

@@ -1,10 +1,9 @@
-"""Decoding in steps that are all the same, on tensors that never move: so that a CUDA graph can repeat them.
+"""Decoding with CUDA graphs: every step runs the same operations on the same memory.
 
-On a GPU a small model is waiting for the host: a step of GPT-2 is some two hundred operations, and each takes longer to
-ask for than to do. Here a step (attention, head, drawing, the environment's appending) asks for the same operations on
-the same memory every time. Which step it is stands in a tensor, attention looks at all columns that there will ever be
-and masks those that are not filled, and nothing is looked at. So it is captured once and replayed. Run as it is, on any
-device, it does what `lmgym.rollout` does otherwise.
+On a GPU, the speed of a small model is limited by the host: a step of GPT-2 is about two hundred operations, and
+launching each takes longer than running it. Here a step (attention, head, sampling, appending) is captured once and
+replayed. The number of the step is in a tensor, attention reads all columns of the cache and masks the empty ones, and
+no value is read on the host. Without capture, on any device, the steps give the same result as the ordinary loop.
 """
 
 import warnings
@@ -24,17 +23,17 @@ if TYPE_CHECKING:
     from lmgym.rollout.buffer import RolloutBuffer
 
 WARM_UP = 3
-"""Steps that are run as they are, on a stream of their own, before one is captured: libraries set themselves up."""
+"""Steps that run uncaptured, on a separate stream, before the capture, so that libraries can initialise."""
 HALVINGS = 3
-"""How often the rows may be halved when others have ended. Each size is captured by itself, and has a cache."""
+"""How often the batch may be halved when rows have ended. Each size has its own graph and cache."""
 
 
 def unsupported_reason(policy: TokenPolicy, env: TokenVectorEnv) -> str | None:
-    """Why a rollout is not decoded in captured steps, or None."""
+    """Why a rollout cannot be decoded in captured steps, or None if it can."""
     if not can_capture(env.model.device):
-        return "the device captures nothing"
+        return "the device has no CUDA graphs"
     if not isinstance(policy, Policy):
-        return "the policy is not one over a language model"
+        return "the policy is not an lmgym.Policy"
     if not policy.lm.capture:
         return "capture is off"
     if policy.truncates:
@@ -44,9 +43,9 @@ def unsupported_reason(policy: TokenPolicy, env: TokenVectorEnv) -> str | None:
 
 
 class CapturedStep:
-    """A function without arguments over tensors that stay where they are: captured in a CUDA graph, and replayed.
+    """A function without arguments on static tensors, which is captured in a CUDA graph and replayed.
 
-    The first calls run it as it is. On a device without graphs all do.
+    The first calls run it directly. On a device without CUDA graphs, all calls do.
     """
 
     def __init__(self, function: Callable[[], None], device: torch.device):
@@ -88,12 +87,12 @@ class CapturedStep:
 
 
 class _Stage:
-    """Some rows of the environment, and where their decoding stands.
+    """The captured step for one batch size.
 
     Attributes:
-        rows: [R] which.
-        decoding: of R rows.
-        step: takes one.
+        rows: [R] rows of the environment.
+        decoding: their KV cache.
+        step: chooses and reads one token in each row.
     """
 
     def __init__(self, loop: "CapturedLoop", decoding: FusedDecoding, count: int):
@@ -106,7 +105,7 @@ class _Stage:
         self.step = CapturedStep(lambda: loop.take(self), loop.at.device)
 
     def fill(self, decoding: Decoding, places: Tensor) -> None:
-        """Takes over these rows of a decoding."""
+        """Copies these rows of a decoding into the static cache."""
         for own, other in zip(self.decoding.parts, decoding.parts, strict=True):
             assert isinstance(own, FusedDecoding)
             assert isinstance(other, FusedDecoding)
@@ -114,7 +113,7 @@ class _Stage:
 
 
 class CapturedLoop:
-    """The decoding of rollouts into one buffer, step by step; what was captured serves all rollouts into it.
+    """Decodes rollouts into one buffer, step by step. The graphs are reused by all rollouts into that buffer.
 
     Args:
         policy: one that `unsupported_reason` accepts.
@@ -131,20 +130,20 @@ class CapturedLoop:
 
     @property
     def rows(self) -> Int[Tensor, " R"]:
-        """The environment's rows that are decoded."""
+        """The rows of the environment in the current batch."""
         return self._stage.rows
 
     @property
     def decoding(self) -> FusedDecoding:
-        """Where their decoding stands."""
+        """Their KV cache."""
         return self._stage.decoding
 
     def begin(self, decoding: Decoding, uniforms: Float[Tensor, "B T"]) -> None:
-        """Starts from prompts that have been read."""
+        """Starts from the decoding of the prompts."""
         assert isinstance(decoding, FusedDecoding)
         modules = (self.policy.lm.model, self.policy.value_head)
         addresses = [p.data_ptr() for module in modules for p in module.parameters()]
-        if addresses != self._addresses:  # the model went elsewhere, or has other adapters
+        if addresses != self._addresses:  # the weights were moved, or the model has other adapters
             self._stages, self._addresses = {}, addresses
         self.env.make_append_static()
         self.uniforms.copy_(uniforms)
@@ -157,10 +156,10 @@ class CapturedLoop:
         self._stage.step()
         for part in self.decoding.parts:
             assert isinstance(part, FusedDecoding)
-            part.cache.longest += 1  # a replay runs none of the host's counting
+            part.cache.longest += 1  # a replay does not run the host's counting
 
     def leave(self, running: list[int]) -> bool:
-        """Goes on with half of the rows, or a quarter, where so few run; those that fill it up have ended.
+        """Continues with a half or a quarter of the rows, if so few are running; ended rows fill the batch up.
 
         Returns:
             Whether any rows left.
@@ -178,7 +177,7 @@ class CapturedLoop:
         return True
 
     def take(self, stage: _Stage) -> None:
-        """The step itself: the same operations on the same memory, whichever step it is."""
+        """One step: the same operations on the same memory every time."""
         at, rows = self.at, stage.rows
         allowed = self.env.action_mask_table.index_select(0, at)[0]
         action = self.policy.act(stage.decoding, self.uniforms[rows, at], allowed)

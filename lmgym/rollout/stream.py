@@ -11,11 +11,11 @@ from lmgym.devices import to_device
 
 @dataclass(frozen=True)
 class Stream:
-    """Which random numbers a rollout uses: fixed by four integers, whatever the batch.
+    """The random numbers of a rollout. Seed, update, prompt and sample determine them; the batch does not matter.
 
     Attributes:
-        seed: the run's.
-        update: counts rollouts.
+        seed: of the run.
+        update: the number of the rollout.
         samples: completions per prompt; row i is sample i % samples of prompt i // samples.
     """
 
@@ -24,12 +24,12 @@ class Stream:
     samples: int = 1
 
     def prompt_seeds(self, rows: int) -> list[int]:
-        """One seed a row for drawing its prompt; the same for all samples of a prompt."""
+        """One seed for each row, for drawing its prompt; equal for all samples of a prompt."""
         sequences = [np.random.SeedSequence((self.seed, self.update, row // self.samples, 0)) for row in range(rows)]
         return [int(s.generate_state(1)[0]) for s in sequences]
 
     def uniforms(self, rows: int, steps: int, device: torch.device) -> Tensor:
-        """[B, T] numbers in [0, 1), one transfer: row i draws from a counter-based generator of its own."""
+        """[B, T] numbers in [0, 1), in one transfer. Each row has its own counter-based generator."""
         drawn = np.empty((rows, steps), np.float32)
         for row in range(rows):
             key = np.random.SeedSequence((self.seed, self.update, row // self.samples, 1 + row % self.samples))

@@ -18,11 +18,9 @@ from lmgym.sampling import packed_width
 from lmgym.tasks.base import Prompt
 
 CHECK_INTERVAL = 8
-"""Steps between two questions which rows still run: each makes the host wait for the device, or read stop strings."""
-
-
+"""Steps between two checks which rows still run. Each check synchronises with the device, or searches stop strings."""
 CHECK_INTERVAL_NO_SYNC = 2
-"""The same where nobody has to wait, and nothing has to be read."""
+"""The same on a device that needs no synchronisation, for an environment without stop strings."""
 
 
 @torch.inference_mode()
@@ -46,10 +44,11 @@ def decode(
         env: B rows.
         buffer: for B rows; overwritten.
         stream: the random numbers of prompts and tokens.
-        prompts: one a row, instead of drawing them.
+        prompts: one for each row, used instead of drawing them.
         compact: whether rows that have ended leave the batch.
-        slots: rows that are decoded at a time; a row that ends makes place for the next. 0 decodes all together.
-            Fewer slots take less memory, and keep batches full where completions differ much in length.
+        slots: the number of rows that are decoded at a time (continuous batching): when a row ends, the next one takes
+            its slot. 0 decodes all rows together. Fewer slots need less memory, and keep the batch full when
+            completions differ much in length.
     """
     check_agreement(policy, env)
     if isinstance(policy, Policy):
@@ -76,7 +75,7 @@ class _Batch:
     """Rows that are decoded together.
 
     Attributes:
-        rows: [R] the environment's rows in this batch; None while all are, in their order.
+        rows: [R] the environment's rows in this batch; None while it holds all of them, in order.
     """
 
     def __init__(self, policy: TokenPolicy, env: TokenVectorEnv, buffer: RolloutBuffer, uniforms: Tensor):
@@ -98,16 +97,16 @@ class _Batch:
                 running = env.running_rows()
                 if not running:
                     break
-                # Compacting copies the cache, so only for a good part of the rows; the cut-off are bootstrapped.
+                # Compacting copies the cache, so it has to remove a good part of the rows.
                 count = env.num_envs if self.rows is None else len(self.rows)
                 if compact and len(running) <= 0.8 * count and isinstance(policy, SelectingPolicy):
                     token = self._leave(running, token)
-            if not last or env.on_limit == "truncate":  # rows that are cut off are bootstrapped from what comes after
+            if not last or env.on_limit == "truncate":  # truncated rows are bootstrapped from the state after the end
                 self.decoding = policy.advance(self.decoding, token)
         self._end()
 
     def replay(self, compact: bool, samples: int) -> None:
-        """The same in steps that a CUDA graph repeats; rows leave by halves, each of which has a graph."""
+        """The same, replaying a CUDA graph at each step. Each batch size (all rows, half ...) has its own graph."""
         env, policy, buffer = self.env, self.policy, self.buffer
         assert isinstance(policy, Policy)
         loop = buffer.loop
@@ -129,7 +128,7 @@ class _Batch:
         self._end()
 
     def _end(self) -> None:
-        """What is to be kept of the rows that are left."""
+        """Stores what the remaining rows leave: the frozen prefix, and the bootstrap values of truncated rows."""
         env, policy = self.env, self.policy
         self._store_frozen_prefix()
         if env.on_limit == "truncate":
@@ -138,10 +137,10 @@ class _Batch:
             self.buffer.bootstrap[rows] = end.value
 
     def refill(self, slots: int) -> bool:
-        """Rows take the place of those that have ended, and so are at different steps.
+        """Continuous batching: waiting rows take the slots of rows that have ended, so rows are at different steps.
 
         Returns:
-            False, having done nothing, where the policy's cache cannot do that.
+            False, without having decoded anything, if the policy's cache does not support it.
         """
         env, policy, device = self.env, self.policy, self.policy.device
         assert isinstance(policy, SelectingPolicy)
@@ -154,7 +153,7 @@ class _Batch:
         waiting, began = list(range(slots, env.num_envs)), [0] * slots
         for step in itertools.count(1):
             token = self._act(None)
-            # A row at its budget must leave at once: it may stand at the model's last position.
+            # A row at its budget must leave immediately: it may be at the model's last position.
             full = any(step - start == env.max_new_tokens for start in began)
             self.decoding = policy.advance(self.decoding, token)
             if step % self.check_every and not full:
@@ -179,10 +178,10 @@ class _Batch:
                 index = torch.tensor(stay, device=device)
                 self.decoding, self.rows = policy.select(self.decoding, index), self.rows[index]
                 began = [began[slot] for slot in stay]
-        raise AssertionError  # counting does not end
+        raise AssertionError  # itertools.count does not end
 
     def _start(self, samples: int) -> Any:
-        """Reads the prompts, those of a group once."""
+        """Reads the prompts; the prompt of a group is read once."""
         ids, mask = self.env.prompt_block()
         policy, texts = self.policy, [prompt.text for prompt in self.env.prompts]
         rows = len(texts)
@@ -196,7 +195,7 @@ class _Batch:
         return policy.start(ids, mask)
 
     def _act(self, t: int | None) -> Tensor:
-        """Chooses tokens and writes down what is known of them; `t` is the step of all rows, where they share it."""
+        """Chooses a token in each row, and stores its log-probability and value; `t` is the common step, if any."""
         env, buffer, rows = self.env, self.buffer, self.rows
         if t is None:
             assert rows is not None
@@ -220,7 +219,7 @@ class _Batch:
         return action.token
 
     def _leave(self, running: list[int], token: Tensor) -> Tensor:
-        """Only the running rows stay, where the policy can do that; returns their tokens."""
+        """Removes ended rows from the batch, if the policy supports it; returns the tokens of the others."""
         self._store_frozen_prefix()
         held = list(range(self.env.num_envs)) if self.rows is None else self.rows.tolist()
         stay = set(running)
@@ -234,7 +233,7 @@ class _Batch:
         return token[index]
 
     def _store_frozen_prefix(self) -> None:
-        """Copies what the layers below the adapter made of the rows, before the rows leave."""
+        """Copies the activations below the adapter into the buffer, before rows leave the batch."""
         frozen_prefix = getattr(self.decoding, "frozen_prefix", None)
         if frozen_prefix is None:
             return

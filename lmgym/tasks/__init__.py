@@ -1,4 +1,4 @@
-"""Tasks: prompts to continue, and how good a continuation is. No torch in any."""
+"""Tasks: prompts to continue, and a score for each continuation. They do not import torch."""
 
 from lmgym.tasks.arithmetic import Arithmetic
 from lmgym.tasks.base import Completion, FinishReason, Prompt, ScoreFunction, Split, Task, sample_in_split, split_of

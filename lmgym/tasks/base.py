@@ -1,4 +1,4 @@
-"""What a task is: prompts to continue, and how good a continuation is. Plain Python and NumPy, no torch.
+"""The interface of a task: prompts to continue, and a score for each continuation. Plain Python and NumPy, no torch.
 
 A task of your own is a subclass with two methods, `sample` and `score`; see `examples/04_your_own_task.py`, and
 put `lmgym.testing.check_task(YourTask())` into its test.
@@ -57,10 +57,11 @@ class Task(ABC):
         best: the best attainable `gold` score, where it is known; reports place a policy between its starting
             point and this.
         stop: strings that end a completion, besides the model's end-of-sequence token.
-        missing_eos_score: the score of a completion that ran into the token budget, whatever it says (Ziegler et al.
-            2019, section 3.1.2; "EOS trick" of Huang et al. 2024); None scores it like any other text.
+        missing_eos_score: the score of a completion that reaches the token budget, whatever its text; None scores the
+            text. Ziegler et al. 2019, section 3.1.2 (https://arxiv.org/abs/1909.08593); the "EOS trick" of Huang et al.
+            2024 (https://arxiv.org/abs/2403.17031).
         budgets: arguments of `TokenVectorEnv` that suit the task, such as max_new_tokens.
-        has_gold: whether there is a gold score at all; reports leave it out where there is none.
+        has_gold: whether there is a gold score; reports leave it out if there is none.
     """
 
     name: str = "task"
@@ -76,7 +77,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
-        """Gives each completion a finite number; higher is better. This is what a learner is paid."""
+        """Gives each completion a finite number; higher is better. It is the learner's reward."""
 
     def gold(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
         """The score for evaluation only, where `score` is a learned stand-in for it. Equals `score` by default."""

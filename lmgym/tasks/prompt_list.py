@@ -19,7 +19,7 @@ class PromptList(Task):
     Args:
         prompts: prompts or plain texts.
         score: gives each completion of a batch its score; None where only comparisons say what is good.
-        name: stands in logs.
+        name: appears in logs.
         best: the best attainable score, where it is known.
         test_share: the share of prompts kept for testing.
     """
