@@ -44,6 +44,19 @@ BRIEF = "not contract and not exact_optimum and not truncated_sampling and not a
 FAMILY = "tests/test_functional.py tests/test_learner.py tests/test_algorithms.py tests/test_oracles.py"
 DECODING = "tests/test_sampling.py tests/test_policy.py tests/test_onednn.py"
 
+EXTRAS = (
+    "tests/test_algorithms.py tests/test_learner.py tests/test_survival.py "
+    f"-k '(running or goes_on or refresh or mixed or minibatches) and {BRIEF}"
+)
+ENV_MODULES = ("vector", "state", "rewards", "actions", "prompts", "infos", "scorer_cache")
+ENV = "tests/test_env.py tests/test_rollout.py tests/test_reward.py tests/test_bad_input.py"
+ROLLOUT_MODULES = ("token_loop", "collection", "buffer", "stream", "agreement")
+ROLLOUT = (
+    "tests/test_rollout.py tests/test_env.py tests/test_sampling.py tests/test_fast.py tests/test_algorithms.py "
+    "-k '(not test_fast and not test_algorithms or "
+    f"slots or groups or leave or lengths or network or shapes) and {BRIEF}'"
+)
+
 TESTS = {
     "agents/ppo.py": (
         "tests/test_ppo.py tests/test_learner.py tests/test_algorithms.py "
@@ -70,17 +83,18 @@ TESTS = {
         f"-k '(test_ppo or test_learner or bad_ or memory or passes or average or mixed or default) and {BRIEF}'"
     ),
     "agents/training/batch.py": "tests/test_learner.py tests/test_fast.py -k 'test_learner or passes'",
-    "agents/training/extras.py": (
-        "tests/test_algorithms.py tests/test_learner.py tests/test_survival.py "
-        f"-k '(running or goes_on or refresh or mixed or minibatches) and {BRIEF} and not run_'"
+    "agents/training/extras.py": f"{EXTRAS} and not run_'",
+    "agents/training/minibatches.py": f"{EXTRAS} and not run_'",
+    "agents/training/metrics.py": "tests/test_ppo.py tests/test_learner.py -k 'test_learner or metrics'",
+    "agents/training/microbatch.py": (
+        "tests/test_learner.py tests/test_fast.py tests/test_survival.py -k 'items or passes or memory or wait'"
     ),
+    "agents/training/moving_average.py": "tests/test_algorithms.py tests/test_survival.py -k 'average or goes_on'",
+    "agents/training/nonfinite.py": "tests/test_survival.py -k 'bad_ or memory or gpu or row'",
+    "agents/training/require.py": "tests/test_bad_input.py tests/test_algorithms.py tests/test_plugins.py -k 'refused or range or group or setting'",
     "agents/evaluate.py": "tests/test_evaluate.py",
-    "lmgym/env/vector.py": "tests/test_env.py tests/test_rollout.py tests/test_reward.py tests/test_bad_input.py",
-    "lmgym/rollout/decode.py": (
-        "tests/test_rollout.py tests/test_env.py tests/test_sampling.py tests/test_fast.py tests/test_algorithms.py "
-        "-k '(not test_fast and not test_algorithms or "
-        f"slots or groups or leave or lengths or network or shapes) and {BRIEF}'"
-    ),
+    **dict.fromkeys([f"lmgym/env/{name}.py" for name in ENV_MODULES], ENV),
+    **dict.fromkeys([f"lmgym/rollout/{name}.py" for name in ROLLOUT_MODULES], ROLLOUT),
     "lmgym/policy.py": (
         f"{DECODING} tests/test_models.py tests/test_fast.py tests/test_ppo.py "
         f"-k '(not test_fast or gradients or temperature or network or bfloat16 or wait) and {BRIEF}'"
@@ -90,6 +104,7 @@ TESTS = {
     ),
     "lmgym/exact.py": "tests/test_exact.py",
     "lmgym/sampling.py": "tests/test_sampling.py tests/test_policy.py",
+    "lmgym/reward/score.py": "tests/test_reward.py tests/test_bad_input.py tests/test_env.py",
     "lmgym/reward/kl.py": "tests/test_reward.py tests/test_bad_input.py tests/test_env.py",
     "lmgym/reward/model.py": "tests/test_reward_model.py tests/test_bad_input.py tests/test_fast.py -k reward",
 }
