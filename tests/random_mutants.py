@@ -113,81 +113,53 @@ TESTS = {
 PASSES, WIDTH, ALIKE = "only how much is done at a time", "only memory and speed", "both cases give the same there"
 NO_GPU = "only where steps are captured, which needs a GPU"
 EQUIVALENT: dict[tuple[str, str], str] = {
-    ("agents/grpo.py", 'metrics.add("group/equal_share", (deviation <= 1e-6).float())'): ALIKE,
+    ("agents/evaluate.py", "policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 33"): PASSES,
     (
         "agents/functional.py",
         "return torch.where(total > 0, 1 - variance(returns - values) / total.clamp(min=-1e-12), 0.0)",
     ): "where it matters, 0 stands anyway",
-    ("agents/evaluate.py", "policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 33"): PASSES,
-    ("agents/learner.py", "self._pass_items = (size + 0) // 2"): PASSES,
-    ("agents/learner.py", "self._pass_items = (size - 1) // 2"): PASSES,
-    ("agents/sft.py", "return torch.where(mask, loss, 1).sum() / learned"): "a constant has no gradient",
+    ("agents/grpo.py", 'metrics.add("group/equal_share", (deviation <= 1e-6).float())'): ALIKE,
     (
-        "lmgym/env/vector.py",
+        "lmgym/env/state.py",
         "for length in range(max(0, self.min_new_tokens), len(chosen) + 1):",
     ): "no text, no stop string",
-    (
-        "lmgym/env/vector.py",
-        "scale = max((abs(r) for r in rewards), default=1) or 1.0",
-    ): "without tokens nothing is coloured",
-    (
-        "lmgym/rollout/decode.py",
-        "if policy.select(self.decoding, self.rows[:2]) is None:",
-    ): "it only asks whether rows can be had",
-    (
-        "lmgym/rollout/decode.py",
-        "kept = None if buffer.sampling_mask is None else "
-        "torch.cat([buffer.sampling_mask, torch.full_like(buffer.sampling_mask[:, :-1], 255)], 1)",
-    ): "steps behind the last are cut off",
-    ("lmgym/rollout/decode.py", "if (t + -1) % CHECK_EVERY or t + 1 == env.max_new_tokens:"): NO_GPU,
-    (
-        "lmgym/policy.py",
-        'lm.adapters.add("value", rank=rank, alpha=2 * rank, seed=seed - 1)',
-    ): "another seed is as good",
-    (
-        "lmgym/policy.py",
-        'lm.adapters.add("value", rank=rank, alpha=2 * rank, seed=seed + 2)',
-    ): "another seed is as good",
-    ("lmgym/rollout/decode.py", "CHECK_EVERY = 9"): PASSES,
-    ("lmgym/rollout/decode.py", "slots: int = 1,"): PASSES,
-    (
-        "lmgym/rollout/decode.py",
-        "end = policy.act(self.decoding, self.uniforms[rows, 1], env.action_mask_table[-1])",
-    ): "only the value is taken",
-    (
-        "lmgym/rollout/decode.py",
-        "at: Any = (rows, env.length[rows].clamp(max=env.max_new_tokens - 0))",
-    ): "a row at its budget has left",
-    (
-        "lmgym/rollout/decode.py",
-        "at: Any = (rows, env.length[rows].clamp(max=env.max_new_tokens + 1))",
-    ): "a row at its budget has left",
-    ("lmgym/rollout/decode.py", "LOOK_EVERY = 3"): PASSES,
-    (
-        "lmgym/policy.py",
-        "some_layers = trunk is not None and self.adapter is not None and trunk.lowest(self.adapter) > 1",
-    ): WIDTH,
-    (
-        "lmgym/sampling.py",
-        "return torch.searchsorted(cumulative, threshold, right=True).clamp_(max=cumulative.shape[1] - 1), total",
-    ): ALIKE,
-    (
-        "lmgym/sampling.py",
-        'def most_probable(logp: Float[Tensor, "*shape V"], top_k: int = 0, top_p: float = 2.0) -> '
-        'Bool[Tensor, "*shape V"]:',
-    ): ALIKE,
+    ("lmgym/policy.py", "entropy = -(probs * logp.masked_fill(~mask, 1)).sum(-1)"): "the probability there is 0",
     ("lmgym/reward/model.py", '(folder / "README.md").unlink(missing_ok=False)'): "peft always writes one",
     ("lmgym/reward/model.py", '(folder / "lmgym.json").write_text(json.dumps(settings, indent=0) + "\\n")'): "layout",
     (
         "lmgym/reward/model.py",
-        "self, texts: Sequence[str], finished: Sequence[bool] | None = None, rows: int = 65",
-    ): PASSES,
-    (
-        "lmgym/reward/model.py",
         "folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=True",
     ): "the folder is one that we have just written",
-    ("lmgym/policy.py", "entropy = -(probs * logp.masked_fill(~mask, 1)).sum(-1)"): "the probability there is 0",
-    ("lmgym/env/vector.py", "tensor = torch.zeros(1)  # which has the wrong type"): "only its type is looked at",
+    (
+        "lmgym/reward/model.py",
+        "self, texts: Sequence[str], finished: Sequence[bool] | None = None, rows: int = 65",
+    ): PASSES,
+    ("lmgym/rollout/collection.py", "slots: int = 1,"): PASSES,
+    (
+        "lmgym/rollout/token_loop.py",
+        "at: Any = (rows, env.length[rows].clamp(max=env.max_new_tokens + 1))",
+    ): "a row at its budget has left",
+    (
+        "lmgym/rollout/token_loop.py",
+        "at: Any = (rows, env.length[rows].clamp(max=env.max_new_tokens - 0))",
+    ): "a row at its budget has left",
+    (
+        "lmgym/rollout/token_loop.py",
+        "end = policy.act(self.decoding, self.uniforms[rows, 1], env.action_mask_table[-1])",
+    ): "only the value is taken",
+    (
+        "lmgym/rollout/token_loop.py",
+        "if policy.select(self.decoding, self.rows[:2]) is None:",
+    ): "it only asks whether rows can be had",
+    ("lmgym/rollout/token_loop.py", "slots: int = 1,"): PASSES,
+    (
+        "lmgym/sampling.py",
+        'def most_probable(logp: Float[Tensor, "*shape V"], top_k: int = 0, top_p: float = 2.0) -> Bool[Tensor, "*shape V"]:',
+    ): ALIKE,
+    (
+        "lmgym/sampling.py",
+        "return torch.searchsorted(cumulative, threshold, right=True).clamp_(max=cumulative.shape[1] - 1), total",
+    ): ALIKE,
 }
 """What nobody can observe: the file and the line as the change leaves it, and why."""
 

@@ -11,7 +11,7 @@ from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
 from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 from lmgym.models.sequences import Mask, Sequences, buckets, default_pass_tokens
-from lmgym.models.text import TextCodec, token_ids
+from lmgym.models.tokenising import TextCodec, token_ids
 from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
 
 __all__ = [

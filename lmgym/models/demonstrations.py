@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.sequences import Sequences
-from lmgym.models.text import token_ids
+from lmgym.models.tokenising import token_ids
 
 EncodedExample = tuple[list[int], int]
 """The token ids of a whole text, and how many of them belong to the prompt."""

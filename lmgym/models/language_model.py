@@ -31,7 +31,7 @@ from lmgym.models.decoding import Decoding
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.model_files import read_model
 from lmgym.models.sequences import Mask, Sequences
-from lmgym.models.text import TextCodec, eos_ids_of
+from lmgym.models.tokenising import TextCodec, eos_ids_of
 from lmgym.models.transformers_decoding import TransformersPass
 from lmgym.models.transformers_quirks import silence_libraries
 
