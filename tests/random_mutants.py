@@ -91,7 +91,10 @@ TESTS = {
     ),
     "agents/training/moving_average.py": "tests/test_algorithms.py tests/test_survival.py -k 'average or goes_on'",
     "agents/training/nonfinite.py": "tests/test_survival.py -k 'bad_ or memory or gpu or row'",
-    "agents/training/require.py": "tests/test_bad_input.py tests/test_algorithms.py tests/test_plugins.py -k 'refused or range or group or setting'",
+    "agents/training/require.py": (
+        "tests/test_bad_input.py tests/test_algorithms.py tests/test_plugins.py "
+        "-k 'refused or range or group or setting'"
+    ),
     "agents/evaluate.py": "tests/test_evaluate.py",
     **dict.fromkeys([f"lmgym/env/{name}.py" for name in ENV_MODULES], ENV),
     **dict.fromkeys([f"lmgym/rollout/{name}.py" for name in ROLLOUT_MODULES], ROLLOUT),
@@ -154,7 +157,8 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("lmgym/rollout/token_loop.py", "slots: int = 1,"): PASSES,
     (
         "lmgym/sampling.py",
-        'def most_probable(logp: Float[Tensor, "*shape V"], top_k: int = 0, top_p: float = 2.0) -> Bool[Tensor, "*shape V"]:',
+        'def most_probable(logp: Float[Tensor, "*shape V"], top_k: int = 0, top_p: float = 2.0) -> '
+        'Bool[Tensor, "*shape V"]:',
     ): ALIKE,
     (
         "lmgym/sampling.py",

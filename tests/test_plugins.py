@@ -14,7 +14,8 @@ import pytest
 from gymnasium.envs import registration
 
 from agents import cli
-from agents.pipeline import Options, PreferenceOptions, RewardOptions, RLOptions, SFTOptions, catalog
+from agents.pipeline import Options, PreferenceOptions, RewardOptions, RLOptions, SFTOptions
+from agents.pipeline import algorithm_catalog as catalog
 from agents.runs import Limits, Run
 from lmgym import registry
 
