@@ -154,6 +154,7 @@ class Learner:
         )
         self.guard = StepGuard(self.parameters, on_bad_step)
         self._accumulating = False
+        self._compiled: TokenPolicy | None = None
         self._registered: dict[str, Stateful] = {}
         self._restored: State | None = None
 
@@ -272,8 +273,9 @@ class Learner:
             weigh: the weight of each action's loss, from the minibatch's mask: `F.token_mean` and its like.
             extra: a further loss, whose gradient is added.
         """
-        if self.config.compile:
+        if self.config.compile and self._compiled is not policy:
             _compile(policy)
+            self._compiled = policy
         self._require_gradients()
         weights = weigh(minibatch.mask)
 

@@ -21,6 +21,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "lmgym/fused/": ("test_fast", "test_onednn"),
     "lmgym/reward/": ("test_reward", "test_reward_model"),
     "lmgym/policy.py": ("test_policy", "test_sampling"),
+    "lmgym/critic.py": ("test_policy",),
     "lmgym/sampling.py": ("test_sampling", "test_policy"),
     "lmgym/devices.py": ("test_rollout",),
     "lmgym/tasks/": ("test_tasks",),

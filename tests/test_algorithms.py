@@ -807,14 +807,14 @@ def test_expert_iteration_keeps_the_best_and_says_so() -> None:
     groups = rollout_of(world, 8).score.view(-1, 8)
     for keep in (1, 3):
         row = first_row(expert_iteration, world, keep=keep)
-        assert row["kept/share"] == pytest.approx(keep / 8)
-        assert row["kept/score"] == pytest.approx(float(np.sort(groups.numpy())[:, -keep:].mean()), abs=1e-6)
+        assert row["imitated/share"] == pytest.approx(keep / 8)
+        assert row["imitated/score"] == pytest.approx(float(np.sort(groups.numpy())[:, -keep:].mean()), abs=1e-6)
     threshold = float(groups.amax(1).median())
     row = first_row(expert_iteration, world, threshold=threshold)
     best = groups.amax(1)[groups.amax(1) >= threshold]
     assert 0 < len(best) < 8
-    assert row["kept/share"] == pytest.approx(len(best) / 64), "a score of just the threshold is imitated"
-    assert row["kept/score"] == pytest.approx(float(best.mean()), abs=1e-6)
+    assert row["imitated/share"] == pytest.approx(len(best) / 64), "a score of just the threshold is imitated"
+    assert row["imitated/score"] == pytest.approx(float(best.mean()), abs=1e-6)
     assert row["policy/loss"] > 0, "minus the log-likelihood of what is imitated"
 
 

@@ -686,6 +686,7 @@ def test_the_last_token_of_the_budget_shows_its_own_reward(
     env.reset(seed=0, options={"prompt": "a"})
     for token in (B, C):
         env.step(TokenAction(torch.tensor([token]), torch.tensor([5.0 if token == B else 0.0])))
+    capsys.readouterr()
     env.render()
     shown = capsys.readouterr().out.split("\x1b[")[1::2]
     red, green = (tuple(map(int, piece.split("m")[0].split(";")[2:4])) for piece in shown)

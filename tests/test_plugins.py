@@ -181,7 +181,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_trained(tmp_path
         (["--algorithm=rloo", "--rloo.group=5"], "choose a group of 2, 4, 8"),
         (["--algorithm=a2c", "--a2c.critic=none"], "needs a critic"),
         (["--ppo.kl-loss=k1"], "0.714"),
-        (["--ppo.updates=-1"], "--updates -1 is negative"),
+        (["--ppo.updates=-1"], "updates=-1 must be at least 0"),
         (["--ppo.beta=-1"], "beta=-1.0 must be at least 0"),
         (["--ppo.rows=0"], "rows=0 must be at least 1"),
         (["--algorithm=distill"], "--teacher RUN"),

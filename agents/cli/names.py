@@ -16,7 +16,7 @@ from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.models import LanguageModel, load
 from lmgym.policy import Policy
 from lmgym.preferences import read_comparisons
-from lmgym.registry import TASK_SPECS, TaskSpec, default_arguments, find_spec, make_task
+from lmgym.registry import TaskSpec, default_arguments, find_spec, make_task
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 from lmgym.reward import RewardModel, Score
 from lmgym.tasks import PromptList
@@ -43,7 +43,7 @@ def setting_of(wanted: Common, reward: str, preferences: str | None = None, scor
         ValueError: a name is unknown, a number is invalid, or prompts have no score; it says what to do.
     """
     check_numbers(wanted)
-    entry = environment(wanted.task)
+    entry = find_spec(wanted.task)
     gold = function_named(wanted.gold) if wanted.gold else None
     if wanted.gold and not wanted.prompts:
         raise ValueError("--gold scores prompts of your own: give them with --prompts FILE")
@@ -90,23 +90,8 @@ def _budgets(wanted: Common, entry: TaskSpec, task: Task) -> dict[str, Any]:
     return {**default_arguments(entry, task), **chosen, "missing_eos_score": missing_eos_score}
 
 
-def environment(name: str) -> TaskSpec:
-    """The registered environment of a name.
-
-    Raises:
-        ValueError: there is none; it suggests the nearest name.
-    """
-    try:
-        return find_spec(name)
-    except ValueError as error:
-        if "Did you mean" in str(error):
-            raise
-        own = [id.removeprefix("lmgym/").removesuffix("-v0") for id in TASK_SPECS if id.startswith("lmgym/")]
-        raise ValueError(f"{error}.{did_you_mean(name, [*TASK_SPECS, *own])}") from error
-
-
 def is_environment(name: str) -> bool:
-    """Whether `environment` finds a name."""
+    """Whether a name is that of a registered environment."""
     try:
         find_spec(name)
     except ValueError:
@@ -129,7 +114,7 @@ def default_score(wanted: Common, setting: Setting) -> Score:
     Raises:
         ValueError: there is neither.
     """
-    name = environment(wanted.task).reward_model
+    name = find_spec(wanted.task).reward_model
     if wanted.prompts is not None or name is None:
         if not setting.task.has_gold:
             raise ValueError("there is no score to evaluate with: give --gold module:function or --reward MODEL")
