@@ -21,19 +21,23 @@ def collect(
     buffer: RolloutBuffer,
     stream: Stream,
     prompts: Sequence[Prompt | str] | None = None,
+    *,
     compact: bool = True,
     slots: int = 0,
 ) -> RolloutBuffer:
     """Fills the buffer with one episode for each row: `decode`, then the rewards of the whole batch.
 
     Args:
-        policy: chooses the tokens.
-        env: B rows.
-        buffer: for B rows; overwritten.
+        policy: what acts.
+        env: what it acts in, B rows.
+        buffer: receives the B episodes; what it held is overwritten.
         stream: the random numbers of prompts and tokens.
         prompts: one for each row, used instead of drawing them.
-        compact: as in `decode`.
-        slots: as in `decode`.
+        compact: see `decode`.
+        slots: see `decode`.
+
+    Returns:
+        The buffer.
 
     Raises:
         ValueError: model or temperature of policy and environment differ, or the policy is its own reference.
