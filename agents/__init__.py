@@ -1,1 +1,1 @@
-"""Single-file algorithms over a kernel of shared functions, and the tools around them."""
+"""Algorithms, one file each, on top of shared functions; and the tools around them."""

@@ -1,7 +1,8 @@
-"""Advantage actor-critic (Mnih et al. 2016), synchronous: one step for policy and critic from each rollout.
+"""Advantage actor-critic, A2C (Mnih et al. 2016, https://arxiv.org/abs/1602.01783): one step after each rollout.
 
-What differs from the paper: whole completions instead of a few steps of each environment, so that nothing is
-bootstrapped unless the task cuts completions off; generalised advantages (λ = 1 is the paper's); Adam, not RMSProp.
+Policy and critic are updated together. What differs from the paper: the method is synchronous; a rollout holds whole
+completions, not a few steps of each environment, so a return is bootstrapped only if the task truncates a completion;
+advantages come from generalised advantage estimation (λ = 1 gives the paper's); the optimizer is Adam, not RMSProp.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
 
 DEFAULTS = {"critic": "head"}
-"""What `lmgym train` sets for this algorithm, where the user says nothing."""
+"""Defaults of `lmgym train` for this algorithm; the user's options override them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Config:
     value_coef: float = 0.5
     """Weight of the value loss."""
     entropy_coef: float = 0.0
-    """Weight of the entropy bonus, per token in nats; the paper has 0.01."""
+    """Weight of the entropy bonus, per token in nats; 0.01 in the paper."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "updates", "value_coef", least=0)

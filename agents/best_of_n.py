@@ -1,7 +1,9 @@
-"""Best of n (Nakano et al. 2021; Stiennon et al. 2020): no training; sample n completions and keep the best.
+"""Best of n (Nakano et al. 2021; Stiennon et al. 2020): no training; sample n completions and choose the best.
 
-The simplest policy improvement, and the one to beat: from a group of completions of each prompt it reports what the
-best of 1, 2, 4, … would score, and at what KL, ties included.
+It is a simple and strong baseline. From a group of completions of each prompt it estimates the score of the best of 1,
+2, 4, … completions, and the KL to the policy, ties included.
+
+Papers: https://arxiv.org/abs/2112.09332 (Nakano et al.), https://arxiv.org/abs/2009.01325 (Stiennon et al.).
 """
 
 from collections.abc import Iterator
@@ -25,21 +27,21 @@ class Config:
     updates: int = 4
     """Rollouts."""
     group: int = 16
-    """Completions of each prompt, from which the best of every power of two up to it is measured."""
+    """Completions of each prompt. The best of n is measured for each power of two n up to this number."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "updates", least=0)
 
 
 METRICS = ROLLOUT_METRICS | {
-    "best_of/{n}/score": "score of the best of n, mean over prompts: an average over all choices of n from the group",
-    "best_of/{n}/kl_nats": "KL(best of n ‖ policy) in nats, on the group as the policy's distribution, ties included",
-    "best_of/{n}/kl_bound_nats": "log n − (n − 1)/n: the KL where no two scores are equal",
+    "best_of/{n}/score": "score of the best of n, mean over all subsets of n of a group, then over prompts",
+    "best_of/{n}/kl_nats": "KL(best of n ‖ policy) in nats, for the uniform distribution over the group, ties included",
+    "best_of/{n}/kl_bound_nats": "log n − (n − 1)/n: the KL in nats if no two scores are equal",
 }
 
 
 def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config) -> Iterator[dict[str, float]]:
-    """Trains nothing; yields the `METRICS` of each rollout, for n = 1, 2, 4, … `group`."""
+    """Yields the `METRICS` of each rollout, for n = 1, 2, 4, … `group`. It does not train the policy."""
     require.groups(env.num_envs, config.group, "best_of_n")
     buffer = RolloutBuffer.like(env)
     sizes = [2**k for k in range(config.group.bit_length()) if 2**k <= config.group]

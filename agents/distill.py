@@ -1,7 +1,9 @@
-"""Distillation (Hinton et al. 2015) from a teacher policy: KL(teacher ‖ policy) on what the teacher writes.
+"""Distillation (Hinton et al. 2015) from a teacher policy: minimise KL(teacher ‖ policy) on the teacher's samples.
 
-The teacher's completions stand for its distribution over sequences (Kim & Rush 2016); at each of their tokens the KL is
-taken over the whole vocabulary, so that the gradient is exactly 0 where the policy says what the teacher says.
+The teacher's completions are samples of its distribution over sequences (Kim & Rush 2016). At each of their tokens the
+KL is summed over the whole vocabulary, so the gradient is exactly 0 if policy and teacher are the same distribution.
+
+Papers: https://arxiv.org/abs/1503.02531 (Hinton et al.), https://arxiv.org/abs/1606.07947 (Kim & Rush).
 """
 
 from collections.abc import Iterator
@@ -25,14 +27,14 @@ class Config:
     updates: int = 50
     """Rollouts of the teacher."""
     minibatch_rows: int = 0
-    """Completions per optimizer step; 0 takes the whole rollout."""
+    """Completions per optimizer step; 0 for the whole rollout."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "updates", "minibatch_rows", least=0)
 
     @property
     def env_kl(self) -> str:
-        """The environment's `kl` that goes with these settings: rewards are not looked at."""
+        """The environment's `kl` that these settings need: "none", because rewards are not used."""
         return "none"
 
 
@@ -48,12 +50,12 @@ METRICS = (
 def train(
     policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config, teacher: TokenPolicy
 ) -> Iterator[dict[str, float]]:
-    """Trains the policy; yields the `METRICS` of each update. Scores, KL and tokens there are the teacher's."""
+    """Trains the policy; yields the `METRICS` of each update. The score, KL and token metrics are the teacher's."""
     require.given(teacher, "a teacher", "distill", "pass a policy of the same vocabulary (--teacher RUN)")
     buffer = RolloutBuffer.like(env)
 
     def loss(rows: Tensor) -> Tensor:
-        """The sum of KL(teacher ‖ policy) over the actions of these rows of the rollout, in nats."""
+        """KL(teacher ‖ policy), summed over the actions of these rows of the rollout, in nats."""
         sequences, mask = buffer.sequences[rows], buffer.is_action[rows]
         with torch.no_grad():
             target = teacher.log_probs(sequences)

@@ -1,8 +1,9 @@
-"""Direct preference optimisation (Rafailov et al. 2023): the policy is its own reward model.
+"""Direct preference optimisation, DPO (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290).
 
-No rollout, no reward model, no critic: each comparison's chosen completion is made more probable than the rejected one,
-as against the reference. A ranking of K completions counts as its K (K − 1) / 2 pairs. β is the environment's: larger
-stays nearer to the reference.
+The policy is its own reward model: there is no rollout, no separate reward model and no critic. The loss raises the
+probability of each comparison's chosen completion, and lowers that of the rejected one, both relative to the reference.
+A ranking of K completions counts as K (K − 1) / 2 pairs. β is the environment's; a larger β keeps the policy closer to
+the reference.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,11 +30,11 @@ class Config:
     minibatch_pairs: int = 16
     """Pairs per optimizer step."""
     label_smoothing: float = 0.0
-    """How often labels are taken to be wrong (conservative DPO, Mitchell 2023)."""
+    """Assumed probability that a label is wrong (conservative DPO, Mitchell 2023)."""
     finished: bool = True
-    """Whether the compared completions end, so that ending is learned too; set it off for texts that were cut."""
+    """Whether the texts are complete, so that the policy also learns to end them; turn it off for truncated texts."""
     max_tokens: int = 512
-    """Longer texts are cut here."""
+    """Token budget; longer texts are truncated."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "epochs", "minibatch_pairs", "max_tokens", least=1)
@@ -52,14 +53,14 @@ def train(
     policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Config, comparisons: Sequence[Comparison]
 ) -> Iterator[dict[str, float]]:
     """Trains on comparisons, with the environment's reference and β; yields the `METRICS` of each step."""
-    require.given(comparisons, "comparisons", "dpo", "pass comparisons (--preferences FILE.jsonl), or take online_dpo")
+    require.given(comparisons, "comparisons", "dpo", "pass comparisons (--preferences FILE.jsonl), or use online_dpo")
     whole, _ = require.adapter(policy, "dpo")
     require.reference(policy, env)
     pairs = encode_pairs(whole, comparisons, config)
     beta, metrics = env.kl_controller.beta, learner.metrics
 
     def loss(part: Sequence[tuple[EncodedExample, EncodedExample]]) -> Tensor:
-        """[pairs] DPO's loss of some pairs."""
+        """[pairs] DPO's loss of each pair."""
         chosen, rejected = log_ratios(whole, env, part)
         loss, margin = F.dpo(chosen, rejected, beta, config.label_smoothing), beta * (chosen - rejected)
         metrics.add("loss/train", loss)
@@ -80,7 +81,7 @@ def train(
 def encode_pairs(
     policy: Policy, comparisons: Sequence[Comparison], config: Config
 ) -> list[tuple[EncodedExample, EncodedExample]]:
-    """Every pair of every ranking, the better first."""
+    """All pairs of all rankings, each with the better completion first."""
 
     def row(prompt: str, text: str) -> EncodedExample:
         return encode_example(policy.lm, Example(prompt, text, config.finished), config.max_tokens)
@@ -104,7 +105,7 @@ def log_ratios(
 def evaluate(
     policy: Policy, env: TokenVectorEnv, comparisons: Sequence[Comparison], config: Config
 ) -> dict[str, float]:
-    """Margin and accuracy on comparisons that were not trained on."""
+    """Margin and accuracy on held-out comparisons."""
     pairs = encode_pairs(policy, comparisons, config)
     parts = [log_ratios(policy, env, pairs[i : i + 64]) for i in range(0, len(pairs), 64)]
     margin = env.kl_controller.beta * torch.cat([chosen - rejected for chosen, rejected in parts])

@@ -30,8 +30,8 @@ class EvaluationReport:
     """The result of `evaluate`.
 
     Attributes:
-        figures: by name, see `METRICS`.
-        samples: some completions as plain data, each with the reward, KL, value and advantage of every token.
+        figures: the measured quantities by name; see `METRICS`.
+        samples: some completions as plain data, with the reward, KL, value and advantage of each token.
     """
 
     figures: Mapping[str, Figure]
@@ -47,7 +47,7 @@ class EvaluationReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationReport":
-        """The inverse of `to_dict`, also after a round trip through JSON, where a value that is not finite is null."""
+        """The inverse of `to_dict`, also after a round trip through JSON, where values that are not finite are null."""
 
         def number(value: float | None) -> float:
             return math.nan if value is None else value
@@ -57,14 +57,14 @@ class EvaluationReport:
 
 
 METRICS = {
-    "gold": "gold score of held-out completions, which no learner sees",
+    "gold": "gold score, which no learner sees, of held-out completions",
     "score": "the score that the policy is trained on",
     "kl_nats_per_sequence": "KL to the reference, k1 summed over a completion's tokens, in nats",
     "kl_exact_nats_per_sequence": "KL to the reference, exact over the vocabulary at visited states, summed, in nats",
     "entropy_nats_per_token": "entropy of the next-token distribution, in nats",
     "tokens": "tokens per completion",
     "finished_share": "share of completions that ended before the token budget",
-    "distinct_2": "distinct word pairs over all word pairs, of all completions together",
+    "distinct_2": "number of distinct word pairs / number of word pairs, over all completions",
 }
 
 
@@ -72,16 +72,16 @@ METRICS = {
 def evaluate(
     policy: Policy, env: TokenVectorEnv, seed: int = 0, samples: int = 12, gamma: float = 1.0, lam: float = 0.95
 ) -> EvaluationReport:
-    """Runs one episode in each row and measures it.
+    """Runs one episode in each row and measures the completions.
 
-    The same seed gives the same prompts and the same random numbers, so that policies are compared on both. Without a
-    gold score of the task there is no "gold", and if the policy is the reference itself there is no KL.
+    The same seed gives the same prompts and the same random numbers, which reduces the noise of a comparison of two
+    policies. "gold" is left out if the task has no gold score; KL is left out if the policy is the reference itself.
 
     Args:
         policy: the policy to evaluate.
-        env: its rows are the prompts; make it with split="test".
-        seed: of prompts and samples.
-        samples: number of completions to return with their tokens.
+        env: has one row for each prompt; make it with split="test".
+        seed: the seed of prompts and samples.
+        samples: the number of completions to return with their tokens.
         gamma: γ of GAE, for the advantages of the samples.
         lam: λ of GAE, for the advantages of the samples.
     """
@@ -116,7 +116,10 @@ def evaluate(
 
 
 def distinct(texts: Sequence[str], n: int = 2) -> float:
-    """Distinct n-grams of words over all n-grams; 1 if none repeats (Li et al. 2016, https://arxiv.org/abs/1510.03055)."""
+    """Distinct word n-grams / all word n-grams; 1 if no n-gram repeats.
+
+    Li et al. 2016 (https://arxiv.org/abs/1510.03055).
+    """
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
 
@@ -124,7 +127,7 @@ def distinct(texts: Sequence[str], n: int = 2) -> float:
 def _over_vocabulary(
     policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32
 ) -> tuple[Tensor, Tensor]:
-    """[B, T] exact KL to the reference and entropy, in nats, at every visited state; 0 where no token was sampled."""
+    """[B, T] exact KL to the reference and [B, T] entropy, in nats, at each visited state; 0 outside the actions."""
     kls, entropies = [], []
     for start in range(0, sequences.tokens.shape[0], rows):
         part = sequences[start : start + rows]
@@ -149,7 +152,7 @@ def _sample(
     tokens, before = [], ""
     for count, (token, reward, token_kl, value, advantage) in enumerate(columns, start=1):
         text = env.model.text.decode_completion(prompt, chosen[:count])
-        # An end-of-sequence token decodes to no text; its name is shown.
+        # An end-of-sequence token decodes to an empty text, so show its name instead.
         piece = text[len(before) :] if token not in env.model.eos_ids else env.model.tokenizer.decode([token])
         tokens.append({"text": piece, "reward": reward, "kl": token_kl, "value": value, "advantage": advantage})
         before = text

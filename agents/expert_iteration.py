@@ -1,7 +1,10 @@
 """Expert iteration (Anthony et al. 2017) as rejection-sampling fine-tuning (Dong et al. 2023; Gulcehre et al. 2023).
 
-Sample a group of completions of each prompt, keep the best, and imitate them: maximum likelihood, no negative examples.
-What differs from the papers: each round goes on from the policy as it stands, not from the start.
+Sample a group of completions of each prompt, select the best, and imitate them by maximum likelihood. There are no
+negative examples. What differs from the papers: each round continues from the current policy, not from the initial one.
+
+Papers: https://arxiv.org/abs/1705.08439 (Anthony et al.), https://arxiv.org/abs/2304.06767 (RAFT: Dong et al.),
+https://arxiv.org/abs/2308.08998 (ReST: Gulcehre et al.).
 """
 
 from collections.abc import Iterator
@@ -27,13 +30,13 @@ class Config:
     group: int = 8
     """Completions of each prompt."""
     keep: int = 1
-    """How many of them are imitated."""
+    """Completions of each group to imitate: those of the highest score."""
     threshold: float | None = None
-    """Imitates only completions of at least this score."""
+    """Imitate only completions whose score is at least this; None imitates all that `keep` selects."""
     epochs: int = 1
     """Passes over the imitated completions."""
     minibatch_rows: int = 0
-    """Completions per optimizer step; 0 takes all."""
+    """Completions per optimizer step; 0 for all."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "updates", "minibatch_rows", least=0)
@@ -67,8 +70,8 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
         learner.metrics.add("imitated/score", rollout.score, imitated)
         learner.metrics.add("imitated/share", imitated.float())
 
-        # Imitation -> steps.
-        batch = Batch.of(rollout, rollout.logp)[imitated.nonzero()[:, 0]]  # waits for the device, once an update
+        # Imitated completions -> steps.
+        batch = Batch.of(rollout, rollout.logp)[imitated.nonzero()[:, 0]]  # waits for the device, once per update
         for _ in range(config.epochs if len(batch) else 0):
             for minibatch in learner.minibatches(batch, config.minibatch_rows):
                 learner.step(policy, minibatch, loss)

@@ -1,4 +1,4 @@
-"""The equations, one function each. Every mask is True where an entry counts, and every mean is over those."""
+"""The equations, one function each. A mask is True where an entry counts; means are over these entries only."""
 
 import math
 from typing import Literal
@@ -8,14 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Schedule = Literal["linear", "cosine", "constant"]
-"""What the learning rate does after the warm-up."""
+"""The shape of the learning-rate decay after the warm-up."""
 
 
 def schedule_factor(schedule: Schedule, progress: float, warmup: float) -> float:
-    """The learning rate as a share of its peak, at a point of the run between 0 and 1.
+    """The learning rate as a fraction of its peak, when the fraction `progress` of the run is done.
 
-    During the first `warmup` of the run it rises in a straight line from 0.1 to 1; then it falls to 0 in a straight
-    line ("linear") or half a cosine ("cosine"), or stays ("constant").
+    During the first fraction `warmup` of the run it rises linearly from 0.1 to 1. After that it decays to 0 linearly
+    ("linear") or along half a cosine ("cosine"), or it stays at 1 ("constant").
     """
     if progress < warmup:
         return 0.1 + 0.9 * progress / warmup
@@ -25,7 +25,7 @@ def schedule_factor(schedule: Schedule, progress: float, warmup: float) -> float
 
 
 def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Mean over the entries where `mask` is True; 0 where none is."""
+    """Mean over the entries where `mask` is True; 0 if there are no such entries."""
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
@@ -37,12 +37,15 @@ def gae(
     gamma: float = 1.0,
     lam: float = 0.95,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), and the returns A + V.
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16, https://arxiv.org/abs/1506.02438).
 
     δ_t = r_t + γ V(s_{t+1}) − V(s_t);  A_t = δ_t + γλ A_{t+1}.
 
-    Behind a row's last action the value is `bootstrap`: 0 where the episode ended, the critic's estimate where it was
-    cut off.
+    After a row's last action, V(s_{t+1}) is `bootstrap`: 0 if the episode terminated, the critic's estimate if it was
+    truncated.
+
+    Returns:
+        The advantages A and the returns A + V, both 0 where no action was taken.
     """
     following = torch.cat([is_action[:, 1:], torch.zeros_like(is_action[:, :1])], 1)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
@@ -59,24 +62,29 @@ def gae(
 def reward_to_go(
     rewards: Float[Tensor, "B T"], is_action: Bool[Tensor, "B T"], bootstrap: Float[Tensor, " B"], gamma: float = 1.0
 ) -> Float[Tensor, "B T"]:
-    """What is still to come (Williams 1992; Sutton & Barto 2018, eq. 3.8): G_t = r_t + γ G_{t+1}."""
+    """The discounted return from each action on: G_t = r_t + γ G_{t+1}.
+
+    Williams 1992 (https://doi.org/10.1007/BF00992696); Sutton & Barto 2018, eq. 3.8.
+    """
     _, returns = gae(rewards, torch.zeros_like(rewards), is_action, bootstrap, gamma, 1.0)
     return returns
 
 
 def leave_one_out(returns: Float[Tensor, " B"], group: int) -> Float[Tensor, " B"]:
-    """RLOO's advantage (Kool et al. 2019; Ahmadian et al. 2024): R_i − mean of the group's other returns.
+    """RLOO's advantage: R_i − the mean of the other returns of its group.
 
-    Rows of a group stand side by side. G = 2 gives R_1 − R_2 and R_2 − R_1.
+    Kool et al. 2019 (https://openreview.net/forum?id=r1lgTGL5DE); Ahmadian et al. 2024
+    (https://arxiv.org/abs/2402.14740). The rows of a group are adjacent. A group of two gives R_1 − R_2 and R_2 − R_1.
     """
     grouped = returns.view(-1, group)
     return ((grouped - grouped.mean(1, keepdim=True)) * (group / (group - 1))).flatten()
 
 
 def group_relative(returns: Float[Tensor, " B"], group: int, scale: bool = True) -> Float[Tensor, " B"]:
-    """GRPO's advantage (Shao et al. 2024, section 4.1.2): (R_i − mean) / std over the group; 0 where all are equal.
+    """GRPO's advantage: (R_i − mean) / std over the group; 0 if all returns of the group are equal.
 
-    Without `scale`, R_i − mean, as Dr. GRPO has it (Liu et al. 2025).
+    Shao et al. 2024, section 4.1.2 (https://arxiv.org/abs/2402.03300). Without `scale` it is R_i − mean, as in Dr. GRPO
+    (Liu et al. 2025, https://arxiv.org/abs/2503.20783). The rows of a group are adjacent.
     """
     grouped = returns.view(-1, group)
     centred = grouped - grouped.mean(1, keepdim=True)
@@ -86,9 +94,10 @@ def group_relative(returns: Float[Tensor, " B"], group: int, scale: bool = True)
 def whiten(
     x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], shift_mean: bool = True
 ) -> Float[Tensor, "*shape"]:
-    """Scales the entries under the mask to variance 1 and centres them; 0 elsewhere.
+    """Scales the entries under the mask to variance 1 and mean 0; the other entries become 0.
 
-    Without `shift_mean` the mean stays where it was: for rewards (Ziegler et al. 2019), whose mean says what is good.
+    Without `shift_mean` the mean is unchanged. This is for rewards, because a shift of the rewards would change the
+    objective (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593).
     """
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
@@ -99,7 +108,10 @@ def whiten(
 def surrogate(
     logp: Float[Tensor, "*shape"], old_logp: Float[Tensor, "*shape"], advantages: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """−ρ A per action, ρ = π/π_old; its gradient where π = π_old is −A ∇ log π, that of REINFORCE (Williams 1992)."""
+    """The policy-gradient loss per action, −ρ A, where ρ = π/π_old.
+
+    At π = π_old its gradient is −A ∇ log π, which is REINFORCE's (Williams 1992, https://doi.org/10.1007/BF00992696).
+    """
     return -(logp - old_logp).exp() * advantages
 
 
@@ -111,15 +123,19 @@ def clipped_surrogate(
     clip_high: float | None = None,
     dual_clip: float = 0.0,
 ) -> Float[Tensor, "*shape"]:
-    """PPO's loss per action (Schulman et al. 2017, eq. 7): −min(ρ A, clip(ρ, 1 − ε, 1 + ε) A), ρ = π/π_old.
+    """PPO's loss per action: −min(ρ A, clip(ρ, 1 − ε, 1 + ε) A), where ρ = π/π_old.
+
+    Schulman et al. 2017, eq. 7 (https://arxiv.org/abs/1707.06347).
 
     Args:
         logp: log π in nats.
-        old_logp: log π_old.
+        old_logp: log π_old in nats.
         advantages: A.
         clip: ε.
-        clip_high: ε above 1, where it differs from that below ("clip-higher", Yu et al. 2025, section 3.1).
-        dual_clip: c > 1 bounds the loss of actions with A < 0 to −c A (Ye et al. 2020); 0 does not.
+        clip_high: ε of the upper bound 1 + ε, if it differs from that of the lower bound ("clip-higher", DAPO: Yu et
+            al. 2025, section 3.1, https://arxiv.org/abs/2503.14476).
+        dual_clip: a constant c > 1, which bounds the loss by −c A if A < 0 ("dual clip", Ye et al. 2020,
+            https://arxiv.org/abs/1912.09729); 0 is off.
     """
     ratio = (logp - old_logp).exp()
     high = clip if clip_high is None else clip_high
@@ -132,16 +148,16 @@ def clipped_surrogate(
 def outside(
     logp: Float[Tensor, "*shape"], old_logp: Float[Tensor, "*shape"], clip: float = 0.2
 ) -> Float[Tensor, "*shape"]:
-    """1 where the probability ratio lies outside 1 ± ε, else 0: its mean is the share of clipped actions."""
+    """1 if the probability ratio is outside 1 ± ε, else 0. The mean is the share of clipped actions."""
     return (((logp - old_logp).detach().exp() - 1).abs() > clip).float()
 
 
 def sequence_logp_ratio(
     logp: Float[Tensor, "B T"], old_logp: Float[Tensor, "B T"], is_action: Bool[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
-    """GSPO's log-ratio at every token (Zheng et al. 2025, section 4): the sequence's mean of log π − log π_old.
+    """GSPO's log-ratio: the mean of log π − log π_old over the sequence, repeated at every token.
 
-    Its value is the sequence's, and its gradient reaches each token through the mean.
+    Zheng et al. 2025, section 4 (https://arxiv.org/abs/2507.18071). The gradient flows to every token through the mean.
     """
     log_ratio = torch.where(is_action, logp - old_logp, 0.0)
     mean = log_ratio.sum(1, keepdim=True) / is_action.sum(1, keepdim=True).clamp(min=1)
@@ -154,12 +170,16 @@ def kl_loss(
     old_logp: Float[Tensor, "*shape"],
     reference_logp: Float[Tensor, "*shape"],
 ) -> Float[Tensor, "*shape"]:
-    """KL(π ‖ π_ref) per action as a loss, r = log π − log π_ref on actions of π_old (Schulman 2020).
+    """An estimate of KL(π ‖ π_ref) per action, used as a loss. r = log π − log π_ref, on actions sampled from π_old.
 
-    "k2": r²/2, whose gradient on fresh actions is the KL's. "k3": e^{−r} − 1 + r, as GRPO has it (Shao et al. 2024,
-    eq. 4), whose gradient is that of KL(π_ref ‖ π) and not the KL's. "ratio_k3": ρ (e^{−r} − 1 + r), ρ = π/π_old, whose
-    gradient is the KL's on old actions too. All are of one state at a time: only a KL in the reward credits an action
-    with the KL of the states that it leads to.
+    The estimators (Schulman 2020, http://joschu.net/blog/kl-approx.html):
+
+    - "k2": r²/2. Its expected gradient is that of the KL if π = π_old.
+    - "k3": e^{−r} − 1 + r, as in GRPO (Shao et al. 2024, eq. 4, https://arxiv.org/abs/2402.03300). Its expected
+      gradient is that of KL(π_ref ‖ π), not that of the KL.
+    - "ratio_k3": ρ (e^{−r} − 1 + r), where ρ = π/π_old. Its expected gradient is that of the KL, also if π ≠ π_old.
+
+    Each estimate concerns one state only. Only a KL in the reward also charges an action for the KL of later states.
     """
     log_ratio = logp - reference_logp
     if estimator == "k2":
@@ -169,22 +189,34 @@ def kl_loss(
 
 
 def token_mean(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Weights of a mean over tokens (DAPO: Yu et al. 2025, section 3.3): 1 / Σ_i |y_i|."""
+    """The weights of a mean over all tokens: 1 / Σ_i |y_i|.
+
+    DAPO: Yu et al. 2025, section 3.3 (https://arxiv.org/abs/2503.14476).
+    """
     return mask / mask.sum().clamp(min=1)
 
 
 def sequence_mean(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Weights of a mean over rows of means over tokens (GRPO: Shao et al. 2024, eq. 3): 1 / (B |y_i|)."""
+    """The weights of a mean over each row's tokens, and then over rows: 1 / (B |y_i|).
+
+    GRPO: Shao et al. 2024, eq. 3 (https://arxiv.org/abs/2402.03300).
+    """
     return mask / mask.sum(1, keepdim=True).clamp(min=1) / len(mask)
 
 
 def sequence_sum(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Weights of a mean over rows of sums over tokens, the policy gradient's own (Williams 1992): 1 / B."""
+    """The weights of a sum over each row's tokens, and then a mean over rows: 1 / B.
+
+    This gives the unbiased policy gradient (Williams 1992, https://doi.org/10.1007/BF00992696).
+    """
     return mask / float(len(mask))
 
 
 def constant_mean(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Weights of a sum over a constant (Dr. GRPO: Liu et al. 2025): 1 / (B T), T the token budget."""
+    """The weights of a sum divided by a constant: 1 / (B T), where T is the token budget.
+
+    Dr. GRPO: Liu et al. 2025 (https://arxiv.org/abs/2503.20783).
+    """
     return mask / float(mask.numel())
 
 
@@ -194,7 +226,11 @@ def clipped_value_loss(
     returns: Float[Tensor, "*shape"],
     clip: float = 0.2,
 ) -> Float[Tensor, "*shape"]:
-    """½ max((V − R)², (V_clipped − R)²) per action, V_clipped within `clip` of the old value (PPO's reference code)."""
+    """The clipped value loss per action: ½ max((V − R)², (V_clipped − R)²).
+
+    V_clipped is V, clipped to within `clip` of the old value. As in PPO's reference code
+    (https://github.com/openai/baselines).
+    """
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
 
@@ -202,7 +238,7 @@ def clipped_value_loss(
 def explained_variance(
     values: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
 ) -> Float[Tensor, ""]:
-    """1 − Var(R − V) / Var(R): 1 is a perfect critic, 0 one that knows the mean; 0 where the returns do not vary."""
+    """1 − Var(R − V) / Var(R). 1: a perfect critic; 0: no better than a constant. It is 0 if all returns are equal."""
 
     def variance(x: Tensor) -> Tensor:
         return masked_mean((x - masked_mean(x, mask)).square(), mask)
@@ -212,17 +248,20 @@ def explained_variance(
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL(best of n ‖ π) in nats where no two scores are equal: log n − (n − 1)/n (Stiennon et al. 2020, app. G.3)."""
+    """KL(best of n ‖ π) in nats if no two scores are equal: log n − (n − 1)/n.
+
+    Stiennon et al. 2020, app. G.3 (https://arxiv.org/abs/2009.01325).
+    """
     return math.log(n) - (n - 1) / n
 
 
 def best_of_n_probs(
     scores: Float[Tensor, "*group N"], probs: Float[Tensor, "*group N"], n: int
 ) -> Float[Tensor, "*group N"]:
-    """The probability that each of N outcomes is the best of n draws, ties broken at random.
+    """The probability that each of N outcomes is the best of n draws, with ties broken at random.
 
-    p_i · (F(s_i)ⁿ − F(<s_i)ⁿ) / P(score = s_i), F the distribution of the scores: exact with ties, which make
-    `best_of_n_kl` an upper bound.
+    p_i · (P(s ≤ s_i)ⁿ − P(s < s_i)ⁿ) / P(s = s_i), where s is the score of one draw. This is exact also with ties,
+    which make `best_of_n_kl` an upper bound.
     """
     at_most = ((scores[..., None, :] <= scores[..., None]) * probs[..., None, :]).sum(-1)
     below = ((scores[..., None, :] < scores[..., None]) * probs[..., None, :]).sum(-1)
@@ -230,14 +269,17 @@ def best_of_n_probs(
 
 
 def expected_best(scores: Float[Tensor, "G N"], n: int) -> Float[Tensor, " G"]:
-    """The mean over all choices of n of a group's N scores of the best one: no bias, and less noise than one choice."""
+    """The best score of n, averaged over all subsets of n of a group's N scores.
+
+    It is unbiased, and has less variance than the best score of a single subset.
+    """
     size = scores.shape[1]
     weights = [math.comb(rank, n - 1) / math.comb(size, n) for rank in range(size)]
     return scores.sort(1).values @ scores.new_tensor(weights)
 
 
 def best_of_group(scores: Float[Tensor, " B"], group: int, keep: int = 1) -> Bool[Tensor, " B"]:
-    """True for the `keep` best rows of each group; among equals the first. Rows of a group stand side by side."""
+    """True for the `keep` best rows of each group; the earlier row wins a tie. The rows of a group are adjacent."""
     order = scores.view(-1, group).sort(dim=1, descending=True, stable=True).indices[:, :keep]
     return torch.zeros_like(scores, dtype=torch.bool).view(-1, group).scatter(1, order, True).flatten()
 
@@ -248,9 +290,11 @@ def dpo(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, " B"]:
-    """DPO's loss per pair (Rafailov et al. 2023, eq. 7): −log σ(β r_chosen − β r_rejected), r = log π(y)/π_ref(y).
+    """DPO's loss per pair: −log σ(β r_chosen − β r_rejected), where r = log π(y)/π_ref(y).
 
-    With `label_smoothing` ε, for labels that are wrong at that rate (Mitchell 2023): (1 − ε) and ε of both orders.
+    Rafailov et al. 2023, eq. 7 (https://arxiv.org/abs/2305.18290). `label_smoothing` is the probability ε that a label
+    is wrong. The loss is then (1 − ε) times that of the pair as labelled, plus ε times that of the swapped pair
+    (conservative DPO: Mitchell 2023, "A note on DPO with noisy preferences").
     """
     margin = beta * (chosen_log_ratio - rejected_log_ratio)
     loss = torch.nn.functional.logsigmoid
@@ -260,18 +304,27 @@ def dpo(
 def forward_kl(
     teacher_log_probs: Float[Tensor, "*shape V"], log_probs: Float[Tensor, "*shape V"]
 ) -> Float[Tensor, "*shape"]:
-    """KL(teacher ‖ student) over the vocabulary (Hinton et al. 2015); tokens that the teacher never says count as 0."""
+    """KL(teacher ‖ student) over the vocabulary, in nats; tokens of teacher probability 0 contribute 0.
+
+    Hinton et al. 2015 (https://arxiv.org/abs/1503.02531).
+    """
     probs = teacher_log_probs.exp()
     return torch.where(probs > 0, probs * (teacher_log_probs - log_probs), 0.0).sum(-1)
 
 
 def bradley_terry(scores: Float[Tensor, " K"], rejected: Float[Tensor, " K"], margin: float = 0.0) -> Float[Tensor, ""]:
-    """−log σ(r_chosen − r_rejected − margin), the mean over pairs (Bradley & Terry 1952; Stiennon et al. 2020)."""
+    """The mean over pairs of −log σ(r_chosen − r_rejected − margin). `scores` holds r_chosen.
+
+    Bradley & Terry 1952 (https://doi.org/10.2307/2334029); Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325).
+    """
     return -torch.nn.functional.logsigmoid(scores - rejected - margin).mean()
 
 
 def ranking_loss(scores: Float[Tensor, " K"]) -> Float[Tensor, ""]:
-    """The mean of −log σ(r_i − r_j) over all pairs of one ranking, best first (Ouyang et al. 2022, eq. 1)."""
+    """The mean of −log σ(r_i − r_j) over all pairs of one ranking. `scores` are in ranked order, best first.
+
+    Ouyang et al. 2022, eq. 1 (https://arxiv.org/abs/2203.02155).
+    """
     better, worse = torch.triu_indices(len(scores), len(scores), offset=1, device=scores.device)
     return bradley_terry(scores[better], scores[worse])
 
@@ -279,7 +332,10 @@ def ranking_loss(scores: Float[Tensor, " K"]) -> Float[Tensor, ""]:
 def expected_calibration_error(
     probability: Float[Tensor, " N"], outcome: Bool[Tensor, " N"], bins: int = 10
 ) -> Float[Tensor, ""]:
-    """Σ_bins share · |mean probability − frequency| (Guo et al. 2017, eq. 3), over bins of equal width."""
+    """Σ_bins share · |mean probability − frequency| over bins of equal width.
+
+    Guo et al. 2017, eq. 3 (https://arxiv.org/abs/1706.04599).
+    """
     index = (probability * bins).long().clamp(0, bins - 1)
     gap = torch.zeros(bins, device=probability.device).scatter_add_(0, index, outcome.float() - probability)
     return gap.abs().sum() / len(probability)

@@ -1,10 +1,16 @@
-"""Group relative policy optimisation (Shao et al. 2024), with its published corrections as settings.
+"""Group relative policy optimisation, GRPO (Shao et al. 2024, https://arxiv.org/abs/2402.03300).
 
-The defaults are the paper's. They are biased in three ways, each with the field that mends it: dividing by the group's
-deviation favours prompts that are nearly solved or nearly hopeless, and changes the price of a KL in the loss, which is
-not divided (`scale=False`, Dr. GRPO: Liu et al. 2025); the k3 loss has not the KL's gradient (`kl_loss="ratio_k3"`, or
-"none" where the environment pays KL); the mean over a completion's tokens favours long wrong answers
-(`aggregate="constant"`, Dr. GRPO). docs/algorithms/grpo.md has the measurements.
+The published corrections are settings; the defaults are the paper's. The defaults have three biases:
+
+- Division by the group's standard deviation gives a large weight to prompts that are almost always or almost never
+  solved. It also changes the weight of a KL in the loss, which is not divided. Correction: `scale=False` (Dr. GRPO: Liu
+  et al. 2025, https://arxiv.org/abs/2503.20783).
+- The gradient of the k3 loss is not that of the KL. Correction: `kl_loss="ratio_k3"`, or "none" if the environment pays
+  the KL in the reward.
+- The mean over a completion's tokens favours long wrong answers. Correction: `aggregate="constant"` (Dr. GRPO).
+
+docs/algorithms/grpo.md has measurements. Other variants: DAPO (https://arxiv.org/abs/2503.14476) and GSPO
+(https://arxiv.org/abs/2507.18071).
 """
 
 from collections.abc import Iterator
@@ -32,24 +38,24 @@ class Config:
     updates: int = 100
     """Rollouts."""
     group: int = 8
-    """Completions of each prompt, which are compared with one another."""
+    """Completions of each prompt, whose returns are compared."""
     epochs: int = 1
     """Passes over a rollout."""
     minibatch_rows: int = 0
-    """Completions per optimizer step; 0 takes the whole rollout."""
+    """Completions per optimizer step; 0 for the whole rollout."""
     clip: float = 0.2
-    """Clips the probability ratio to 1 − this."""
+    """Lower bound of the probability ratio: 1 − this."""
     clip_high: float = 0.2
-    """Clips the probability ratio to 1 + this (DAPO, Yu et al. 2025: 0.28)."""
+    """Upper bound of the probability ratio: 1 + this (0.28 in DAPO, Yu et al. 2025)."""
     scale: bool = True
     """Divide advantages by the group's standard deviation."""
     aggregate: Literal["sequence", "token", "constant"] = "sequence"
-    """The mean of the losses: of each completion and then of those, of all tokens (DAPO), or over the token budget (Dr.
-    GRPO)."""
+    """Mean of the token losses: "sequence", over each completion and then over completions; "token", over all tokens
+    (DAPO); "constant", their sum over the token budget (Dr. GRPO)."""
     ratio: Literal["token", "sequence"] = "token"
-    """The probability ratio: each token's, or the geometric mean over the completion (GSPO, Zheng et al. 2025)."""
+    """Probability ratio: of each token, or its geometric mean over the completion (GSPO, Zheng et al. 2025)."""
     kl_loss: str = "k3"
-    """KL in the loss, by "k3", "ratio_k3" or "k2"; "none" where the environment pays it in the reward."""
+    """Estimator of a KL in the loss: "k3", "ratio_k3" or "k2"; if "none", the environment pays the KL in the reward."""
 
     def __post_init__(self) -> None:
         require.one_of("aggregate", self.aggregate, AGGREGATES)
@@ -60,14 +66,14 @@ class Config:
 
     @property
     def env_kl(self) -> str:
-        """The environment's `kl` that goes with these settings."""
+        """The environment's `kl` that these settings need."""
         return "sampled" if self.kl_loss == "none" else "none"
 
 
 METRICS = LEARNER_METRICS | {
-    "policy/clip_fraction": "share of tokens whose ratio lies outside 1 ± `clip`",
+    "policy/clip_fraction": "share of tokens whose ratio is outside 1 ± `clip`",
     "group/deviation": "standard deviation of the return within a group, mean over groups",
-    "group/equal_share": "share of groups whose returns are all equal, which teach nothing",
+    "group/equal_share": "share of groups whose returns are all equal, which give no gradient",
 }
 
 

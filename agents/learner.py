@@ -1,4 +1,4 @@
-"""What surrounds every algorithm: optimizer steps, the learning-rate schedule, minibatches, metrics, checkpoints."""
+"""The parts that all algorithms share: optimizer steps, learning-rate schedule, minibatches, metrics, checkpoints."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,28 +41,28 @@ class LearnerConfig:
     """Settings of the optimizer."""
 
     lr: float = 1e-3
-    """Peak learning rate. LoRA needs about ten times that of full fine-tuning."""
+    """Peak learning rate. LoRA needs about ten times the learning rate of full fine-tuning."""
     schedule: F.Schedule = "linear"
-    """What follows the warm-up: a straight line to 0, half a cosine to 0, or a constant."""
+    """Learning rate after the warm-up: linear decay to 0, half a cosine to 0, or constant."""
     warmup: float = 0.05
-    """Share of the run in which the learning rate rises from a tenth to its peak (Ouyang et al. 2022)."""
+    """Share of the run in which the learning rate rises from a tenth of the peak to the peak (Ouyang et al. 2022)."""
     max_grad_norm: float = 1.0
-    """Gradient clipping: the gradient is scaled down to this norm; 0 does not clip."""
+    """Gradient clipping: a larger gradient is scaled down to this norm; 0 is off."""
     adam_eps: float = 1e-5
     """Adam's epsilon, as in PPO's reference code."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay, as in AdamW."""
     micro_tokens: int = 0
-    """Tokens in one pass through the model, padding included: fewer take less memory and give the same step (gradient
-    accumulation). 0 takes as many as a CPU's caches hold, or as fill a GPU."""
+    """Maximum tokens in one pass through the model, padding included. A smaller number needs less memory and gives the
+    same step (gradient accumulation). 0 chooses a number that suits the device."""
     bucket: bool = True
-    """Let completions of similar length share a pass, so that little of it is padding."""
+    """Put completions of similar length into the same pass, which reduces padding."""
     compile: bool = False
-    """Compile the policy's differentiable pass with torch.compile: half a minute at the first step, some percent less
-    for every other, and the same gradients up to rounding. Needs a C++ compiler."""
+    """Compile the policy's differentiable pass with torch.compile. The first step takes half a minute longer; later
+    steps are a few percent faster. Gradients are the same up to rounding. Needs a C++ compiler."""
     ema_decay: float = 0.0
-    """Decay of an exponential moving average of the parameters over the optimizer steps, with which the run ends
-    (Ouyang et al. 2022: 0.992); 0 keeps no average."""
+    """Decay of an exponential moving average of the parameters over optimizer steps; the trained policy is the average
+    (0.992 in Ouyang et al. 2022). 0 is off."""
 
     def __post_init__(self) -> None:
         require.one_of("schedule", self.schedule, get_args(F.Schedule))
@@ -74,10 +74,10 @@ class LearnerConfig:
 
 ROLLOUT_METRICS = {
     "score/mean": "composed score of the rollout's completions, mean over rows",
-    "reward/sequence": "what the environment paid: score less β·KL where it pays KL; summed over a row, mean over rows",
+    "reward/sequence": "reward: score, minus β·KL if the environment pays KL; summed over a row, mean over rows",
     "kl/sequence_nats": "KL to the reference, k1 summed over a row's tokens, mean over rows, in nats",
     "kl/token_k3_nats": "KL to the reference by k3, mean over tokens, in nats",
-    "kl/beta": "β with which the rollout was paid, in score per nat",
+    "kl/beta": "β in the rollout's rewards, in score per nat",
     "tokens/mean": "tokens per completion",
     "tokens/unfinished_share": "share of completions that reached the token budget",
     "optimizer/lr": "learning rate",
@@ -87,7 +87,7 @@ ROLLOUT_METRICS = {
 
 STEP_METRICS = {
     "optimizer/grad_norm": "norm of the gradient before clipping, mean over optimizer steps",
-    "optimizer/bad_steps": "optimizer steps that were not taken, because the gradient was not finite",
+    "optimizer/bad_steps": "optimizer steps that were skipped, because the gradient was not finite",
 }
 """What `Learner.optimizer_step` measures."""
 
@@ -95,7 +95,7 @@ METRICS = (
     ROLLOUT_METRICS
     | STEP_METRICS
     | {
-        "policy/loss": "the loss, each action weighted as the algorithm weighs it, mean over optimizer steps",
+        "policy/loss": "the algorithm's loss, weighted over actions, mean over optimizer steps",
         "policy/entropy_nats": "entropy of the next-token distribution, mean over tokens of the whole update, in nats",
         "policy/approx_kl_nats": "KL(old ‖ new) by k3, mean over tokens of the whole update, in nats",
         "policy/ratio_deviation": "|ratio − 1|, mean over tokens of the first minibatch; 0 up to rounding",
@@ -108,17 +108,17 @@ class Learner:
     """Takes optimizer steps, and measures an update.
 
     Args:
-        parameters: what is trained; those that require no gradient are left out.
+        parameters: the parameters to train; those with requires_grad=False are ignored.
         config: the optimizer's settings.
-        seed: of the shuffles, and of the prompts and samples that an algorithm draws.
-        on_bad_step: what a gradient that is not finite does: "stop" raises `BadStep`, on a CPU before the step and
-            elsewhere at the end of the update; "skip" counts it in "optimizer/bad_steps". The step is never taken.
-        say: receives messages for the user, such as that memory ran out and smaller passes were taken.
+        seed: the seed of the shuffles, and of the prompts and samples that an algorithm draws.
+        on_bad_step: the reaction to a gradient that is not finite. The step is never taken. "stop" raises `BadStep`: on
+            a CPU immediately, on other devices at the end of the update. "skip" counts it in "optimizer/bad_steps".
+        say: receives messages for the user, for example that memory ran out and the passes became smaller.
 
     Attributes:
-        metrics: means over the present update.
-        position: how many updates (in supervised learning: steps) are done, the present one included.
-        steps: optimizer steps since the last `summarise`.
+        metrics: means over the current update.
+        position: number of updates (in supervised learning: steps) so far, including the current one.
+        steps: number of optimizer steps since the last `summarise`.
 
     Raises:
         ValueError: no parameter requires a gradient.
@@ -142,7 +142,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True
         )
-        # On the device, so that shuffling moves no indices.
+        # On the device, so that shuffling needs no transfer of indices.
         self.generator = torch.Generator(device=self.device).manual_seed(seed)
         self.say = say or partial(warnings.warn, stacklevel=2)
         self.metrics = Metrics()
@@ -161,10 +161,10 @@ class Learner:
     # Progress and checkpoints --------------------------------------------------------------------------------------
 
     def updates(self, total: int) -> Iterator[int]:
-        """The numbers of the updates to do: 0 to `total` − 1, or those that are left where a run is resumed.
+        """The indices of the updates: 0 to `total` − 1, or the remaining ones if the run was resumed.
 
-        Sets the learning rate of each. An algorithm that counts its updates with it can be interrupted at each `yield`
-        and resumed.
+        It sets the learning rate of each update. An algorithm that loops over it can be interrupted at each `yield` and
+        resumed later.
         """
         first = 0 if self._restored is None else self.position
         for update in range(first, total):
@@ -175,7 +175,7 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """The present learning rate."""
+        """The current learning rate."""
         return self.optimizer.param_groups[0]["lr"]
 
     @lr.setter
@@ -184,17 +184,20 @@ class Learner:
             group["lr"] = lr
 
     def register(self, name: str, part: Part) -> Part:
-        """Makes the state of an object part of the checkpoints.
+        """Adds the state of an object to the checkpoints, and restores it if the run was resumed.
 
         Args:
-            name: tells it from other parts.
-            part: has `state` and `restore`; where a run is resumed, it is restored now.
+            name: a unique name for the part.
+            part: an object with `state` and `restore`.
+
+        Returns:
+            The part.
 
         Raises:
-            ValueError: the name is taken, or contains a "/".
+            ValueError: the name is "learner" or contains a "/".
         """
         if name == "learner" or "/" in name:
-            raise ValueError(f"a part cannot be called {name!r}: take a name without '/' that is not 'learner'")
+            raise ValueError(f"a part cannot be called {name!r}: choose a name without '/' that is not 'learner'")
         self._registered[name] = part
         if self._restored is not None:
             part.restore(self._restored.part(name))
@@ -209,10 +212,10 @@ class Learner:
         return State.of({"learner": own} | {name: part.state() for name, part in self._registered.items()})
 
     def restore(self, state: State) -> None:
-        """Continues from where `state` was taken; call it before training begins.
+        """Restores a state, so that training continues from it. Call it before training begins.
 
         Raises:
-            ValueError: the state does not belong to such a learner; nothing was changed.
+            ValueError: the state does not fit this learner; nothing was changed.
         """
         own = state.part("learner")
         counts = {name: own.count(name) for name in ("position", "steps", "pass_tokens", "pass_items")}
@@ -234,22 +237,22 @@ class Learner:
     # Minibatches ---------------------------------------------------------------------------------------------------
 
     def minibatches(self, batch: Batch, rows: int) -> Iterator[Batch]:
-        """The rows of a batch in random order, `rows` at a time; 0 takes them all together."""
+        """Minibatches of `rows` rows of a batch, in random order; 0 gives one minibatch of all rows."""
         for indices in self.minibatch_indices(len(batch), rows):
             yield batch[indices]
 
     def minibatch_indices(self, count: int, size: int) -> Iterator[Tensor]:
-        """The numbers below `count` in random order, `size` at a time (0: all), on the device."""
+        """The indices 0 to `count` − 1 in random order, `size` at a time (0: all), on the device."""
         yield from torch.randperm(count, generator=self.generator, device=self.device).split(size or count)
 
     def shuffled_minibatches(self, count: int, size: int, epochs: int) -> Iterator[tuple[int, Tensor]]:
-        """The remaining steps of `epochs` passes over `count` items, each with the numbers of its minibatch."""
+        """The remaining steps of `epochs` passes over `count` items, each with the indices of its minibatch."""
         shuffle = self.register("shuffle", ShuffledMinibatches(count, size, self.generator))
         for step in self.updates(epochs * -(-count // size)):
             yield step, next(shuffle)
 
     def example_batches(self, lm: LanguageModel, examples: Sequence[Example], rows: int) -> Iterator[ExampleBatch]:
-        """Minibatches of examples in random order, without end."""
+        """An endless iterator over minibatches of examples, in random order."""
         encoded = [encode_example(lm, example) for example in examples]
         for indices in self.register("examples", ShuffledMinibatches(len(encoded), rows, self.generator)):
             yield collate_examples(lm, [encoded[i] for i in indices.tolist()])
@@ -264,14 +267,14 @@ class Learner:
         weigh: Callable[[Tensor], Tensor] = F.token_mean,
         extra: Callable[[], Tensor] | None = None,
     ) -> None:
-        """One optimizer step down the gradient of an algorithm's loss.
+        """Takes one optimizer step on an algorithm's loss.
 
         Args:
-            policy: what is trained.
+            policy: the policy to train.
             minibatch: rows of a rollout with their advantages.
-            loss: of each action.
-            weigh: the weight of each action's loss, from the minibatch's mask: `F.token_mean` and its like.
-            extra: a further loss, whose gradient is added.
+            loss: the loss of each action.
+            weigh: computes the weight of each action's loss from the minibatch's mask, for example `F.token_mean`.
+            extra: an additional loss, whose gradient is added.
         """
         if self.config.compile and self._compiled is not policy:
             _compile(policy)
@@ -291,9 +294,9 @@ class Learner:
         self.optimizer_step(partial(examine_batch, policy, minibatch, loss, weights))
 
     def _weighted(self, policy: TokenPolicy, old: Batch, loss: Loss, weights: Tensor) -> Tensor:
-        """The weighted loss of some rows, measured on the way."""
-        # Entries without an action may hold anything, −∞ too. They are masked before the loss and not after it: the
-        # gradient of a loss that is not finite is not finite, and stays so when it is multiplied by 0.
+        """The weighted loss of some rows; it adds to the metrics too."""
+        # Entries without an action may hold any value, also −∞. Mask them before the loss, not only after it: if a loss
+        # is not finite, neither is its gradient, and multiplication by 0 gives NaN.
         new = Evaluation(*(torch.where(old.mask, part, 0.0) for part in policy.evaluate(old.sequences)))
         weighted = (weights * torch.where(old.mask, loss(new, old), 0.0)).sum()
         self.metrics.add_to_sum("policy/loss", weighted)
@@ -306,25 +309,25 @@ class Learner:
 
     @property
     def approx_kl(self) -> float:
-        """KL(old ‖ new) by k3 so far in this update, mean over tokens, in nats. Waits for the device."""
+        """KL(old ‖ new) by k3, mean over the tokens of this update so far, in nats. Synchronises with the device."""
         return self.metrics.mean("policy/approx_kl_nats")
 
     def minimise(
         self, items: Any, part_of_loss: Callable[[Any], Tensor], describe: Callable[[Any], str] = repr
     ) -> None:
-        """One optimizer step down the gradient of a loss that is a sum over a minibatch.
+        """Takes one optimizer step on a loss that is a sum over the items of a minibatch.
 
         Args:
-            items: the minibatch: a sequence of anything, or a tensor of row numbers.
-            part_of_loss: the part of the loss that some of the items contribute. It gets all, if memory allows.
-            describe: says what an item is, where its gradient is not finite.
+            items: the minibatch: a sequence of any items, or a tensor of row indices.
+            part_of_loss: the contribution of some of the items to the loss. It gets all of them if memory allows.
+            describe: describes an item in an error message, if its gradient is not finite.
         """
         self._require_gradients()
         self.micro_batches.over_items(len(items), lambda part: self.backward(part_of_loss(items[part])))
         self.optimizer_step(lambda: examine_items(self.parameters, items, part_of_loss, describe))
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of `loss` to that of the next step."""
+        """Adds the gradient of `loss` to the gradient of the next step."""
         if not self._accumulating:
             self.optimizer.zero_grad(set_to_none=True)
             self._accumulating = True
@@ -332,14 +335,14 @@ class Learner:
             loss.backward()
 
     def optimizer_step(self, examine: Examine | None = None) -> None:
-        """One step down the gradient that has been accumulated, if it is finite.
+        """Takes one step with the accumulated gradient, if the gradient is finite.
 
         Args:
-            examine: finds the rows that are to blame if it is not.
+            examine: finds the rows whose gradient is not finite.
 
         Raises:
-            BadStep: it is not finite, such a step stops the run, and reading the device is free; otherwise `drain`
-                raises it.
+            BadStep: the gradient is not finite and `on_bad_step` is "stop". On devices where reading a value needs a
+                synchronisation, `drain` raises it instead.
         """
         self._accumulating = False
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
@@ -348,22 +351,22 @@ class Learner:
         self.metrics.add("optimizer/grad_norm", norm, ~refused)
         self.metrics.add_to_sum("optimizer/bad_steps", refused)
         with record_function("lmgym/step"):
-            # The fused step leaves parameters, moments and its own count unchanged where this is 1, so that the host
-            # need not read it.
+            # If this is 1, the fused step leaves parameters, moments and step count unchanged, so the host need not
+            # read it.
             self.optimizer.found_inf = refused.float()  # pyright: ignore[reportAttributeAccessIssue]
             self.optimizer.step()
         self.steps += 1
         self.average.update(refused)
 
     def _require_gradients(self) -> None:
-        """Trains what was frozen from outside again: without it, a run would go on and train only the rest."""
+        """Unfreezes parameters that other code froze. Without this, the run would silently train only the others."""
         frozen = [p for p in self.parameters if not p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
         if frozen:
             self.say(
-                f"{len(frozen)} of {len(self.parameters)} trained parameters had requires_grad=False, set from outside "
-                "the learner (peft's disable_adapter() and set_adapter() do that): they are trained again"
+                f"{len(frozen)} of {len(self.parameters)} trained parameters had requires_grad=False, set by code "
+                "outside the learner (peft's disable_adapter() and set_adapter() do that): they are trained again"
             )
 
     @property
@@ -373,7 +376,7 @@ class Learner:
     # Metrics and the average ---------------------------------------------------------------------------------------
 
     def summarise(self, rollout: RolloutBuffer) -> dict[str, float]:
-        """Ends an update: `ROLLOUT_METRICS` and whatever else was added to `metrics`, in one transfer."""
+        """Ends an update. Returns `ROLLOUT_METRICS` and all other `metrics`, in one transfer from the device."""
         estimates = kl_estimates(rollout.logp, rollout.reference_logp)
         self.metrics.add("score/mean", rollout.score, rollout.score.isfinite())
         for name, column in rollout.breakdown.items() if len(rollout.breakdown) > 1 else ():
@@ -389,25 +392,27 @@ class Learner:
         return row
 
     def drain(self) -> dict[str, float]:
-        """The metrics since the last call, in one transfer.
+        """The metrics since the last call, in one transfer from the device.
 
         Raises:
-            BadStep: a gradient was not finite, and such a step stops the run.
+            BadStep: a gradient was not finite, and `on_bad_step` is "stop".
         """
         row = self.metrics.drain()
         self.guard.drain(bool(row.get("optimizer/bad_steps")), self._place)
         return row
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Runs the body with the moving average of the parameters, where `ema_decay` keeps one."""
+        """Runs the body with the moving average of the parameters, if `ema_decay` is not 0."""
         return self.average.swapped_in()
 
     def use_average(self) -> None:
-        """Replaces the parameters by their moving average, where `ema_decay` keeps one."""
+        """Replaces the parameters by their moving average, if `ema_decay` is not 0."""
         self.average.copy_to_parameters()
 
 
 def _compile(policy: TokenPolicy) -> None:
     if not isinstance(policy, Policy):
-        raise ValueError(f"compile=True compiles an lmgym.Policy, and this is a {type(policy).__name__}: leave it off")
+        raise ValueError(
+            f"compile=True needs an lmgym.Policy, and this is a {type(policy).__name__}: leave compile off"
+        )
     policy.compile()

@@ -1,9 +1,9 @@
-"""Natural language policy optimisation (Ramamurthy et al. 2023): PPO whose actions a masking policy narrows down.
+"""Natural language policy optimisation, NLPO (Ramamurthy et al. 2023, https://arxiv.org/abs/2210.01241).
 
-The masking policy is a copy of the policy, refreshed every `mask_refresh` updates. A token may be chosen if it is among
-the most probable that hold `mask_top_p` of the masking policy's probability. What was sampled is what is scored: the
-log-probabilities are those of the masked distribution, with the very masks of the rollout. Only training is masked, and
-with `mask_top_p = 1` nothing is: then this is PPO.
+NLPO is PPO with a restricted set of actions. The masking policy is a copy of the policy, renewed every `mask_refresh`
+updates. A token is allowed if it is among the most probable tokens that together have `mask_top_p` of the masking
+policy's probability. Log-probabilities are those of the masked distribution from which the tokens were sampled, with
+the same masks. Masks are used in training only. With `mask_top_p = 1` there is no mask, and NLPO is PPO.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
 
 DEFAULTS = {"critic": "head"}
-"""What `lmgym train` sets for this algorithm, where the user says nothing."""
+"""Defaults of `lmgym train` for this algorithm; the user's options override them."""
 MASK = "nlpo_mask"
 """The masking policy's adapter."""
 
@@ -34,15 +34,15 @@ class Config:
     epochs: int = 2
     """Passes over a rollout."""
     minibatch_rows: int = 16
-    """Completions per optimizer step; 0 takes the whole rollout."""
+    """Completions per optimizer step; 0 for the whole rollout."""
     mask_top_p: float = 0.9
-    """How much of the masking policy's probability may be chosen from."""
+    """Top-p of the mask: the probability, under the masking policy, of the tokens that are allowed."""
     mask_refresh: int = 5
-    """Copies the policy into the masking policy every so many updates."""
+    """Updates after which the policy is copied to the masking policy again."""
     lam: float = 0.95
     """GAE's λ; the discount is 1."""
     clip: float = 0.2
-    """Clips the probability ratio to 1 ± this."""
+    """Clips the probability ratio to 1 ± this value."""
     value_coef: float = 0.1
     """Weight of the value loss."""
 

@@ -1,7 +1,7 @@
-"""Online DPO (Guo et al. 2024): DPO on pairs that the policy has just written, the environment's score as annotator.
+"""Online DPO (Guo et al. 2024, https://arxiv.org/abs/2402.04792): DPO on pairs that the present policy samples.
 
-What differs from offline DPO (agents/dpo.py) is only where the pairs come from: of two completions of each prompt, the
-one of the higher score is chosen. Pairs of equal score teach nothing and are left out.
+The only difference from offline DPO (agents/dpo.py) is the source of the pairs: the policy samples two completions of
+each prompt, and the one with the higher score is the chosen one. Pairs of equal score are left out.
 """
 
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ class Config:
     updates: int = 50
     """Rollouts, each followed by one pass over its pairs."""
     minibatch_pairs: int = 0
-    """Pairs per optimizer step; 0 takes them all."""
+    """Pairs per optimizer step; 0 for all."""
     label_smoothing: float = 0.0
-    """How often the score is taken to be wrong."""
+    """Assumed probability that the score prefers the wrong completion."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "updates", "minibatch_pairs", least=0)
@@ -38,7 +38,7 @@ METRICS = (
     ROLLOUT_METRICS
     | STEP_METRICS
     | {
-        "loss/train": "DPO's loss, mean over the pairs of different score",
+        "loss/train": "DPO's loss, mean over the pairs whose scores differ",
         "margin/train": "β (log-ratio of the chosen − log-ratio of the rejected), mean over the same pairs",
         "pairs/share": "share of the pairs whose scores differ",
     }
@@ -55,12 +55,12 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
         # Prompts -> tokens -> scores.
         rollout = collect(policy, env, buffer, Stream(learner.seed, update, samples=2))
 
-        # Scores -> which of the two is chosen: +1 for the first, −1 for the second, 0 for neither.
+        # Scores -> the chosen completion: +1 for the first, −1 for the second, 0 for neither.
         chosen = torch.sign(rollout.score[::2] - rollout.score[1::2])
         metrics.add("pairs/share", chosen.abs())
 
         def loss(pairs: Tensor, chosen: Tensor = chosen, rollout: RolloutBuffer = rollout) -> Tensor:
-            """[pairs] DPO's loss, 0 where the scores are equal; with the β that paid this rollout."""
+            """[pairs] DPO's loss with the β of this rollout; 0 where the scores are equal."""
             rows, sign = torch.stack([2 * pairs, 2 * pairs + 1], 1).flatten(), chosen[pairs]
             log_ratio = policy.evaluate(rollout.sequences[rows]).logp - rollout.reference_logp[rows]
             log_ratio = torch.where(rollout.is_action[rows], log_ratio, 0.0).sum(1)

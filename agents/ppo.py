@@ -1,9 +1,9 @@
 """Proximal policy optimisation, PPO (Schulman et al. 2017, https://arxiv.org/abs/1707.06347), for language models.
 
 As in Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593) and Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325).
-What differs from PPO in control: an episode is one completion, and a batch holds whole episodes; the discount is 1; the
-reward is a score at the last token, less β·KL to the reference at every token; log-probabilities and values come from
-the pass that decoded the tokens; the critic shares the policy's trunk.
+What differs from PPO for control problems: an episode is one completion, and a batch holds whole episodes; the discount
+is 1; the reward is the score at the last token, minus β·KL to the reference at every token; the old log-probabilities
+and values come from the pass that sampled the tokens; critic and policy share the trunk.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
 
 DEFAULTS = {"critic": "head"}
-"""What `lmgym train` sets for this algorithm, where the user says nothing."""
+"""Defaults of `lmgym train` for this algorithm; the user's options override them."""
 
 
 @dataclass(frozen=True)
@@ -33,39 +33,39 @@ class Config:
     epochs: int = 2
     """Passes over a rollout."""
     minibatch_rows: int = 16
-    """Completions per optimizer step; 0 takes the whole rollout."""
+    """Completions per optimizer step; 0 for the whole rollout."""
     gamma: float = 1.0
     """Discount."""
     lam: float = 0.95
     """GAE's λ."""
     clip: float = 0.2
-    """Clips the probability ratio to 1 ± this."""
+    """Clips the probability ratio to 1 ± this value."""
     dual_clip: float = 0.0
-    """Bounds the loss of actions of negative advantage to this many times −A (Ye et al. 2020: 3); 0 is off."""
+    """Dual clip c: bounds the loss by −c A if the advantage A is negative (3 in Ye et al. 2020); 0 is off."""
     value_clip: float = 0.2
-    """Clips the change of the value."""
+    """Clips the value to within this distance of the old value, in the value loss."""
     value_coef: float = 0.1
-    """Weight of the value loss; 0 for a policy without a critic (then set λ to 1)."""
+    """Weight of the value loss; 0 for a policy without a critic (set λ to 1 too)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, per token in nats."""
     whiten_advantages: bool = True
     """Whiten advantages over the rollout: mean 0, standard deviation 1."""
     whiten_rewards: bool = False
-    """Scale rewards over the rollout to standard deviation 1, and keep their mean (Ziegler et al. 2019)."""
+    """Scale rewards over the rollout to standard deviation 1 and keep their mean (Ziegler et al. 2019)."""
     scale_score: bool = False
     """Divide scores by the standard deviation of all scores so far."""
     score_clip: float = 0.0
     """Clip scores, after scaling, to ± this; 0 is off."""
     target_kl: float = 1.0
-    """Early stopping: ends an update's epochs when KL(old ‖ new) per token, in nats, exceeds this; 0 is off."""
+    """Early stopping: no further epochs in an update once KL(old ‖ new), in nats per token, exceeds this; 0 is off."""
     kl_loss: str = "none"
-    """KL in the loss, by "k2" or "ratio_k3", for an environment that does not pay it in the reward."""
+    """Estimator of a KL in the loss: "k2" or "ratio_k3"; with "none" the environment pays the KL in the reward."""
     reference_refresh: int = 0
-    """Makes the policy its own reference every so many updates (DeepSeek-R1: 400 steps); 0 is off."""
+    """Updates after which the present policy becomes the reference (400 steps in DeepSeek-R1); 0 is off."""
     ptx_coef: float = 0.0
-    """Weight of the log-likelihood of given texts, per token in nats ("PPO-ptx", Ouyang et al. 2022); 0 is off."""
+    """Weight of the log-likelihood of user-supplied texts, nats per token (PPO-ptx, Ouyang et al. 2022); 0 is off."""
     ptx_rows: int = 16
-    """Given texts per optimizer step."""
+    """User-supplied texts per optimizer step, for `ptx_coef`."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "updates", "minibatch_rows", "reference_refresh", least=0)
@@ -77,7 +77,7 @@ class Config:
 
     @property
     def env_kl(self) -> str:
-        """The environment's `kl` that goes with these settings."""
+        """The environment's `kl` that these settings need."""
         return "sampled" if self.kl_loss == "none" else "none"
 
 
@@ -85,7 +85,7 @@ METRICS = LEARNER_METRICS | {
     "policy/clip_fraction": "share of tokens whose ratio was clipped",
     "value/loss": "clipped value loss, mean over tokens",
     "value/explained_variance": "1 − Var(return − value) / Var(return)",
-    "ptx/loss": "negative log-likelihood of given texts, mean over tokens, in nats; where `ptx_coef` is not 0",
+    "ptx/loss": "negative log-likelihood of the user-supplied texts, mean over tokens, in nats; if `ptx_coef` is not 0",
 }
 
 
@@ -96,7 +96,7 @@ def train(
     config: Config,
     examples: Sequence[Example] | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Trains the policy; yields the `METRICS` of each update. The caller logs, saves and stops."""
+    """Trains the policy; yields the `METRICS` of each update. The caller logs, saves and stops early."""
     if config.value_coef:
         require.critic(policy, "ppo with value_coef")
     require.kl(policy, env, "ppo", config.kl_loss)

@@ -1,8 +1,8 @@
-"""REINFORCE (Williams 1992) for language models: make more probable what turned out better than the baseline.
+"""REINFORCE (Williams 1992, https://doi.org/10.1007/BF00992696): a policy gradient with a mean baseline.
 
-What differs from the paper: a batch of whole completions is one step; a token is credited with what comes after it
-alone; the baseline, where there is one, is the batch's mean return (its own share in which shrinks the gradient a
-little, by about 1/B).
+What differs from the paper: one step uses a batch of whole completions; a token is credited only with the rewards from
+it on; the baseline, if any, is the batch's mean return. A return is part of its own baseline, which shrinks the
+gradient slightly, by a factor of about 1 − 1/B.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Config:
     gamma: float = 1.0
     """Discount."""
     baseline: Literal["none", "mean"] = "mean"
-    """What is taken off the returns: nothing, or the mean return of all tokens of the rollout."""
+    """Baseline that is subtracted from the returns: none, or the mean return over all tokens of the rollout."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, per token in nats."""
 

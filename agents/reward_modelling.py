@@ -1,6 +1,8 @@
 """Reward modelling: Bradley-Terry maximum likelihood of comparisons (Stiennon et al. 2020; Ouyang et al. 2022).
 
-All completions of one prompt stand in one minibatch, and each is read once for all the pairs that it is in.
+All completions of a prompt are in the same minibatch. Each goes through the model once, for all pairs that contain it.
+
+Papers: https://arxiv.org/abs/2009.01325 (Stiennon et al.), https://arxiv.org/abs/2203.02155 (Ouyang et al.).
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,31 +28,31 @@ class Config:
 
 
 METRICS = {
-    "loss/train": "−log σ(score of the better − score of the worse), mean over prompts of the minibatch",
-    "accuracy/train": "share of pairs that are ordered as labelled, before the step",
+    "loss/train": "−log σ(score of the better − score of the worse), mean over the minibatch's prompts",
+    "accuracy/train": "share of pairs whose scores agree with the label, before the step",
     "accuracy/test": "the same on held-out comparisons",
     "calibration/ece": "expected calibration error of σ(score difference) on held-out comparisons, 10 bins",
 } | STEP_METRICS
 
 
 def scores_of(model: RewardModel, comparisons: Sequence[Comparison]) -> list[Tensor]:
-    """The scores of each comparison's completions, [K] each, from one differentiable pass."""
+    """The scores of each comparison's K completions, [K] each, with gradients."""
     texts = [c.prompt + text for c in comparisons for text in c.ranked]
     scores = model.raw_scores(texts, [True] * len(texts), rows=16)
     return list(scores.split([len(c.ranked) for c in comparisons]))
 
 
 def margins_of(scores: Sequence[Tensor]) -> Tensor:
-    """Score differences, better minus worse as labelled, of all pairs of all rankings."""
+    """The score of the better (by label) minus that of the worse, for all pairs of all rankings."""
     return torch.cat([(s[:, None] - s[None])[tuple(torch.triu_indices(len(s), len(s), 1))] for s in scores])
 
 
 @torch.no_grad()
 def evaluate(model: RewardModel, comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """Accuracy and calibration on comparisons that were not trained on."""
+    """Accuracy and calibration on held-out comparisons."""
     parts = [scores_of(model, comparisons[start : start + 32]) for start in range(0, len(comparisons), 32)]
     margins = margins_of([scores for part in parts for scores in part])
-    # Each pair is read in both directions: a pair has no natural order, and "the better first" always happened.
+    # Count each pair in both orders: with the better one always first, the outcome would always be "true".
     both = torch.cat([margins, -margins])
     outcome = torch.cat([torch.ones_like(margins), torch.zeros_like(margins)]).bool()
     return {
@@ -66,13 +68,13 @@ def train(
     learner: Learner,
     config: Config,
 ) -> Iterator[dict[str, float]]:
-    """Trains on the comparisons; yields `METRICS` after each step, those of held-out comparisons in the last."""
+    """Trains on the comparisons; yields `METRICS` after each step. Held-out metrics are in the last step only."""
     if not comparisons:
         raise ValueError("there are no comparisons to train a reward model on")
     steps = config.epochs * -(-len(comparisons) // config.minibatch_prompts)
 
     def loss(part: Sequence[Comparison]) -> Tensor:
-        """[prompts] the loss of each ranking."""
+        """[prompts] the loss of each comparison."""
         scores = scores_of(model, part)
         loss = torch.stack([F.ranking_loss(s) for s in scores])
         learner.metrics.add("loss/train", loss)
@@ -88,15 +90,19 @@ def train(
 
 @torch.no_grad()
 def normalise(model: RewardModel, texts: Sequence[str], finished: Sequence[bool] | None = None) -> None:
-    """Gain and shift, so that these texts (samples of the starting policy) have mean 0 and standard deviation 1.
+    """Scales and shifts the scores, so that those of `texts` have mean 0 and standard deviation 1.
 
-    Ziegler et al. 2019, section 2.1. The gain goes into the head's weights; the shift is kept beside the model.
+    Ziegler et al. 2019, section 2.1 (https://arxiv.org/abs/1909.08593). The texts should be samples of the initial
+    policy. The scale is multiplied into the head's weights; the shift is the attribute `shift` of the model.
 
     Raises:
         ValueError: all scores are equal.
     """
     spread = float(model.score_texts(texts, finished).std())
     if not spread > 0:
-        raise ValueError(f"the reward model gives all {len(texts)} texts the same score: it has learned nothing")
+        raise ValueError(
+            f"the reward model gives all {len(texts)} texts the same score, so it has learned nothing: check its "
+            "training data"
+        )
     model.scale(1 / spread)
     model.shift = float(model.score_texts(texts, finished).mean())

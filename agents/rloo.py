@@ -1,7 +1,10 @@
-"""REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024): each completion's baseline is its siblings' mean.
+"""REINFORCE leave-one-out, RLOO (Kool et al. 2019; Ahmadian et al. 2024).
 
-The whole completion is one action: its return, KL included, is credited to all of its tokens. What differs from the
-paper: a rollout may be cut into minibatches, and then actions of an older policy are weighted by the probability ratio.
+The baseline of a completion is the mean return of the other completions of its prompt. The whole completion is one
+action: its return, KL included, is credited to all its tokens. What differs from the papers: a rollout may be split
+into minibatches; actions of an older policy are then weighted by the probability ratio.
+
+Papers: https://openreview.net/forum?id=r1lgTGL5DE (Kool et al.), https://arxiv.org/abs/2402.14740 (Ahmadian et al.).
 """
 
 from collections.abc import Iterator
@@ -25,11 +28,11 @@ class Config:
     updates: int = 100
     """Rollouts."""
     group: int = 4
-    """Completions of each prompt, which are each other's baseline."""
+    """Completions of each prompt; the baseline of one is the mean return of the others."""
     epochs: int = 1
     """Passes over a rollout."""
     minibatch_rows: int = 0
-    """Completions per optimizer step; 0 takes the whole rollout."""
+    """Completions per optimizer step; 0 for the whole rollout."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, per token in nats."""
 

@@ -1,4 +1,7 @@
-"""Supervised fine-tuning: maximum likelihood of demonstrations (Ouyang et al. 2022, section 3.1)."""
+"""Supervised fine-tuning: maximum likelihood of demonstrations (Ouyang et al. 2022, section 3.1).
+
+Paper: https://arxiv.org/abs/2203.02155.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,20 +23,20 @@ class Config:
     minibatch_rows: int = 32
     """Examples per optimizer step."""
     max_tokens: int = 256
-    """Longer texts are cut here."""
+    """Token budget; longer texts are truncated."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "epochs", "minibatch_rows", "max_tokens", least=1)
 
 
 METRICS = {
-    "loss/train": "negative log-likelihood of the minibatch's learned tokens, mean over tokens, in nats",
+    "loss/train": "negative log-likelihood of the minibatch's target tokens, mean over tokens, in nats",
     "loss/test": "the same on held-out examples",
 } | STEP_METRICS
 
 
 def nll(lm: LanguageModel, rows: Sequence[EncodedExample], adapter: str | None = None) -> tuple[Tensor, Tensor]:
-    """[B, T] negative log-likelihood of each token that follows the first, in nats, and the mask of learned ones."""
+    """[B, T] negative log-likelihood in nats of each token after the first, and [B, T] mask of the target tokens."""
     texts = collate_examples(lm, rows)
     logits, _ = lm.evaluate(texts.sequences, adapter)
     tokens = texts.sequences.tokens
@@ -43,7 +46,7 @@ def nll(lm: LanguageModel, rows: Sequence[EncodedExample], adapter: str | None =
 
 @torch.no_grad()
 def evaluate(lm: LanguageModel, examples: Sequence[Example], config: Config, adapter: str | None = None) -> float:
-    """Mean negative log-likelihood of the examples' learned tokens, in nats."""
+    """Mean negative log-likelihood of the examples' target tokens, in nats."""
     total, count = 0.0, 0
     for start in range(0, len(examples), 64):
         loss, mask = nll(lm, [encode_example(lm, e, config.max_tokens) for e in examples[start : start + 64]], adapter)
@@ -59,14 +62,14 @@ def train(
     config: Config,
     adapter: str | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Trains on the examples; yields `METRICS` after each step, with the held-out loss in the first and last."""
+    """Trains on the examples; yields `METRICS` after each step, with the held-out loss in the first and the last."""
     if not examples:
-        raise ValueError("there are no examples to fine-tune on")
+        raise ValueError("there are no examples to fine-tune on: pass at least one")
     rows = [encode_example(lm, example, config.max_tokens) for example in examples]
     steps = config.epochs * -(-len(rows) // config.minibatch_rows)
 
     def loss(part: Sequence[EncodedExample]) -> Tensor:
-        """The sum of the negative log-likelihood over the learned tokens of some examples, in nats."""
+        """The negative log-likelihood, summed over the target tokens of these examples, in nats."""
         loss, mask = nll(lm, part, adapter)
         learner.metrics.add("loss/train", loss, mask)
         return torch.where(mask, loss, 0.0).sum()

@@ -170,9 +170,9 @@ def test_rows_that_are_no_mappings(rows: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
-        ('{"prompt": "a", "x": 1e999}', "1e999 is beyond"),
-        ('{"prompt": "a", "x": -Infinity}', "-Infinity is no JSON number"),
+        ('{"prompt": "a", "prompt": "b"}', "'prompt' occurs twice"),
+        ('{"prompt": "a", "x": 1e999}', "1e999 is outside"),
+        ('{"prompt": "a", "x": -Infinity}', "-Infinity is not a JSON number"),
         ('{"prompt": "\\ud800"}', "half a character"),
         ('{"prompt": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "nested deeper"),
         ('{"prompt": "a", "x": ' + "[" * 200_000, "nested deeper"),

@@ -387,7 +387,7 @@ def test_a_folder_that_vanishes_is_named(
     assert cli.main([*SORT, "--ppo.rows=4", "--ppo.updates=2", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert f"cannot write '{tmp_path / 'run'}" in said
-    assert "the folder is gone" in said
+    assert "the folder no longer exists" in said
 
 
 def test_tensorboard_that_cannot_be_written_is_named(

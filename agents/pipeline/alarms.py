@@ -1,4 +1,4 @@
-"""Warnings about an update's metrics that look wrong, each with what usually causes it."""
+"""Warnings about suspicious metrics of an update, each with its usual causes."""
 
 import math
 from collections import deque
@@ -10,27 +10,27 @@ import torch
 from agents.training import State
 
 WINDOW = 8
-"""Updates over which a trend is tested: the second half against the first."""
+"""The number of updates in a test for a trend, which compares the second half with the first."""
 
 
 class Alarms:
-    """Checks the metrics of each update, which are on the host already, and gives each warning once.
+    """Checks the metrics of each update, and gives each warning once. The metrics are on the host already.
 
     Args:
-        max_kl: it warns if KL to the reference, in nats per sequence, exceeds this.
-        dtype: of the weights.
+        max_kl: the KL to the reference, in nats per sequence, above which it warns.
+        dtype: the dtype of the weights.
     """
 
     def __init__(self, max_kl: float = 50.0, dtype: torch.dtype = torch.float32):
         self.max_kl = max_kl
-        # Rounding alone may move the probability ratio this far from 1.
+        # Rounding alone may cause this deviation of the probability ratio from 1.
         self.ratio = 1e-3 if dtype == torch.float32 else 0.05
         self._given: set[str] = set()
         self._first_entropy: float | None = None
         self._rows: deque[dict[str, float]] = deque(maxlen=WINDOW)
 
     def check(self, row: Mapping[str, float]) -> list[str]:
-        """The warnings that an update's metrics give reason for and that were not given before."""
+        """The warnings for an update's metrics, without those that were given before."""
         known = {name: float(value) for name, value in row.items() if value is not None and math.isfinite(value)}
         self._rows.append(known)
         if self._first_entropy is None:
@@ -44,31 +44,31 @@ class Alarms:
         if (deviation := row.get("policy/ratio_deviation", 0.0)) > self.ratio:
             yield (
                 "ratio",
-                f"before the first step of an update the probability ratio was {deviation:.2g} away from 1 on average: "
-                "tokens are not scored with the distribution that they were sampled from. Usual causes: temperature or "
-                "mask of evaluate() differ from those of act(), dropout, attention to padding, low-precision "
+                f"before the first step of an update, the probability ratio was {deviation:.2g} away from 1 on "
+                "average: tokens are not scored with the distribution from which they were sampled. Usual causes: "
+                "different temperatures or masks in evaluate() and act(), dropout, attention to padding, low-precision "
                 "log-probabilities",
             )
         if (k3 := row.get("kl/token_k3_nats", 0.0)) < -1e-6:
             yield (
                 "k3",
-                f"the k3 estimate of KL is {k3:.2g}, and a correct one is never negative: the log-probabilities of "
-                "policy and reference are not of the same tokens. Usual causes: different masks or shifts",
+                f"the k3 estimate of KL is {k3:.2g}, but a correct estimate is never negative: the log-probabilities "
+                "of policy and reference belong to different tokens. Usual causes: different masks or shifts",
             )
         if (kl := row.get("kl/sequence_nats", 0.0)) > self.max_kl:
             yield (
                 "kl",
                 f"KL to the reference is {kl:.1f} nats per sequence, above {self.max_kl:g}: the policy is far from the "
-                "texts that a reward model was trained on, and its score means little there. Usual causes: β too "
+                "texts on which a reward model was trained, and its scores are unreliable there. Usual causes: β too "
                 "small, learning rate too high. Raise beta, or adapt it with kl_target_nats",
             )
         entropy, first = row.get("policy/entropy_nats"), self._first_entropy
         if entropy is not None and first is not None and entropy < 0.05 * first:
             yield (
                 "entropy",
-                f"entropy fell from {first:.2f} to {entropy:.3f} nats per token: the policy writes the same "
-                "text again and again, and no longer explores. Usual causes: learning rate too high, β too small, a "
-                "score that one text maximises",
+                f"entropy fell from {first:.2f} to {entropy:.3f} nats per token: the policy repeats the "
+                "same text and no longer explores. Usual causes: learning rate too high, β too small, a score that one "
+                "text maximises",
             )
         last = list(self._rows)[-3:]
         if len(last) == 3 and all(r.get("tokens/unfinished_share", 0.0) == 1 for r in last):
@@ -83,17 +83,17 @@ class Alarms:
                 yield (
                     judge,
                     f"{trend}: the policy exploits errors of its score (over-optimisation). Raise beta, stop earlier, "
-                    "or train the reward model again on present completions",
+                    "or train the reward model again on completions of the current policy",
                 )
         if bad := row.get("optimizer/bad_steps", 0.0):
             yield (
                 "bad_steps",
-                f"{bad:.0f} optimizer steps of an update were skipped, because their gradient was not finite: "
-                "optimizer/bad_steps counts them. Without --on-bad-step skip, the run stops and shows the row",
+                f"{bad:.0f} optimizer steps of an update were skipped, because their gradient was not finite "
+                "(optimizer/bad_steps counts them). Without --on-bad-step skip, the run stops and shows the rows",
             )
 
     def _divergence(self, up: str, down: str) -> str:
-        """States that one metric rose and the other fell, each by more than two standard errors; "" if not."""
+        """A text if one metric rose and the other fell, each by more than two standard errors; otherwise ""."""
         rows = [row for row in self._rows if up in row and down in row]
         if len(rows) < WINDOW:
             return ""

@@ -1,4 +1,4 @@
-"""What `learner.py` and the algorithms are made of: batches, metrics, state for checkpoints, requirements, extras."""
+"""Building blocks of `learner.py` and the algorithms: batches, metrics, checkpoint state, argument checks, extras."""
 
 from agents.training.batch import Batch, Loss
 from agents.training.extras import AdapterCopy, ReferenceRefresh, RunningScale, ScoreShaping, pretraining_loss

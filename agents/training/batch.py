@@ -1,4 +1,4 @@
-"""A rollout as algorithms learn from it, and the form of an algorithm's loss."""
+"""The training data of one update, and the type of an algorithm's loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Batch:
     Attributes:
         sequences: prompts and actions.
         mask: [B, T] True where an action was taken.
-        logp: [B, T] log π_old of the actions in nats, when they were taken.
-        values: [B, T] what the critic estimated then.
+        logp: [B, T] log π_old of the actions in nats, recorded when they were sampled.
+        values: [B, T] the critic's estimates, recorded then.
         reference_logp: [B, T] log π_ref of the actions in nats.
-        rewards: [B, T] what the environment paid.
-        advantages: [B, T] how much better than expected an action was.
-        returns: [B, T] the critic's target.
+        rewards: [B, T] rewards from the environment.
+        advantages: [B, T] advantages of the actions.
+        returns: [B, T] targets of the critic.
     """
 
     sequences: Sequences
@@ -37,7 +37,7 @@ class Batch:
 
     @classmethod
     def of(cls, rollout: RolloutBuffer, advantages: Tensor, returns: Tensor | None = None) -> "Batch":
-        """A rollout with its advantages: [B, T], or [B] for the same advantage at all of a row's actions."""
+        """A rollout with its advantages: [B, T], or [B] to give all actions of a row the same advantage."""
         advantages = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(rollout.logp)
         observed = (rollout.logp, rollout.values, rollout.reference_logp, rollout.rewards)
         targets = (advantages, rollout.values if returns is None else returns)
@@ -56,8 +56,8 @@ class Batch:
 
 
 Loss = Callable[[Evaluation, Batch], Tensor]
-"""An algorithm's loss of each action, [B, T], from the policy's present evaluation and the batch.
+"""Computes an algorithm's loss of each action, [B, T], from the policy's new evaluation and the batch.
 
-It is called with some rows of a minibatch at a time, cut to the longest of them, so a row's loss must not depend on
-other rows.
+It gets some rows of a minibatch at a time, with T cut to the longest of them. A row's loss must not depend on other
+rows.
 """

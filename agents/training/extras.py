@@ -16,13 +16,13 @@ from lmgym.rollout import RolloutBuffer
 
 
 class AdapterCopy:
-    """A frozen copy of an adapter that an algorithm renews from time to time, and that a checkpoint holds.
+    """A frozen copy of an adapter. An algorithm renews it from time to time; checkpoints include it.
 
     Args:
-        lm: the model of both.
-        source: the adapter that is copied.
-        name: of the copy.
-        then: called with the copy's name whenever it has changed, such as `env.set_reference`.
+        lm: the model that has both adapters.
+        source: the adapter to copy.
+        name: the name of the copy.
+        then: is called with the copy's name after each change, for example `env.set_reference`.
     """
 
     def __init__(self, lm: LanguageModel, source: str, name: str, then: Callable[[str], object] = lambda name: None):
@@ -30,7 +30,7 @@ class AdapterCopy:
         self._made = False
 
     def renew(self) -> None:
-        """Copies the source as it is now."""
+        """Copies the source's current weights."""
         self.lm.adapters.copy(self.source, self.name)
         self._made = True
         self.then(self.name)
@@ -48,13 +48,13 @@ class AdapterCopy:
 
 
 class RunningScale:
-    """The standard deviation of all numbers seen so far, on their device (parallel updates: Chan et al. 1979)."""
+    """The standard deviation of all values so far, computed on their device (parallel updates: Chan et al. 1979)."""
 
     def __init__(self) -> None:
         self._count, self._mean, self._squares = torch.zeros(()), torch.zeros(()), torch.zeros(())
 
     def update(self, x: Tensor) -> Tensor:
-        """Adds numbers, leaving out those that are not finite; returns the standard deviation, 1 while it is 0."""
+        """Adds the finite values of `x`. Returns the standard deviation of all so far, or 1 if that is 0."""
         known = x.isfinite()
         count, before = known.sum(), self._mean.to(x.device)
         self._count = self._count.to(x.device) + count
@@ -75,12 +75,12 @@ class RunningScale:
 
 
 class ScoreShaping:
-    """Scales scores by their running standard deviation, and clips them, before they are paid.
+    """Divides scores by their running standard deviation, and clips them, before they enter the rewards.
 
     Args:
         scale: divide by the standard deviation of all scores so far (Engstrom et al. 2020,
             https://arxiv.org/abs/2005.12729).
-        clip: clip to ± this afterwards; 0 does not clip.
+        clip: clip the result to ± this; 0 is off.
     """
 
     def __init__(self, scale: bool, clip: float):
@@ -88,7 +88,7 @@ class ScoreShaping:
         self.deviation = RunningScale()
 
     def rewards(self, rollout: RolloutBuffer) -> Tensor:
-        """[B, T] the rollout's rewards with the shaped score instead of the score."""
+        """[B, T] the rollout's rewards, with the shaped score in place of the original one."""
         score = rollout.score / self.deviation.update(rollout.score) if self.scale else rollout.score
         score = score.clamp(-self.clip, self.clip) if self.clip else score
         return rollout.rewards + rollout.at_last(score - rollout.score)
@@ -101,12 +101,12 @@ class ScoreShaping:
 
 
 class ReferenceRefresh:
-    """Makes the policy its own reference every so many updates (DeepSeek-R1, https://arxiv.org/abs/2501.12948).
+    """Makes the current policy the reference at regular intervals (DeepSeek-R1, https://arxiv.org/abs/2501.12948).
 
     Args:
-        policy: what is trained; its adapter is copied.
-        env: measures KL from the copy afterwards.
-        every: updates between two refreshes; 0 keeps the reference.
+        policy: the policy to train; its adapter is copied.
+        env: uses the copy as its reference after each refresh.
+        every: number of updates between two refreshes; 0 never changes the reference.
     """
 
     def __init__(self, policy: TokenPolicy, env: TokenVectorEnv, every: int):
@@ -117,7 +117,7 @@ class ReferenceRefresh:
             self.copy = AdapterCopy(lm_policy.lm, adapter, "reference", env.set_reference)
 
     def before(self, update: int) -> None:
-        """Refreshes the reference before an update whose turn it is."""
+        """Refreshes the reference before each update whose index is a positive multiple of `every`."""
         if self.copy is not None and update and update % self.every == 0:
             self.copy.renew()
 
@@ -137,22 +137,22 @@ def pretraining_loss(
     coef: float,
     rows: int,
 ) -> Callable[[], Tensor] | None:
-    """PPO-ptx (Ouyang et al. 2022, eq. 2, https://arxiv.org/abs/2203.02155): −coef · log-likelihood of given texts.
+    """PPO-ptx's loss (Ouyang et al. 2022, eq. 2, https://arxiv.org/abs/2203.02155): −coef · log-likelihood of texts.
 
     Args:
-        policy: what is trained.
-        example_batches: draws minibatches: `Learner.example_batches`.
+        policy: the policy to train.
+        example_batches: draws minibatches, as `Learner.example_batches` does.
         metrics: receives "ptx/loss".
         examples: the texts.
-        coef: the weight γ of the loss; 0 returns None.
-        rows: texts per optimizer step.
+        coef: the weight γ of the loss; if 0, the function returns None.
+        rows: number of texts per optimizer step.
     """
     if not coef:
         return None
     require.given(examples, "texts", "ptx_coef", "give train() examples, or set ptx_coef to 0")
     assert examples is not None
     imitator, _ = require.adapter(policy, "ptx_coef")
-    imitator = imitator.truncated()  # given texts contain tokens that truncated sampling leaves out
+    imitator = imitator.truncated()  # the texts may contain tokens that truncated sampling excludes
     batches = example_batches(imitator.lm, examples, rows)
 
     def loss() -> Tensor:

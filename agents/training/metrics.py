@@ -1,11 +1,11 @@
-"""Means over a whole update, masked, on the device until somebody asks."""
+"""Masked means over an update, accumulated on the device."""
 
 import torch
 from torch import Tensor
 
 
 class Metrics:
-    """Masked means over a whole update, kept on the device until they are asked for."""
+    """Masked means over an update. They stay on the device until they are read, so adding needs no synchronisation."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -13,15 +13,15 @@ class Metrics:
         self._open: dict[str, Tensor] = {}
 
     def add_to_sum(self, name: str, value: Tensor) -> None:
-        """Adds to a number that comes in parts; `end_sum` makes one value of `name` of them."""
+        """Adds a part to a sum. `end_sum` then adds the whole sum to the mean of `name` as one value."""
         self._open[name] = self._open.get(name, torch.zeros((), device=value.device)) + value.detach().float()
 
     def end_sum(self, name: str) -> None:
-        """Adds the sum of the parts to the mean of `name`."""
+        """Adds the sum of the parts to the mean of `name`, as one value."""
         self.add(name, self._open.pop(name))
 
     def add(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
-        """Adds values to the mean of `name`; only entries where `mask` is True count."""
+        """Adds the values at entries where `mask` is True to the mean of `name`."""
         value = value.detach().float()
         mask = torch.ones_like(value, dtype=torch.bool) if mask is None else mask
         total, count = torch.where(mask, value, 0.0).sum(), mask.sum()
@@ -29,21 +29,21 @@ class Metrics:
         self._counts[name] = self._counts[name] + count if name in self._counts else count
 
     def copy(self) -> "Metrics":
-        """What was added so far."""
+        """A copy of what was added so far, for `put_back`."""
         copied = Metrics()
         copied._sums, copied._counts, copied._open = dict(self._sums), dict(self._counts), dict(self._open)
         return copied
 
     def put_back(self, kept: "Metrics") -> None:
-        """Forgets what was added since the copy was taken."""
+        """Restores the state of a copy: removes what was added after it was made."""
         self._sums, self._counts, self._open = kept._sums, kept._counts, kept._open
 
     def mean(self, name: str) -> float:
-        """The mean of one metric so far. Waits for the device."""
+        """The mean of one metric so far. Synchronises with the device."""
         return float(self._sums[name] / self._counts[name].clamp(min=1))
 
     def drain(self) -> dict[str, float]:
-        """All means, in one transfer from the device, and starts afresh. A sum that is open counts as one value."""
+        """Returns all means, in one transfer from the device, and resets them. An open sum counts as one value."""
         for name in list(self._open):
             self.end_sum(name)
         if not self._sums:

@@ -1,4 +1,4 @@
-"""Micro-batches: a minibatch goes through the model in several passes, smaller ones where memory runs out."""
+"""Micro-batches: a minibatch goes through the model in several passes, which become smaller if memory runs out."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,18 +12,18 @@ from lmgym.models import buckets, default_pass_tokens
 
 
 class MicroBatches:
-    """How a minibatch is split into passes whose gradients add up to the minibatch's.
+    """Splits a minibatch into passes whose gradients add up to the gradient of the minibatch.
 
     Args:
-        parameters: whose gradients are accumulated; cleared before a step is tried again.
-        metrics: restored before a step is tried again.
-        max_tokens: tokens in a pass, padding included; 0 takes as many as suit the device.
-        by_length: whether rows of similar length share a pass, so that little of it is padding.
-        notify: receives a message when memory ran out and smaller passes are taken.
+        parameters: the trained parameters; their gradients are cleared before a step is tried again.
+        metrics: are restored before a step is tried again.
+        max_tokens: maximum tokens in a pass, padding included; 0 chooses a number that suits the device.
+        by_length: whether to put rows of similar length into the same pass, which reduces padding.
+        notify: receives a message if memory runs out and the passes become smaller.
 
     Attributes:
-        pass_tokens: the most tokens in a pass of a rollout's rows.
-        pass_items: the most texts or comparisons in a pass; 0 for all of a minibatch.
+        pass_tokens: maximum tokens in a pass over rows of a rollout.
+        pass_items: maximum texts or comparisons in a pass; 0 for the whole minibatch.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class MicroBatches:
         self.pass_items = 0
 
     def split(self, minibatch: Batch) -> list[tuple[Tensor, int]]:
-        """The rows of each pass, and the number of steps of the longest of them."""
+        """The rows of each pass, and the number of actions of the longest of them."""
         lengths, width = minibatch.mask.sum(1).tolist(), minibatch.sequences.prompt_ids.shape[1]
         if not self.by_length:
             lengths = [max(lengths)] * len(lengths)
@@ -53,8 +53,9 @@ class MicroBatches:
         """Accumulates the gradient of a minibatch of a rollout.
 
         Args:
-            minibatch: its rows.
-            backward: adds the gradient of one pass: of these rows, cut to so many steps; it also gets their numbers.
+            minibatch: the rows.
+            backward: adds the gradient of one pass. Its arguments: the rows of the pass, cut to `steps` actions; their
+                indices in the minibatch; and `steps`.
 
         Raises:
             MemoryError: a single row does not fit into memory.
@@ -74,7 +75,11 @@ class MicroBatches:
         self._within_memory(attempt, shrink)
 
     def over_items(self, count: int, backward: Callable[[slice], None]) -> None:
-        """Accumulates the gradient of a minibatch of `count` texts or comparisons, `backward` taking some at a time.
+        """Accumulates the gradient of a minibatch of `count` texts or comparisons.
+
+        Args:
+            count: the number of items.
+            backward: adds the gradient of the items in a slice.
 
         Raises:
             MemoryError: a single item does not fit into memory.
@@ -93,11 +98,11 @@ class MicroBatches:
         self._within_memory(attempt, shrink)
 
     def _within_memory(self, attempt: Callable[[], None], shrink: Callable[[], str]) -> None:
-        """Tries to accumulate a step's gradient; where memory runs out, again in smaller passes.
+        """Accumulates the gradient of a step. If memory runs out, it starts again with smaller passes.
 
         Args:
-            attempt: accumulates the gradient, from nothing.
-            shrink: makes the passes of the next attempt smaller and says how; "" where they cannot be smaller.
+            attempt: accumulates the gradient, starting from none.
+            shrink: makes the passes smaller and returns their new size in words, or "" if they cannot be smaller.
         """
         while True:
             measured = self.metrics.copy()
@@ -107,7 +112,7 @@ class MicroBatches:
                 if not out_of_memory(error):
                     raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-            # Outside the handler, which holds on to the tensors of the failed pass.
+            # Outside the handler, because the exception keeps the tensors of the failed pass alive.
             self.metrics.put_back(measured)
             for parameter in self.parameters:
                 parameter.grad = None  # what the failed attempt has accumulated
@@ -116,7 +121,7 @@ class MicroBatches:
             now = shrink()
             if not now:
                 raise MemoryError(
-                    f"memory ran out ({reason}), and a pass of one row is the smallest possible: take fewer or shorter "
+                    f"memory ran out ({reason}), and a pass of one row is the smallest possible: use fewer or shorter "
                     "completions (rows, max_new_tokens), a lower rank, or a smaller model"
                 )
-            self.notify(f"memory ran out ({reason}): the step is taken again in passes of {now}, with the same result")
+            self.notify(f"memory ran out ({reason}): the step is repeated in passes of {now}, with the same result")

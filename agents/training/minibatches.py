@@ -1,4 +1,4 @@
-"""Shuffled minibatches whose position is part of the checkpoint."""
+"""Shuffled minibatches. Their position is part of the checkpoint."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from agents.training.stateful import State
 
 
 class ShuffledMinibatches:
-    """Minibatches of row numbers in random order, pass after pass, without end; keeps its place in a checkpoint.
+    """An endless iterator over minibatches of row indices, shuffled in each pass; checkpoints include its position.
 
     Args:
-        rows: how many there are.
-        size: of a minibatch; the last of a pass may be smaller.
-        generator: draws the order.
+        rows: the number of rows.
+        size: rows in a minibatch; the last minibatch of a pass may be smaller.
+        generator: draws the order of each pass.
     """
 
     def __init__(self, rows: int, size: int, generator: torch.Generator):

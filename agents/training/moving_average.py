@@ -12,7 +12,7 @@ class MovingAverage:
 
     Args:
         parameters: θ.
-        decay: 0 keeps no average: then all methods do nothing.
+        decay: the decay; if it is 0 there is no average, and all methods do nothing.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
@@ -22,7 +22,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, refused: Tensor) -> None:
-        """Moves the average after a step, unless the step was refused (a boolean on the device)."""
+        """Updates the average after a step, unless `refused`, a boolean on the device, is True."""
         if self.values:
             share = (1 - self.decay) * ~refused
             for average, parameter in zip(self.values, self.parameters, strict=True):
@@ -30,7 +30,7 @@ class MovingAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Runs the body with the average as the parameters."""
+        """Replaces the parameters by the average while the body runs."""
         present = [p.detach().clone() for p in self.parameters] if self.values else []
         self.copy_to_parameters()
         try:

@@ -1,4 +1,4 @@
-"""Gradients that are not finite: the step is refused, and the rows that caused it are found. Also: out of memory."""
+"""Gradients that are not finite: refuses the step and finds the rows that caused it. Also detects out of memory."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from lmgym.policy import Evaluation, Policy, TokenPolicy
 
 OnBadStep = Literal["stop", "skip"]
 SHOWN = 3
-"""Rows that a message shows; the others are counted."""
+"""The maximum number of rows that an error message shows; it counts the others."""
 SMALL = 16_000_000
-"""Parameters up to which a reproduction holds them."""
+"""The maximum number of parameters that a reproduction includes."""
 
 
 class BadStep(ArithmeticError):
     """An optimizer step that was not taken, because its gradient is not finite.
 
     Attributes:
-        reproduction: the rows and, where they are few, the parameters, with which it happens again.
+        reproduction: the rows, and the parameters if there are at most `SMALL`, to reproduce the error.
     """
 
     def __init__(self, message: str, reproduction: State):
@@ -37,8 +37,8 @@ class Finding:
     """A quantity that is not finite.
 
     Attributes:
-        row: in the minibatch.
-        what: the quantity, its value and its place.
+        row: the index of the row in the minibatch.
+        what: the quantity, its value and its position.
         text: the text of the row.
     """
 
@@ -51,33 +51,34 @@ class Finding:
 
 
 Examine = Callable[[], tuple[list[Finding], State]]
-"""Finds out what is wrong with a minibatch whose gradient is not finite."""
+"""Finds the cause in a minibatch whose gradient is not finite."""
 
 
 class StepGuard:
-    """Decides what a gradient that is not finite does.
+    """Reacts to gradients that are not finite.
 
     Args:
-        parameters: what is trained.
-        on_bad_step: "stop" raises `BadStep`; "skip" only refuses the step.
+        parameters: the trained parameters.
+        on_bad_step: "stop" raises `BadStep`; "skip" only skips the step.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], on_bad_step: OnBadStep):
         self.parameters = parameters
         self.on_bad_step = on_bad_step
-        # Where reading the device is not free: the steps since the last drain(), as many as an update may have.
+        # The steps since the last drain(), on devices where reading a value needs a synchronisation. An update has
+        # fewer than `maxlen`.
         self._unread: deque[tuple[Tensor, Examine | None]] = deque(maxlen=4096)
 
     def check(self, refused: Tensor, examine: Examine | None, when: str) -> None:
-        """Raises for a refused step, or remembers it where reading the device is not free.
+        """Raises if the step was refused. If reading the device needs a synchronisation, it leaves this to `drain`.
 
         Args:
             refused: a boolean on the device.
-            examine: finds the rows that are to blame.
+            examine: finds the rows that caused it.
             when: the step, in words.
 
         Raises:
-            BadStep: the step was refused, and that stops the run.
+            BadStep: the step was refused, and `on_bad_step` is "stop".
         """
         if self.on_bad_step != "stop":
             return
@@ -87,10 +88,14 @@ class StepGuard:
             raise bad_step(when, examine, self.parameters)
 
     def drain(self, any_refused: bool, when: str) -> None:
-        """Forgets the remembered steps.
+        """Discards the stored steps.
+
+        Args:
+            any_refused: whether a step was refused.
+            when: the last step, in words.
 
         Raises:
-            BadStep: one of them was refused.
+            BadStep: a step was refused, and `on_bad_step` is "stop".
         """
         unread = list(self._unread)
         self._unread.clear()
@@ -103,17 +108,17 @@ def bad_step(when: str, examine: Examine | None, parameters: Sequence[nn.Paramet
     """The error for a step that was refused.
 
     Args:
-        when: in words.
-        examine: looks at its minibatch, row by row; None where its rows are not known.
-        parameters: what is trained.
+        when: the step, in words.
+        examine: examines the minibatch row by row; None if the minibatch is not known.
+        parameters: the trained parameters.
     """
     ruined = [i for i, p in enumerate(parameters) if not bool(p.isfinite().all())]
     findings: list[Finding] = []
-    state, otherwise = State(), "Which row is to blame is not known here."
+    state, otherwise = State(), "It is not known which row caused it."
     if examine is not None:
         with torch.enable_grad():
             findings, state = examine()
-        otherwise = "Each row alone gives a finite gradient; their sum does not."
+        otherwise = "The gradient of each single row is finite, but their sum is not."
     rows = "; ".join(str(finding) for finding in findings[:SHOWN])
     more = f" (and {len(findings) - SHOWN} rows more)" if len(findings) > SHOWN else ""
     why = f"{len(ruined)} of the parameters themselves are not finite. " if ruined else ""
@@ -127,7 +132,7 @@ def bad_step(when: str, examine: Examine | None, parameters: Sequence[nn.Paramet
 
 
 def examine_batch(policy: TokenPolicy, batch: Batch, loss: Loss, weights: Tensor) -> tuple[list[Finding], State]:
-    """Looks at a minibatch: first at what the rollout recorded, then at each row's own pass and gradient."""
+    """Examines a minibatch: first the values that the rollout recorded, then each row's forward pass and gradient."""
     found: dict[int, str] = {}
     names = ("rewards", "reference_logp", "logp", "values", "advantages", "returns")
     for name in names:
@@ -137,7 +142,7 @@ def examine_batch(policy: TokenPolicy, batch: Batch, loss: Loss, weights: Tensor
             if bool(bad.any()):
                 step = int(bad.nonzero()[0, 0])
                 found[row] = f"{_WORDS[name]} is {column[row, step].item()} at token {step}"
-        if found:  # what comes later is made of this, and of all rows together where advantages are whitened
+        if found:  # later columns depend on this one; whitened advantages even on all rows
             break
     for row in range(len(batch.mask)) if not found else ():
         why = _examine_row(policy, batch[torch.tensor([row], device=batch.mask.device)], loss, weights[row : row + 1])
@@ -155,7 +160,7 @@ def examine_batch(policy: TokenPolicy, batch: Batch, loss: Loss, weights: Tensor
 _WORDS = {
     "rewards": "the reward",
     "reference_logp": "the reference's log-probability",
-    "logp": "the log-probability with which a token was drawn",
+    "logp": "the log-probability with which a token was sampled",
     "values": "the critic's value",
     "advantages": "the advantage",
     "returns": "the return",
@@ -176,7 +181,7 @@ def _examine_row(policy: TokenPolicy, row: Batch, loss: Loss, weights: Tensor) -
 
 
 def _gradient(parameters: Sequence[nn.Parameter], loss: Tensor) -> str:
-    """What is wrong with the gradient of a loss; "" if nothing is."""
+    """What is not finite: a loss or its gradient; "" if both are finite."""
     if not bool(loss.isfinite()):
         return f"the loss is {loss.item()}"
     parts = torch.autograd.grad(loss, [p for p in parameters if p.requires_grad], allow_unused=True)
@@ -189,7 +194,7 @@ def examine_items(
     share: Callable[[Any], Tensor],
     describe: Callable[[Any], str],
 ) -> tuple[list[Finding], State]:
-    """Looks at a minibatch of texts or comparisons, one by one."""
+    """Examines the texts or comparisons of a minibatch one by one."""
     findings = []
     for row in range(len(items)):
         why = _gradient(parameters, share(items[row : row + 1]))
@@ -208,7 +213,7 @@ def _text(policy: TokenPolicy, batch: Batch, row: int) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the host or on a GPU."""
+    """Whether an error means that memory ran out, on the host or on a GPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     words = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")

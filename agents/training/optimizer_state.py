@@ -1,4 +1,4 @@
-"""Adam's moments as tensors of a checkpoint, and back."""
+"""Converts Adam's moments to tensors of a checkpoint and back."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ from agents.training.stateful import State
 
 
 def moments_as_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
-    """The moments of each parameter by name; none before its first step."""
+    """The moments of each parameter by name. A parameter has no moments before its first step."""
     moments = [optimizer.state.get(p, {}) for p in parameters]
     return {f"optimizer/{i:04}/{key}": t for i, of in enumerate(moments) for key, t in of.items()}
 
 
 def take_moments(tensors: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[dict[str, Tensor]]:
-    """Copies of the moments of each parameter, which are removed from `tensors`.
+    """Copies of the moments of each parameter. It removes them from `tensors`.
 
     Raises:
-        ValueError: a name, a shape or a type is not that of Adam's moments.
+        ValueError: a name, shape or dtype does not match Adam's moments.
     """
     return [_moments_of(i, parameter, tensors) for i, parameter in enumerate(parameters)]
 

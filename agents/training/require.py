@@ -1,4 +1,4 @@
-"""What an algorithm needs of what it is given; where that is missing, an error that says what to change."""
+"""Checks of an algorithm's arguments. Each raises an error that says what to change."""
 
 import math
 from collections.abc import Iterable
@@ -11,37 +11,38 @@ from lmgym.rollout import check_agreement
 
 
 def critic(policy: TokenPolicy, algorithm: str) -> None:
-    """Refuses a policy without values."""
+    """Raises unless the policy has a critic."""
     if policy.critic == "none":
         raise ValueError(
-            f"{algorithm} needs a critic and the policy has none: make it with Policy(lm, critic='head') "
-            "(--critic head), or take an algorithm without one: reinforce, rloo, grpo"
+            f"{algorithm} needs a critic, but the policy has none: make it with Policy(lm, critic='head') "
+            "(--critic head), or choose an algorithm without one: reinforce, rloo, grpo"
         )
 
 
 def adapter(policy: TokenPolicy, what: str) -> tuple[Policy, str]:
-    """The policy as a language model with an adapter, and the adapter's name."""
+    """The policy as an `lmgym.Policy`, and its adapter's name; raises unless it is one and has an adapter."""
     if not isinstance(policy, Policy) or policy.adapter is None:
-        raise ValueError(f"{what} works on the adapter of an lmgym.Policy, and this policy has none")
+        raise ValueError(f"{what} works on the adapter of an lmgym.Policy, but this policy has no adapter")
     return policy, policy.adapter
 
 
 def kl(
     policy: TokenPolicy, env: TokenVectorEnv, algorithm: str, in_loss: str = "none", biased: tuple[str, ...] = ()
 ) -> None:
-    """Refuses KL forms that an algorithm cannot use, and estimators that are wrong where they stand.
+    """Raises if the algorithm cannot use the environment's KL, or if the KL estimator in the loss is wrong.
 
     Args:
-        policy: what is trained.
-        env: pays KL in the reward, or not.
-        algorithm: its name.
+        policy: the policy to train.
+        env: the environment, which may pay a KL in the reward.
+        algorithm: the algorithm's name.
         in_loss: the estimator in the algorithm's loss, or "none".
-        biased: estimators that the algorithm has on purpose, though they are biased.
+        biased: biased estimators that the algorithm uses on purpose.
     """
     if env.kl == "reference":
         raise ValueError(
-            f"{algorithm} cannot use kl='reference': the environment pays β log π_ref, and nothing here pays the other "
-            "half, −β log π. Make the environment with kl='sampled', which pays both, or kl='none'"
+            f"{algorithm} cannot use kl='reference': the environment then pays only the term β log π_ref, and the "
+            "algorithm does not add the term −β log π. Make the environment with kl='sampled', which pays both, or "
+            "with kl='none'"
         )
     if in_loss != "none":
         check_agreement(policy, env, pays_kl=True)
@@ -49,34 +50,34 @@ def kl(
             check_loss_estimator(in_loss)
         if env.kl != "none":
             raise ValueError(
-                f"{algorithm} has KL in its loss (kl_loss={in_loss!r}) and the environment pays it in the reward too "
+                f"{algorithm} has KL in its loss (kl_loss={in_loss!r}), and the environment pays it in the reward too "
                 f"(kl={env.kl!r}): make the environment with kl='none', or set kl_loss to 'none'"
             )
 
 
 def reference(policy: TokenPolicy, env: TokenVectorEnv) -> None:
-    """Refuses a policy that is its own reference, where the loss compares the two."""
+    """Raises if the policy is its own reference, for a loss that compares the two."""
     check_agreement(policy, env, pays_kl=True)
 
 
 def groups(rows: int, group: int, algorithm: str, least: int = 2) -> None:
-    """Refuses groups that do not fill the batch."""
+    """Raises unless the rows divide into groups of at least `least`."""
     if group < least or rows % group:
         sizes = [size for size in range(least, rows + 1) if rows % size == 0]
         raise ValueError(
-            f"{algorithm} compares {group} completions of each prompt, and {rows} rows are no whole number of such "
+            f"{algorithm} compares {group} completions of each prompt, but {rows} rows do not divide into such "
             f"groups: choose a group of {', '.join(map(str, sizes)) or 'at least ' + str(least)}, or other rows"
         )
 
 
 def pairs(rows: int, algorithm: str) -> None:
-    """Refuses a batch that does not split into pairs."""
+    """Raises unless the number of rows is even."""
     if rows % 2:
-        raise ValueError(f"{algorithm} compares two completions of each prompt: {rows} rows must be an even number")
+        raise ValueError(f"{algorithm} compares two completions of each prompt, so {rows} rows must be an even number")
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:
-    """Refuses a setting that is none of the choices."""
+    """Raises unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(map(repr, choices))}")
 
@@ -89,15 +90,15 @@ def in_range(
     above: float | int = -math.inf,
     below: float | int = math.inf,
 ) -> None:
-    """Refuses settings whose number is outside least ≤ x ≤ most and above < x < below, or not finite.
+    """Raises unless each value x is finite, least ≤ x ≤ most, and above < x < below.
 
     Args:
         settings: an object with the settings as attributes, such as a `Config`.
-        names: the settings to check; None, which means that a setting is off, passes.
-        least: the smallest number allowed.
-        most: the largest number allowed.
-        above: a number that must be exceeded.
-        below: a number that must not be reached.
+        names: the settings to check; None, which means that a setting is off, is allowed.
+        least: inclusive lower bound.
+        most: inclusive upper bound.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
     """
     for name in names:
         value = getattr(settings, name)
@@ -113,6 +114,6 @@ def in_range(
 
 
 def given(value: Any, name: str, algorithm: str, remedy: str) -> None:
-    """Refuses to go on without what only the caller can give."""
+    """Raises if an argument that the algorithm needs is None or empty."""
     if value is None or (hasattr(value, "__len__") and len(value) == 0):
-        raise ValueError(f"{algorithm} needs {name}, and none are given: {remedy}")
+        raise ValueError(f"{algorithm} needs {name}, but got none: {remedy}")

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, JSON Lines, and text that is safe to show in a terminal."""
+"""Files: atomic writes, JSON Lines, and text that is safe to show in a terminal."""
 
 from lmgym.io import atomic
 from lmgym.io.display import printable, quoted

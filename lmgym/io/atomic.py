@@ -1,6 +1,7 @@
-"""Files that are whole or not there: written aside, flushed to the disk, and renamed; and lines that are appended.
+"""Atomic writes of files and folders, and a file to which lines are appended.
 
-Whatever fails meanwhile (a full disk, a kill, a power cut), readers find the old file or the new one, never a mixture.
+Data is written to a temporary path next to the target, flushed to the disk, and renamed. If something fails (the disk
+is full, the process is killed, the power fails), readers find the old version or the new one, never a mixture.
 """
 
 import errno
@@ -19,21 +20,21 @@ REMEDIES = {
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "the disk is read-only: choose another folder",
-    errno.ENOENT: "the folder is gone: was it moved or removed meanwhile?",
-    errno.ENOTDIR: "a file stands where a folder should be: choose another folder",
-    errno.EIO: "the disk reports a fault",
+    errno.ENOENT: "the folder no longer exists: check whether it was moved or removed",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another folder",
+    errno.EIO: "the disk reports an input/output error: check the disk",
 }
 
 
 class WriteError(OSError):
-    """Something could not be written; the message names it and says what to do."""
+    """A file or folder could not be written. The message names it and says what to do."""
 
 
 def write(path: str | os.PathLike[str], data: str | bytes) -> None:
-    """Writes a file, or replaces it.
+    """Writes a file atomically, or replaces it.
 
     Raises:
-        WriteError: it could not be written; what was there before is still there.
+        WriteError: it could not be written; the previous version is unchanged.
     """
     path = Path(path)
     with staged(path) as aside, named_errors(path):
@@ -46,10 +47,10 @@ def write(path: str | os.PathLike[str], data: str | bytes) -> None:
 
 @contextmanager
 def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path for the body to write a file or a folder to, which then takes the place of `path`.
+    """Yields a temporary path. The body writes a file or a folder there, which then replaces `path`.
 
     Raises:
-        WriteError: it could not be written; what was there before is still there.
+        WriteError: it could not be written; the previous version is unchanged.
     """
     path = Path(path)
     aside, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
@@ -59,7 +60,7 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield aside
         with named_errors(path):
             _sync(aside)
-            if path.is_dir() and not path.is_symlink():  # a folder is not replaced by a rename
+            if path.is_dir() and not path.is_symlink():  # os.replace cannot replace a folder that has files
                 _remove(old)
                 os.rename(path, old)
             os.replace(aside, path)
@@ -74,11 +75,11 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_folder(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> None:
-    """Writes a folder, or replaces it.
+    """Writes a folder atomically, or replaces it.
 
     Args:
         path: the folder.
-        writer: writes what belongs into it into the empty folder that it is given.
+        writer: writes the contents. It gets the path of an empty temporary folder.
 
     Raises:
         WriteError: it could not be written.
@@ -90,7 +91,7 @@ def write_folder(path: str | os.PathLike[str], writer: Callable[[Path], object])
 
 
 def make_folder(path: str | os.PathLike[str], parents: bool = False) -> None:
-    """Makes a folder where there is none yet; with `parents`, those that it is in too.
+    """Makes a folder, unless it exists; with `parents`, its parent folders too.
 
     Raises:
         WriteError: it could not be made.
@@ -103,7 +104,7 @@ def make_folder(path: str | os.PathLike[str], parents: bool = False) -> None:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, or of all files of a folder and their names."""
+    """SHA-256 of a file, or of the names and contents of all files in a folder, as hexadecimal digits."""
     path = Path(path)
     if path.is_file():
         with path.open("rb") as file:
@@ -115,15 +116,15 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 class LineWriter:
-    """A text file to which lines are appended, each at once.
+    """A text file to which lines are appended without buffering.
 
     Args:
-        path: the file; made if needed.
-        length: bytes of it that count; what follows is cut off. None keeps all.
+        path: the file; it is created if needed.
+        length: truncate the file to this number of bytes; None keeps all.
 
     Raises:
-        WriteError: it cannot be opened.
-        ValueError: it is shorter than `length`.
+        WriteError: the file cannot be opened.
+        ValueError: the file is shorter than `length`.
     """
 
     def __init__(self, path: str | os.PathLike[str], length: int | None = None):
@@ -133,15 +134,15 @@ class LineWriter:
             self.length = os.fstat(self._file).st_size
             if length is not None and length != self.length:
                 if length > self.length:
-                    raise ValueError(f"{str(self.path)!r} has {self.length} bytes, and had {length}: lines are missing")
+                    raise ValueError(f"{str(self.path)!r} has {self.length} bytes, but had {length}: lines are missing")
                 os.ftruncate(self._file, length)
                 self.length = length
 
     def append(self, line: str) -> None:
-        """Writes a line.
+        """Appends a line.
 
         Raises:
-            WriteError: it could not be written; the lines before it are as they were.
+            WriteError: it could not be written; the previous lines are unchanged.
         """
         data = f"{line}\n".encode()
         try:
@@ -154,7 +155,7 @@ class LineWriter:
         self.length += len(data)
 
     def sync(self) -> None:
-        """Returns when all lines are on the disk."""
+        """Flushes all lines to the disk (fsync)."""
         with named_errors(self.path):
             os.fsync(self._file)
 
@@ -165,7 +166,7 @@ class LineWriter:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Turns an error of the system into one that names the path and says what to do."""
+    """Turns an operating-system error into a `WriteError` that names the path and says what to do."""
     try:
         yield
     except WriteError:
@@ -178,7 +179,7 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def _number_in(text: str) -> int | None:
-    """The system's error number in the words of another library ("… (os error 28)")."""
+    """The system's error number in a message such as "… (os error 28)"; None if it has none."""
     _, found, rest = text.partition("os error ")
     digits = rest.partition(")")[0]
     return int(digits) if found and digits.isdigit() else None
@@ -191,14 +192,14 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Returns when a file, or a folder with all that is in it, is on the disk."""
+    """Flushes a file, or a folder with all its contents, to the disk (fsync)."""
     for inner in sorted(path.iterdir()) if path.is_dir() else ():
         _sync(inner)
     _sync_one(path)
 
 
 def _sync_one(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     opened = os.open(path, os.O_RDONLY)
     try:

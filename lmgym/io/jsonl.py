@@ -1,4 +1,4 @@
-"""A strict reader of JSON Lines files: every complaint names the file, the line and what to do."""
+"""A strict reader of JSON Lines files. Each error names the file and the line, and says what to do."""
 
 import json
 import math
@@ -11,24 +11,24 @@ from typing import Any
 from lmgym.io.display import quoted
 
 MAX_DEPTH = 100
-"""Levels of nesting that a row may have: no data of ours need more, and what is read must not exhaust the stack."""
+"""Maximum nesting depth of a row. Our data needs less, and deeper nesting could exhaust the stack."""
 
 
 def read_jsonl(path: str | os.PathLike[str], required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of `read_numbered`, without their line numbers."""
+    """As `read_numbered`, but without the line numbers."""
     return [row for _, row in read_numbered(path, required)]
 
 
 def read_numbered(path: str | os.PathLike[str], required: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
-    """Reads a file with one JSON object a line, each with its line number; empty lines are skipped.
+    """Reads a file with one JSON object per line. Returns each with its line number; empty lines are skipped.
 
     Args:
         path: the file, in UTF-8.
         required: fields that each row must have.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not UTF-8, not JSON, not an object or lacks a field, or there is no row at all.
+        FileNotFoundError: the file does not exist.
+        ValueError: a line is not UTF-8, not JSON, not an object, or lacks a field; or there are no rows.
     """
     rows = []
     for number, line in read_lines(path):
@@ -36,7 +36,7 @@ def read_numbered(path: str | os.PathLike[str], required: Sequence[str] = ()) ->
         try:
             row = parse_json(line, strict=True)
         except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error}); write one JSON object a line") from error
+            raise ValueError(f"{where}: not JSON ({error}); write one JSON object per line") from error
         if not isinstance(row, dict):
             raise ValueError(f'{where}: not an object but {type(row).__name__}; write one like {{"prompt": "..."}}')
         missing = [field for field in required if field not in row]
@@ -44,22 +44,22 @@ def read_numbered(path: str | os.PathLike[str], required: Sequence[str] = ()) ->
             raise ValueError(f"{where}: lacks the field {missing[0]!r}; it has {quoted(sorted(row))}. Add or rename it")
         rows.append((number, row))
     if not rows:
-        raise ValueError(f"{os.fspath(path)}: no rows; write one JSON object a line")
+        raise ValueError(f"{os.fspath(path)}: no rows; write one JSON object per line")
     return rows
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, each with its number, counted from 1.
+    """The lines of a UTF-8 file that are not blank, each with its line number, starting at 1.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a line is not UTF-8.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{os.fspath(path)}: no such file; check the path (working folder: {Path.cwd()})")
     lines = []
-    # Split bytes at \n alone: str.splitlines would also break at characters that JSON strings may hold.
+    # Split only at \n: str.splitlines would also split at characters that JSON strings may contain.
     for number, raw in enumerate(file.read_bytes().split(b"\n"), start=1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -73,15 +73,15 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
 
 
 def parse_json(text: str, strict: bool = False) -> Any:
-    """Reads a JSON text that somebody else wrote.
+    """Parses untrusted JSON.
 
     Args:
         text: the JSON text.
-        strict: refuse what JSON has no number for, fields that are given twice, of which one would be lost, and halves
-            of characters, which no UTF-8 file can hold.
+        strict: whether to reject NaN and infinities, which are not JSON; duplicate fields, of which all but one would
+            be lost; and lone surrogates, which UTF-8 cannot encode.
 
     Raises:
-        ValueError: it is no JSON, is nested deeper than `MAX_DEPTH`, or breaks a strict rule.
+        ValueError: it is not JSON, is nested deeper than `MAX_DEPTH`, or breaks a strict rule.
     """
     try:
         if not strict:
@@ -93,12 +93,12 @@ def parse_json(text: str, strict: bool = False) -> Any:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
     if max(text.count("["), text.count("{")) > MAX_DEPTH // 2:
         _check_depth(value)
-    # JSON writes a half as an escape; what came as UTF-8 holds none.
+    # JSON can contain a lone surrogate only as an escape, because UTF-8 cannot encode one.
     if strict and re.search(r"\\u[dD][89a-fA-F]", text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise ValueError("a text holds half a character, a lone surrogate such as \\ud800") from error
+            raise ValueError("a text contains a lone surrogate, half a character, such as \\ud800") from error
     return value
 
 
@@ -112,13 +112,13 @@ def _check_depth(value: Any) -> None:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:30]} is beyond the floating-point numbers")
+        raise ValueError(f"{text[:30]} is outside the range of floating-point numbers")
     return number
 
 
@@ -127,5 +127,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {quoted(twice)} is given twice")
+        raise ValueError(f"the field {quoted(twice)} occurs twice")
     return found

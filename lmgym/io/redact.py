@@ -1,4 +1,4 @@
-"""Keys and passwords taken out of a text before it is kept: a command line, an option, an error."""
+"""Removes keys and passwords from texts that are stored, such as command lines, options and errors."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 HIDDEN = "[redacted]"
 
-# Keys that show what they are, wherever they stand; not inside a longer word, for "task-..." is no "sk-...".
+# Keys that their form identifies, anywhere in a text. Not inside a longer word: "task-..." does not contain "sk-...".
 _KEY = re.compile(
     r"""(?<![A-Za-z0-9_-])(?:
     hf_[A-Za-z0-9]{16,} | api_org_[A-Za-z0-9]{16,}                                # Hugging Face
@@ -23,10 +23,10 @@ _KEY = re.compile(
 )
 _BEARER = re.compile(r"(\bBearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _BASIC = re.compile(r"(\bAuthorization[\"']?\s*[:=]\s*[\"']?(?:Basic|Token|Digest)\s+)[^\s\"',;\[]+", re.IGNORECASE)
-# user:password@, up to the last @ before the path; some services take a token as the user.
+# user:password@, up to the last @ before the path. Some services use a token as the user name.
 _URL = re.compile(r"(?<=://)[^\s/\"'<>?#]++")
 
-# A name with what follows it: "name=", "name: ", "--name ". Possessive, so that no text takes long.
+# A name and its separator: "name=", "name: ", "--name ". Possessive quantifiers, so that matching is fast.
 _NAME = re.compile(r"(?<![\w.-])([\w.-]++)([\"']?)(=|\s++=\s++|:\s*+|\s++)")
 _VALUE = re.compile(r"(?:\"(?:\\.|[^\"\\\n])*+\"|'[^'\n]*+'|[^\s\"'&;|<>(){}\[\]])++")
 _QUOTED = re.compile(r"\"(?:\\.|[^\"\\\n])*+\"|'(?:\\.|[^'\\\n])*+'")
@@ -39,7 +39,7 @@ _OWNERS = {
     "access", "account", "anthropic", "api", "auth", "aws", "bearer", "encryption", "github", "hf", "hub", "openai",
     "private", "refresh", "secret", "session", "signing", "ssh", "wandb",
 }  # fmt: skip
-# "pad token" and the like are tokens of a language model.
+# "pad token" and similar names are tokens of a language model.
 _NO_SECRET = {
     "action", "added", "audio", "banned", "begin", "bos", "chosen", "cls", "end", "eos", "first", "image", "kl", "last",
     "mask", "max", "min", "nats", "new", "next", "of", "pad", "padding", "per", "prompt", "sep", "special", "start",
@@ -49,18 +49,18 @@ _PLAIN = {"none", "null", "true", "false", "default", "auto", "task"}
 
 
 def redact(text: str) -> str:
-    """The text with what looks like a key, a token or a password replaced by "[redacted]".
+    """Replaces everything in a text that looks like a key, a token or a password by "[redacted]".
 
     It finds keys by their form (hf_..., sk-..., AKIA..., ghp_..., Bearer ...), user:password in URLs, and the values of
-    names such as `--api-key`, `HF_TOKEN=` and `"password":`. A name like `pad_token` is no secret. What it cannot know
-    for a secret stays: a password that stands alone. Redacting twice changes nothing.
+    names such as `--api-key`, `HF_TOKEN=` and `"password":`. Names such as `pad_token` do not count as secret. It
+    cannot recognise a password without a name. Redacting twice gives the same text.
     """
     while True:
         before = text
         text = _URL.sub(lambda found: f"{HIDDEN}@{found[0].rpartition('@')[2]}" if "@" in found[0] else found[0], text)
         text = _BASIC.sub(rf"\g<1>{HIDDEN}", _BEARER.sub(rf"\g<1>{HIDDEN}", text))
         text = _values(_KEY.sub(HIDDEN, text))
-        # What stood beside a key may only now be seen to be one.
+        # A replacement can make another secret next to it recognisable, so repeat until nothing changes.
         if text == before:
             return text
 
@@ -82,16 +82,16 @@ def _values(text: str) -> str:
 
 
 def _value(text: str, at: int, name: str, quote: str, separator: str) -> str:
-    """What a name stands before, quotes included; "" where that is no value, or hidden already."""
+    """The value after a name, quotes included; "" if there is no value or it is already redacted."""
     if _HIDDEN.match(text, at):
         return ""
     words = _words(name)
     if words[-1].endswith("key") and (words[-1][:-3] or "".join(words[-2:-1])) not in _OWNERS:
-        pattern = _RANDOM  # a key to sort by is none
+        pattern = _RANDOM  # other keys, such as a sort key, are not secret
     else:
         pattern = _QUOTED if separator == ":" else _VALUE
     if separator == ":":
-        # Of JSON or a dict: in prose, words that end in a colon name nothing.
+        # As in JSON or a dict. In prose, a word before a colon is usually not a name.
         found = pattern.match(text, at) if quote or "-" in name or "_" in name else None
     elif separator == "=":
         found = pattern.match(text, at)
@@ -114,14 +114,14 @@ def _words(name: str) -> list[str]:
 
 
 def _is_plain(name: str, value: str) -> bool:
-    """What is no secret: nothing, a word such as None, or the number of a token."""
+    """Whether a value is not secret: it is empty, a word such as None, or the number of a token."""
     bare = value.strip("\"'")
     is_number = name.lower().endswith("token") and re.fullmatch(r"-?\d{1,7}(?:\.\d*)?", bare) is not None
     return not bare or bare.lower() in _PLAIN or is_number
 
 
 def redact_all(value: Any) -> Any:
-    """Plain data with every text in it redacted, and the values of secret names hidden: what config.json may keep."""
+    """Plain data with all texts redacted and the values of secret names replaced, for config.json."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Comparisons of texts: simulated annotators, and reading and writing JSONL files."""
+"""Comparisons of texts: simulated annotators, and functions to read and write JSONL files."""
 
 from lmgym.preferences.annotators import SimulatedAnnotator, collect_comparisons
 from lmgym.preferences.comparisons import Comparison, read_comparisons, write_comparisons

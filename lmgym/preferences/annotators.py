@@ -1,4 +1,4 @@
-"""Simulated annotators, and the comparisons that they make."""
+"""Simulated annotators, and the collection of comparisons."""
 
 import math
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from lmgym.tasks.base import Completion, Prompt, Task
 
 @dataclass(frozen=True)
 class SimulatedAnnotator:
-    """Prefers by a Bradley-Terry model of the gold score, with a constant rate of random errors.
+    """An annotator that follows a Bradley-Terry model of the gold score, with a constant rate of random errors.
 
     P(a before b) = error_rate + (1 − 2 error_rate) σ(scale · (gold(a) − gold(b))).
 
-    The model without errors is that of Bradley and Terry 1952 (https://doi.org/10.2307/2334029). Two annotators who are
-    right 83.2 % of the time agree 72 % of the time, as Stiennon et al. 2020 measured (https://arxiv.org/abs/2009.01325);
-    hence the default error rate.
+    Without errors it is the model of Bradley and Terry 1952 (https://doi.org/10.2307/2334029). Two annotators who are
+    each right 83.2 % of the time agree 72 % of the time, which is the agreement that Stiennon et al. 2020 measured
+    (https://arxiv.org/abs/2009.01325). This gives the default error rate.
 
     Attributes:
-        error_rate: how often the label is flipped, independently of the texts.
-        scale: how sharply differences are perceived, per unit of gold score.
+        error_rate: the probability that a label is flipped, independently of the texts.
+        scale: the slope of the preference, per unit of gold score; a larger scale gives fewer random choices.
     """
 
     error_rate: float = 0.168
@@ -35,12 +35,12 @@ class SimulatedAnnotator:
             )
 
     def prefers(self, first: float, second: float) -> float:
-        """The probability of preferring a text of gold score `first` to one of `second`."""
+        """The probability that a text of gold score `first` is preferred to one of gold score `second`."""
         margin = min(max(self.scale * (first - second), -500.0), 500.0)
         return self.error_rate + (1 - 2 * self.error_rate) / (1 + math.exp(-margin))
 
     def rank(self, golds: Sequence[float], rng: np.random.Generator) -> list[int]:
-        """Indices, the best first: K completions are sorted by pairwise comparisons (insertion sort)."""
+        """The indices of K completions, best first, from pairwise comparisons (insertion sort)."""
         order: list[int] = []
         for index, gold in enumerate(golds):
             place = len(order)
@@ -59,19 +59,19 @@ def collect_comparisons(
     skip_ties: bool = False,
     include_unfinished: bool = False,
 ) -> list[Comparison]:
-    """Comparisons of completions of the same prompt, ranked by an annotator.
+    """Collects comparisons: completions of the same prompt, ranked by an annotator.
 
-    Repeated and unfinished completions are left out (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593), and so are
+    Duplicate and unfinished completions are left out (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593), as are
     prompts with fewer than two remaining texts.
 
     Args:
-        task: gives the gold score.
+        task: computes the gold scores.
         prompts: N prompts.
         groups: the completions of each prompt.
         annotator: ranks the completions.
-        rng: draws the annotator's labels.
+        rng: the source of randomness for the annotator.
         skip_ties: leave out completions whose gold score equals that of an earlier one, for noise-free test labels.
-        include_unfinished: compare unfinished completions too, for tasks that score them like any other text.
+        include_unfinished: also compare unfinished completions, for tasks that score them like other texts.
     """
     found = []
     for prompt, group in zip(prompts, groups, strict=True):

@@ -1,4 +1,4 @@
-"""Comparisons, and the usual JSONL format for them."""
+"""Comparisons, and their JSONL format."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from lmgym.io import atomic, read_numbered
 
 @dataclass(frozen=True)
 class Comparison:
-    """Completions of one prompt, ranked.
+    """A ranking of completions of one prompt.
 
     Attributes:
         prompt: the prompt's text.
@@ -31,8 +31,8 @@ def read_comparisons(path: str | os.PathLike[str]) -> list[Comparison]:
     """Reads rows `{"prompt", "chosen", "rejected"}`, or `{"prompt", "ranking": [best, ..., worst]}`.
 
     Raises:
-        ValueError: the file is empty or malformed. The message names file and line.
-        FileNotFoundError: there is no such file.
+        ValueError: the file is empty or malformed. The message names the file and the line.
+        FileNotFoundError: the file does not exist.
     """
     found = []
     for number, row in read_numbered(path, required=("prompt",)):
@@ -44,13 +44,13 @@ def read_comparisons(path: str | os.PathLike[str]) -> list[Comparison]:
                 "and 'ranking', a list of at least two texts, the best first"
             )
         if len(set(ranked)) < len(ranked):
-            raise ValueError(f"{path}, line {number}: a text is compared with itself; drop the row")
+            raise ValueError(f"{path}, line {number}: a text is compared with itself; remove the row")
         found.append(Comparison(row["prompt"], tuple(ranked)))
     return found
 
 
 def write_comparisons(path: str | os.PathLike[str], comparisons: Iterable[Comparison]) -> None:
-    """Writes a file that `read_comparisons` reads."""
+    """Writes comparisons to a file that `read_comparisons` can read."""
     rows = []
     for comparison in comparisons:
         row: dict[str, object] = {"prompt": comparison.prompt}

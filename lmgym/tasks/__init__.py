@@ -1,4 +1,4 @@
-"""Tasks: prompts to continue, and a score for each continuation. They do not import torch."""
+"""Tasks: prompts to continue, and a score for each completion. This package does not import torch."""
 
 from lmgym.tasks.arithmetic import Arithmetic
 from lmgym.tasks.base import Completion, FinishReason, Prompt, ScoreFunction, Split, Task, sample_in_split, split_of

@@ -1,4 +1,4 @@
-"""Add a digit to a number below 90: "add: 37 + 5 =" wants " 42"."""
+"""Add a digit to a number below 90: the answer to "add: 37 + 5 =" is " 42"."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ class Arithmetic(RuleTask):
     name = "arithmetic"
 
     def parts(self, text: str) -> list[str]:
-        # Digits, not words: a sum with one right digit of two earns half the partial credit.
+        # Digits, not words: a sum with one of two digits right gets half of the partial credit.
         return list(text.strip())
 
     def draw(self, rng: np.random.Generator) -> Prompt:

@@ -1,7 +1,7 @@
-"""A template grammar of short English reviews and stories, and the lexical rule that reads their valence.
+"""A template grammar for short English reviews and stories, and a lexical rule for their sentiment.
 
-A text is an opening, which says who did what and when, and a continuation of two to four sentences about it. Every
-sentence is built to be positive, negative or neutral; `polarity` reads that back from the words alone.
+A text is an opening, which tells who did what and when, and a continuation of two to four sentences about it. Each
+sentence is generated to be positive, negative or neutral; `polarity` recovers this from the words alone.
 """
 
 import re
@@ -16,7 +16,7 @@ T = TypeVar("T")
 CLAUSE_END = re.compile(r"[,;:]|\bbut\b")
 WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 
-# Adjectives by what they can be said of. "any" fits everything.
+# Adjectives by the kind of thing that they can describe. "any" fits everything.
 POSITIVE_ADJECTIVES: dict[str, tuple[str, ...]] = {
     "any": ("good", "great", "nice", "lovely", "wonderful", "amazing"),
     "people": ("kind", "friendly", "polite", "funny"),
@@ -55,7 +55,7 @@ NEUTRAL_VERBS = ("saw", "noticed", "talked about", "asked about", "remember")
 _PLAIN_VERBS = ("love", "enjoy", "recommend")  # as in "did not enjoy"
 _MOODS = {1: ("happy", "smile", "laugh"), -1: ("sad", "angry", "tired")}
 
-# Read as well as written: other models use words that the templates do not.
+# Words that `polarity` knows but the templates do not use. Other models use them.
 _MORE_POSITIVE = """best better excellent perfect fantastic brilliant superb enjoyable charming delightful pleasant
     fabulous awesome incredible magnificent outstanding impressive gorgeous recommended smiled laughed loves glad"""
 _MORE_NEGATIVE = """worst worse horrible dreadful disgusting annoying unpleasant disappointed waste hate dislike hates
@@ -69,14 +69,14 @@ NEGATIVE_WORDS = frozenset(
 ) | frozenset(_MORE_NEGATIVE.split())
 NEGATIONS = frozenset(("not", "never", "no", "neither", "nor", "hardly", "nothing", "without", "cannot"))
 NEGATION_REACH = 3
-"""How many words after a negation a valence word may stand and still be turned round: "not at all good"."""
+"""A negation inverts a sentiment word that is at most this many words after it, as in "not at all good"."""
 
 
 def polarity(sentence: str) -> int:
-    """Reads the valence of a sentence from its words: 1, -1, or 0 for neither and for both.
+    """The sentiment of a sentence by its words: 1 (positive), -1 (negative), or 0 (neutral or mixed).
 
-    A negation turns round the next valence word within `NEGATION_REACH` words and the same clause, so "not bad" is
-    positive; a sentence with positive and negative words ("good but slow") is mixed, hence 0.
+    A negation inverts the next sentiment word within `NEGATION_REACH` words of the same clause, so "not bad" is
+    positive. A sentence with positive and negative words, such as "good but slow", is mixed.
     """
     signs = set()
     for clause in CLAUSE_END.split(sentence.lower().replace("’", "'")):
@@ -98,9 +98,9 @@ class Topic:
     """Something to write about.
 
     Attributes:
-        things: nouns that name it; each belongs to one topic, so an opening tells its topic.
-        kind: which adjectives fit it.
-        acts: what one does with it, in the past tense.
+        things: nouns that name it. Each belongs to one topic only, so the noun in an opening determines the topic.
+        kind: the kind of adjectives that fit it.
+        acts: verbs for what one does with it, in the past tense.
         aspects: its parts, each with the kind of adjectives that fit.
         events: neutral sentences about it, with {who} for the subject.
     """
@@ -201,7 +201,7 @@ SUBJECTS = {
     "Anna and Tom": "they",
 }
 _PRONOUN_OF = {name.lower(): pronoun for name, pronoun in SUBJECTS.items()}
-# The longest name first: "Anna and Tom" is not Anna.
+# The longest name first, so that "Anna and Tom" does not match "Anna".
 _SUBJECT = re.compile(rf"\b({'|'.join(sorted(_PRONOUN_OF, key=len, reverse=True))})\b")
 OBJECTS = {"I": "me", "we": "us", "she": "her", "he": "him", "they": "them"}
 READERS = ("Sam", "Kim", "Leo", "Eva", "Max", "Ida", "Ned", "Zoe")
@@ -230,18 +230,18 @@ INTENSIFIERS = ("very", "really", "so", "quite", "truly")
 SENTENCES = (2, 3, 4)
 SENTENCE_WEIGHTS = (0.35, 0.45, 0.20)
 NEGATIVE_SHARE = 0.4
-"""Share of negative sentences among those that are not positive."""
+"""The share of negative sentences among the sentences that are not positive."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What an opening has settled for the sentences after it.
+    """The facts of an opening that the following sentences must fit.
 
     Attributes:
-        topic: what it is about.
+        topic: the topic.
         thing: the noun in the opening.
-        who: the pronoun of the one who tells or lives it.
-        voice: "terse", "plain" or "chatty": how the whole text is written.
+        who: the pronoun of the narrator or main character.
+        voice: the style of the whole text: "terse", "plain" or "chatty".
     """
 
     topic: Topic
@@ -251,7 +251,7 @@ class Scene:
 
 
 def opening(rng: np.random.Generator) -> str:
-    """Writes a prompt: one sentence that says who did what and when, at times with the start of the next one."""
+    """Writes a prompt: one sentence that tells who did what and when, sometimes with the start of the next one."""
     topic = _even(rng, TOPICS)
     thing = _even(rng, topic.things)
     adjective = _even(rng, OPENING_ADJECTIVES)
@@ -282,8 +282,8 @@ def continuation(rng: np.random.Generator, opening: str, positivity: float) -> s
 
     Args:
         rng: the source of randomness.
-        opening: any text; what `opening()` writes is understood, so that the sentences fit it.
-        positivity: the probability of each sentence to be positive; it is negative or neutral otherwise.
+        opening: any text. If it comes from `opening()`, the sentences fit it.
+        positivity: the probability that a sentence is positive; otherwise it is negative or neutral.
 
     Returns:
         The sentences, with a leading space.
@@ -292,7 +292,7 @@ def continuation(rng: np.random.Generator, opening: str, positivity: float) -> s
 
 
 def labelled_continuation(rng: np.random.Generator, opening: str, positivity: float) -> list[tuple[str, int]]:
-    """The sentences of a continuation, each with the polarity it was written to have."""
+    """The sentences of a continuation, each with its intended polarity."""
     scene = _read(rng, opening)
     length = int(np.searchsorted(np.cumsum(SENTENCE_WEIGHTS), rng.random()))
     signs = [_sign(rng, positivity) for _ in range(SENTENCES[min(length, len(SENTENCES) - 1)])]
@@ -311,13 +311,13 @@ def labelled_continuation(rng: np.random.Generator, opening: str, positivity: fl
 
 
 def document(rng: np.random.Generator) -> str:
-    """Writes a whole text, for pretraining: from grumpy to glad."""
+    """Writes a whole text for pretraining; its positivity is random, from mostly negative to mostly positive."""
     start = opening(rng)
     return start + continuation(rng, start, rng.uniform(0.1, 0.7))
 
 
 def unfinished_sentence(text: str) -> str:
-    """What stands after the last full stop, question or exclamation mark or colon of a text; "" if nothing does."""
+    """The text after the last full stop, question mark, exclamation mark or colon; "" if there is none."""
     return re.split(r"[.!?:]", text)[-1].strip()
 
 
@@ -377,7 +377,7 @@ def _two_clauses(rng: np.random.Generator, scene: Scene, sign: int) -> str:
 
 
 def _quality(rng: np.random.Generator, scene: Scene, kind: str, sign: int) -> str:
-    """An adjective phrase of the given sign, negations and contrasts among them."""
+    """An adjective phrase of the given sign, sometimes with a negation or a contrast."""
     shape = rng.random() * (0.8 if scene.voice == "terse" else 1.0)
     if sign == 0:
         if shape < 0.2:
@@ -414,11 +414,11 @@ def _verb(rng: np.random.Generator, sign: int) -> str:
 
 
 def _even(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(len(options) * rng.random())]  # several times as fast as rng.integers
+    return options[int(len(options) * rng.random())]  # several times faster than rng.integers
 
 
 def _skewed(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """Draws the first options more often, as words in real texts are."""
+    """Draws earlier options more often, because word frequencies in real texts are skewed too."""
     return options[int(len(options) * rng.random() ** 1.5)]
 
 

@@ -1,6 +1,6 @@
-"""Two tasks small enough to enumerate, whose optimum is known exactly: the oracles of the algorithms' tests.
+"""Two tasks that can be enumerated, so that their optimum is known exactly. The tests of the algorithms use them.
 
-They are made for the "probe" model, whose tokenizer knows the letters a to d alone.
+They are for the "probe" model, whose tokenizer knows only the letters a to d.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ TREE_BEST = "cdb"
 
 
 def _tree_score(text: str) -> float:
-    """The decoy: strings that begin with a are better on average; the best one begins with c."""
+    """Strings that begin with "a" have a higher mean score, but the best string begins with "c"."""
     if text == TREE_BEST:
         return 1.0
     spread = sum(factor * LETTERS.index(letter) for factor, letter in zip((7, 3, 5), text, strict=False)) % 10
@@ -49,8 +49,8 @@ class _Probe(Task):
 class Bandit(_Probe):
     """Choose one of four letters: `BANDIT_SCORES`; any other text scores 0.
 
-    The four prompts do not matter, and both splits share them: the optimum is known, there is nothing to generalise
-    to.
+    The score does not depend on the prompt. Both splits have the same four prompts, because the optimum is known and
+    there is no generalisation to test.
     """
 
     name = "bandit"
@@ -60,9 +60,9 @@ class Bandit(_Probe):
 class Tree(_Probe):
     """Write up to three letters: `TREE_SCORES`; any other text scores 0.
 
-    Strings that begin with "a" are the best on average, yet the best string is "cdb": a policy must look further
-    than the first letter. Both splits share the four prompts, which do not matter: the optimum is known, there is
-    nothing to generalise to.
+    Strings that begin with "a" have the highest mean score, but the best string is "cdb", so a greedy choice of the
+    first letter fails. The score does not depend on the prompt. Both splits have the same four prompts, because the
+    optimum is known and there is no generalisation to test.
     """
 
     name = "tree"

@@ -1,4 +1,4 @@
-"""Prompts of your own, from a file or a dataset, scored by any callable."""
+"""Your own prompts, from a file or a dataset, scored by any callable."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,15 +13,15 @@ from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task, spl
 class PromptList(Task):
     """Continue one of the given prompts.
 
-    The prompts are split into train and test by `split_of`, so a text stays on its side whatever else the file holds.
-    A prompt whose data has a "demonstration" (rows cut by `opening_words` have) can be demonstrated.
+    `split_of` assigns each prompt to train or test by its text alone, so other prompts in the file do not matter. A
+    prompt has a demonstration if its data has the field "demonstration", as rows split by `opening_words` have.
 
     Args:
         prompts: prompts or plain texts.
-        score: gives each completion of a batch its score; None where only comparisons say what is good.
-        name: appears in logs.
-        best: the best attainable score, where it is known.
-        test_share: the share of prompts kept for testing.
+        score: computes the scores of a batch of completions; None if only comparisons define what is good.
+        name: the name in logs.
+        best: the best attainable score, if it is known.
+        test_share: the share of prompts in the test split.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class PromptList(Task):
         for prompt in prompts:
             prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
             if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
-                raise ValueError(f"{name}: {quoted(prompt)} is no prompt; give texts, or Prompts with a text")
+                raise ValueError(f"{name}: {quoted(prompt)} is not a prompt; give texts, or Prompts with a text")
             self._prompts[split_of(prompt.text, test_share)].append(prompt)
         for split, own in self._prompts.items():
             if not own:
                 total = sum(map(len, self._prompts.values()))
                 raise ValueError(
-                    f"{name}: none of the {total} prompts falls into the {split!r} split (a hash of the text decides); "
-                    f"give more different prompts, or another test_share than {test_share}"
+                    f"{name}: none of the {total} prompts is in the {split!r} split, which a hash of the text decides; "
+                    f"give more different prompts, or a test_share other than {test_share}"
                 )
 
     @classmethod
@@ -59,14 +59,14 @@ class PromptList(Task):
         opening_words: int | None = None,
         **options: Any,
     ) -> "PromptList":
-        """Reads rows such as {"prompt": "2 + 2 =", "answer": "4"}; the other fields become the prompts' data.
+        """Reads rows such as {"prompt": "2 + 2 =", "answer": "4"}; the other fields become the data of the prompt.
 
         Args:
             path: a JSON Lines file.
-            score: gives each completion of a batch its score.
-            field: the field that holds the prompt, or the whole text if `opening_words` is given.
-            opening_words: the prompt is this many first words, and the rest is a demonstration. For rows that hold
-                whole texts: `field="text", opening_words=8`.
+            score: computes the scores of a batch of completions.
+            field: the field with the prompt, or with the whole text if `opening_words` is given.
+            opening_words: number of words, from the start of the text, that form the prompt; the rest is the
+                demonstration. For rows with whole texts, for example `field="text", opening_words=8`.
             options: `name`, `best`, `test_share`.
         """
         rows = read_jsonl(path, required=(field,))
@@ -74,10 +74,10 @@ class PromptList(Task):
 
     @classmethod
     def from_text(cls, path: str | os.PathLike[str], score: ScoreFunction | None, **options: Any) -> "PromptList":
-        """Reads a text file with one prompt a line; empty lines are skipped."""
+        """Reads a text file with one prompt per line; empty lines are skipped."""
         lines = read_lines(path)
         if not lines:
-            raise ValueError(f"{os.fspath(path)}: no prompts; write one a line")
+            raise ValueError(f"{os.fspath(path)}: no prompts; write one prompt per line")
         return cls([Prompt(line) for _, line in lines], score, **{"name": os.fspath(path), **options})
 
     @classmethod
@@ -90,15 +90,15 @@ class PromptList(Task):
         dataset_split: str = "train",
         **options: Any,
     ) -> "PromptList":
-        """Takes rows from a dataset of the `datasets` library, or from anything else that yields mappings.
+        """Reads rows from a dataset of the `datasets` library, or from any other iterable of mappings.
 
         Args:
             dataset: the rows, or a name or path for `datasets.load_dataset`.
-            score: gives each completion of a batch its score.
+            score: computes the scores of a batch of completions.
             field: see `from_jsonl`.
             opening_words: see `from_jsonl`.
-            dataset_split: which of the dataset's own splits to load, where a name is given. Train and test prompts
-                are told apart by `split_of` all the same.
+            dataset_split: the dataset's own split to load, if `dataset` is a name. `split_of` still divides the rows
+                into train and test prompts.
             options: `name`, `best`, `test_share`.
         """
         name = dataset if isinstance(dataset, str) else "dataset"
@@ -126,7 +126,7 @@ class PromptList(Task):
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, Mapping):
                 raise ValueError(
-                    f"{source}, row {number}: not a mapping but {type(row).__name__}; give rows with fields"
+                    f"{source}, row {number}: not a mapping but {type(row).__name__}; give rows with named fields"
                 )
             text = row.get(field)
             if not isinstance(text, str) or not text.strip():
@@ -145,7 +145,7 @@ class PromptList(Task):
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
         if self._score is None:
-            raise NotImplementedError(f"{self.name}: these prompts have no score of their own; give a score function")
+            raise NotImplementedError(f"{self.name}: these prompts have no score of their own; pass a score function")
         return self._score(prompts, completions)
 
     def demonstrate(self, prompt: Prompt, rng: np.random.Generator) -> str:
@@ -155,13 +155,13 @@ class PromptList(Task):
 
 
 def _cut(text: str, words: int, where: str) -> tuple[str, str]:
-    """The first words of a text, and the rest with its leading space."""
+    """Splits a text into its first words, and the rest with a leading space."""
     if not isinstance(words, int) or words < 1:
-        raise ValueError(f"opening_words is {words!r}; a prompt needs at least 1 word")
+        raise ValueError(f"opening_words is {words!r}, but a prompt needs at least 1 word")
     parts = text.split()
     if len(parts) <= words:
         raise ValueError(
             f"{where}: the text has {len(parts)} words, so nothing is left to write after opening_words={words}; "
-            "lower it or drop the row"
+            "lower opening_words or remove the row"
         )
     return " ".join(parts[:words]), " " + " ".join(parts[words:])

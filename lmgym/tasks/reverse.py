@@ -1,4 +1,4 @@
-"""Turn a row of letters round: "reverse: d b a c =" wants " c a b d"."""
+"""Reverse a list of letters: the answer to "reverse: d b a c =" is " c a b d"."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from lmgym.tasks.rule import RuleTask, draw_letters, exchange_two
 
 
 class Reverse(RuleTask):
-    """Reverse three or four different letters. A wrong demonstration has two neighbours exchanged."""
+    """Reverse three or four different letters. In a wrong demonstration, two adjacent letters are swapped."""
 
     name = "reverse"
 

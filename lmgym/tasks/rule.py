@@ -1,4 +1,4 @@
-"""What the tasks with one right answer share: the check, the partial credit and the demonstrations."""
+"""The base class of tasks with one right answer: scoring, partial credit and demonstrations."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ LETTERS = "abcdefgh"
 class RuleTask(Task):
     """A task whose prompts have one right answer, `prompt.data["answer"]`.
 
-    A completion scores 1 if it is the answer and nothing else (white space around and between its parts aside).
+    A completion scores 1 if it is the answer and nothing else; white space around and between parts is ignored.
     Otherwise, if it has as many parts as the answer, it scores half the share of parts that are right at their
-    place; else 0.
+    position; else 0.
 
     Args:
-        demonstration_accuracy: how probable a demonstration is to be right. At 1 there is little left to learn by
-            reinforcement.
+        demonstration_accuracy: the probability that a demonstration is right. At 1, supervised fine-tuning leaves
+            little to learn by reinforcement.
     """
 
     best = 1.0
@@ -29,14 +29,14 @@ class RuleTask(Task):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Prompt:
-        """Draws a prompt of either split, with its "answer" among the data."""
+        """Draws a prompt of either split; its data has the field "answer"."""
 
     @abstractmethod
     def mistake(self, answer: str, rng: np.random.Generator) -> str:
         """Writes a plausible wrong answer."""
 
     def parts(self, text: str) -> list[str]:
-        """Splits an answer into what is checked place by place: words, unless a task says otherwise."""
+        """Splits an answer into parts, which are compared position by position; by default into words."""
         return text.split()
 
     def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
@@ -60,12 +60,12 @@ class RuleTask(Task):
 
 
 def draw_letters(rng: np.random.Generator) -> list[str]:
-    """Three or four different letters in any order: 2016 possible rows."""
+    """Three or four different letters in random order, out of 2016 possible lists."""
     return [LETTERS[i] for i in rng.permutation(len(LETTERS))[: rng.integers(3, 5)]]
 
 
 def exchange_two(answer: str, rng: np.random.Generator) -> str:
-    """A row of letters with two neighbours exchanged."""
+    """A list of letters with two adjacent letters swapped."""
     letters = answer.split()
     i = int(rng.integers(len(letters) - 1))
     letters[i], letters[i + 1] = letters[i + 1], letters[i]

@@ -1,4 +1,7 @@
-"""Write a review that a reader finds positive: the task of Ziegler et al. 2019 (section 3.1), in small."""
+"""Write a positive review: a small version of the task of Ziegler et al. 2019, section 3.1.
+
+Paper: https://arxiv.org/abs/1909.08593.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,19 +13,19 @@ from lmgym.tasks.grammar import continuation, opening, polarity, unfinished_sent
 
 
 class Sentiment(Task):
-    """Continue the opening of a review or story; the more positive sentences, the better.
+    """Continue the opening of a review or story with positive sentences.
 
-    It is made to be learned from preferences: `score` is a reward model's, and `gold`, a rule that no learner sees,
-    tells whether the reward model was improved or only fooled.
+    The task is for learning from preferences. `score` comes from a reward model. `gold` is a rule that no learner sees;
+    it shows whether a policy writes better texts or only exploits the reward model.
 
     Args:
         scorer: the reward model, or any other callable that scores a batch of completions.
-        demonstration_positivity: how probable each sentence of a demonstration is to be positive.
+        demonstration_positivity: the probability that a sentence of a demonstration is positive.
     """
 
     name = "sentiment"
     best = 1.0
-    # A standard deviation below the mean of the reward model's scores, which are normalised.
+    # One standard deviation below the mean of the reward model's scores, which are normalised.
     missing_eos_score = -1.0
 
     def __init__(self, scorer: ScoreFunction | None = None, demonstration_positivity: float = 0.4):
@@ -35,17 +38,17 @@ class Sentiment(Task):
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
         if self.scorer is None:
             raise ValueError(
-                "the task 'sentiment' is scored by a learned reward model and has none: pass one as "
-                "Sentiment(scorer=reward_model). gold() is for evaluation only; to be paid by it all the same, say so "
-                "with Sentiment(scorer=Sentiment().gold)"
+                "the task 'sentiment' needs a learned reward model for its score, but has none: pass one as "
+                "Sentiment(scorer=reward_model). gold() is for evaluation only; to train on it anyway, make it as "
+                "Sentiment(scorer=Sentiment().gold)"
             )
         return self.scorer(prompts, completions)
 
     def gold(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
-        """Positive sentences less negative ones, over the number of sentences or 3, whichever is more.
+        """(positive sentences − negative sentences) / max(3, sentences).
 
-        A sentence that was said before counts as neutral, and so does a last one without its end mark. Where the
-        prompt breaks off within a sentence, the completion's first words are read together with it.
+        A repeated sentence counts as neutral, and so does a last sentence without an end mark. If the prompt ends in
+        the middle of a sentence, that sentence and the start of the completion are read as one.
         """
         return [gold_sentiment(p.text, c.text) for p, c in zip(prompts, completions, strict=True)]
 

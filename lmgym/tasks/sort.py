@@ -1,4 +1,4 @@
-"""Put letters into alphabetical order: "sort: d b a c =" wants " a b c d"."""
+"""Put letters into alphabetical order: the answer to "sort: d b a c =" is " a b c d"."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from lmgym.tasks.rule import RuleTask, draw_letters, exchange_two
 
 
 class Sort(RuleTask):
-    """Sort three or four different letters. A wrong demonstration has two neighbours exchanged."""
+    """Sort three or four different letters. In a wrong demonstration, two adjacent letters are swapped."""
 
     name = "sort"
 
