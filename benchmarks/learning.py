@@ -232,7 +232,7 @@ def draw() -> None:
                 page,
                 "measured",
                 f"Measured on Arithmetic{note}: exact answers {change} (each seed: {shares}), processor seconds to "
-                f"{GOAL}: {times}; KL {kl} nats an answer. [All figures](README.md#measured).",
+                f"{GOAL}: {times}; KL {kl} nats per answer. [All figures](README.md#measured).",
             )
     table = [
         f"| algorithm | exact answers | seeds 0, 1, 2 | seconds to {GOAL} | KL, nats | settings |",
@@ -246,8 +246,8 @@ def draw() -> None:
     revisions = sorted({row["revision"] for rows in found.values() for row in rows})
     table.append("")
     table.append(
-        f"`python -m benchmarks.learning`, {ROWS} completions a rollout, 1,024 held-out sums, at most {SECONDS:.0f} "
-        f"processor seconds a run; {'; '.join(machines)}; revision {', '.join(revisions)}."
+        f"`python -m benchmarks.learning`, {ROWS} completions per rollout, 1,024 held-out sums, at most {SECONDS:.0f} "
+        f"processor seconds per run; {'; '.join(machines)}; revision {', '.join(revisions)}."
     )
     write_between(PAGES / "README.md", "table", "\n".join(table))
 

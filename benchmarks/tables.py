@@ -185,7 +185,7 @@ def environment(lines: Lines) -> str:
         for row in line["contenders"].values()
         if "environment" in row["phases"]
     ]
-    return f"The environment (prompts, appending, asking who still runs) takes {' and '.join(shares)}."
+    return f"The environment (prompts, appending, checking which rows still run) takes {' and '.join(shares)}."
 
 
 # Plots -------------------------------------------------------------------------------------------------------------
