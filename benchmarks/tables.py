@@ -102,7 +102,7 @@ def newest(lines: Sequence[Line], device: str) -> dict[tuple[str, str], Line]:
 
 
 def by_machine(lines: Sequence[Line], device: str) -> list[dict[tuple[str, str], Line]]:
-    """The newest line of each suite and shape on each machine; the machine that was used last is first."""
+    """The newest line of each suite and shape on each machine; the most recently used machine comes first."""
     machines: dict[str, dict[tuple[str, str], Line]] = {}
     for line in lines:
         if line["device"] == device:
