@@ -1,4 +1,4 @@
-"""The peers' virtual environments, below a folder that git ignores, from exact pins."""
+"""The peers' virtual environments, made from exact pins in a folder that git ignores."""
 
 import hashlib
 import os
@@ -12,10 +12,10 @@ PINS = ROOT / "benchmarks" / "peers"
 
 
 def python(name: str) -> str:
-    """The interpreter of an environment, which is set up if it does not exist; "" is the project's own.
+    """The interpreter of an environment, which is set up if needed; "" means the project's own.
 
-    torch is installed first, at the project's own pin: by a peer's requirements it would be the newest build, with
-    gigabytes of CUDA. `TORCH_FLAGS` is passed to its installation, as in the Makefile.
+    torch is installed first, at the project's own pin: a peer's requirements would install the newest build, with
+    gigabytes of CUDA libraries. `TORCH_FLAGS` is passed to its installation, as in the Makefile.
     """
     if not name:
         return sys.executable
@@ -25,7 +25,7 @@ def python(name: str) -> str:
     digest = hashlib.sha256(torch.encode() + pins.read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:
         return str(interpreter)
-    print(f"setting up {name} in {folder.relative_to(ROOT)}: minutes, once", flush=True)
+    print(f"setting up {name} in {folder.relative_to(ROOT)}: takes minutes, only once", flush=True)
     if not interpreter.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     install = [str(interpreter), "-m", "pip", "install", "--quiet"]

@@ -1,4 +1,4 @@
-"""The rates of the machine, measured as a contender: the calculated bound is made of them."""
+"""The machine's rates, measured like a contender; the calculated bound uses them."""
 
 import torch
 
@@ -9,7 +9,7 @@ FLOPS = 2.0 * SIDE**3 * TIMES
 
 
 def main() -> None:
-    """One measurement a turn: seconds for FLOPS in each dtype, and for reading BYTES."""
+    """One measurement per turn: seconds for FLOPS operations in each dtype, and for reading BYTES bytes."""
     turn = Turn()
     job = turn.job()
     squares = {name: torch.randn(SIDE, SIDE, device=job.device).to(getattr(torch, name)) for name in DTYPES}

@@ -1,10 +1,10 @@
-"""All algorithms on one task, from the same start: exact answers to held-out sums against processor time.
+"""All algorithms on one task, with the same start: exact answers to held-out sums against processor time.
 
     python -m benchmarks.learning              # run all, three seeds each, then draw
-    python -m benchmarks.learning --only ppo   # run some, keep the rest
-    python -m benchmarks.learning --draw       # only draw what was measured
+    python -m benchmarks.learning --only ppo   # run some, keep the results of the others
+    python -m benchmarks.learning --draw       # only draw the existing results
 
-Every run trains a LoRA adapter of rank 16 on the built-in model, on lmgym/Arithmetic-v0, on one thread. The clock is
+Every run trains a LoRA adapter of rank 16 on the built-in model, on lmgym/Arithmetic-v0, on one thread. The time is
 the processor time of training alone. Results are in benchmarks/learning.jsonl; curves and table go to
 docs/algorithms.
 """
@@ -44,11 +44,11 @@ class Entry:
     Attributes:
         module: the algorithm.
         config: its settings.
-        lr: peak learning rate, which decreases linearly to 0.
+        lr: peak learning rate; it decreases linearly to 0.
         critic: the policy's.
         beta: β, in score per nat.
-        extra: makes the values of `train`'s further arguments.
-        note: what a reader must know besides the figures.
+        extra: returns the further arguments of `train`.
+        note: what a reader must know in addition to the figures.
     """
 
     module: Any
@@ -111,7 +111,7 @@ def measure(policy: lmgym.Policy, test: lmgym.TokenVectorEnv) -> tuple[float, fl
 
 
 def run(name: str, seed: int, code: str, points: int = 12) -> dict[str, Any]:
-    """One curve of points [processor seconds, exact share, KL], until the algorithm ends or its time is up."""
+    """One curve of points [processor seconds, exact share, KL], until the algorithm or its time ends."""
     entry = ENTRIES[name]
     setup = build(entry, seed)
     policy, test = setup.policy, setup.evaluation_env(TEST_PROMPTS)
@@ -164,7 +164,7 @@ def best_of(policy: lmgym.Policy, test: lmgym.TokenVectorEnv, n: int) -> float:
 
 
 def read() -> dict[str, list[dict[str, Any]]]:
-    """What was measured, by algorithm."""
+    """The results, by algorithm."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
     found: dict[str, list[dict[str, Any]]] = {}
     for row in map(json.loads, lines):
@@ -233,7 +233,7 @@ def draw() -> None:
                 page,
                 "measured",
                 f"Measured on Arithmetic{note}: exact answers {change} (each seed: {shares}), processor seconds to "
-                f"{GOAL}: {times}; KL {kl} nats an answer. [All figures](README.md#measured).",
+                f"{GOAL}: {times}; KL {kl} nats per answer. [All figures](README.md#measured).",
             )
     table = [
         f"| algorithm | exact answers | seeds 0, 1, 2 | seconds to {GOAL} | KL, nats | settings |",
@@ -247,8 +247,8 @@ def draw() -> None:
     revisions = sorted({row["revision"] for rows in found.values() for row in rows})
     table.append("")
     table.append(
-        f"`python -m benchmarks.learning`, {ROWS} completions a rollout, 1,024 held-out sums, at most {SECONDS:.0f} "
-        f"processor seconds a run; {'; '.join(machines)}; revision {', '.join(revisions)}."
+        f"`python -m benchmarks.learning`, {ROWS} completions per rollout, 1,024 held-out sums, at most {SECONDS:.0f} "
+        f"processor seconds per run; {'; '.join(machines)}; revision {', '.join(revisions)}."
     )
     write_between(PAGES / "README.md", "table", "\n".join(table))
 

@@ -1,6 +1,6 @@
-"""The outputs of every contender, computed again by plain transformers: no cache, one pass, float32.
+"""Checks the outputs of every contender against plain transformers: no cache, one pass, float32.
 
-Comparing the speed of programs that compute different numbers is meaningless, so nothing is timed before this agrees.
+Comparing the speed of programs that compute different results is meaningless, so nothing is timed before they agree.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from benchmarks.worker import Job
 from lmgym.models import silence_libraries
 
 LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (0.03, 0.6)}
-"""Limits of the mean and of the largest difference, in nats; bfloat16 is compared with float32 weights."""
+"""Limits for the mean and for the largest difference, in nats; bfloat16 is compared with float32 weights."""
 ROWS = 64
 """Number of rows that are compared."""
 
@@ -77,6 +77,6 @@ def check(name: str, job: Job, outputs: Mapping[str, Tensor], adapter: bool = Tr
         if not (gap.mean() <= mean_limit and gap.max() <= most_limit):
             raise AssertionError(
                 f"{name}: {key} differs from a plain pass by {float(gap.mean()):.2g} on average and {found[key]:.2g} "
-                f"at most; allowed are {mean_limit:g} and {most_limit:g}. Nothing was timed"
+                f"at most; the limits are {mean_limit:g} and {most_limit:g}. Nothing was timed"
             )
     return found

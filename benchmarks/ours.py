@@ -21,7 +21,7 @@ FOREVER = 10**6
 
 
 class Prompts(Task):
-    """The prompts that all contenders continue; the environment has its own score."""
+    """The prompts that all contenders continue. Its score is not used: the environment has its own."""
 
     name = "prompts"
     has_gold = False
@@ -37,7 +37,7 @@ class Prompts(Task):
 
 
 def build(job: Job) -> lmgym.Policy:
-    """The policy of a job."""
+    """Makes a job's policy."""
     lm = lmgym.load(job.part("policy"), device=job.device, dtype=job.dtype)
     if "layers" in job.options:
         lm.adapters.add("policy", rank=8, alpha=16, targets="attention", layers=job.options["layers"])
@@ -47,7 +47,7 @@ def build(job: Job) -> lmgym.Policy:
 
 
 def environment(job: Job, lm: lmgym.LanguageModel, rows: int, new_tokens: int) -> lmgym.TokenVectorEnv:
-    """The environment of a job; the score is the reward model's, in the dtype that the peers give theirs."""
+    """Makes a job's environment; the reward model gives the score, in the dtype that the peers use for theirs."""
     reward = RewardModel.load(job.part("reward"), device=job.device)
     reward.model.to(dtype=job.torch_dtype)
     prompts = job.prompts()
@@ -64,7 +64,7 @@ def environment(job: Job, lm: lmgym.LanguageModel, rows: int, new_tokens: int) -
 
 
 class Clock:
-    """Adds up the seconds that functions take."""
+    """Adds up the seconds that chosen functions take."""
 
     def __init__(self, turn: Turn):
         self.turn = turn
@@ -84,7 +84,7 @@ class Clock:
         setattr(owner, name, call)
 
     def take(self) -> dict[str, float]:
-        """The sums; the next ones start at 0."""
+        """Returns the sums and resets them to 0."""
         phases, self.phases = self.phases, {}
         return phases
 
@@ -96,7 +96,7 @@ def outputs(buffer: lmgym.RolloutBuffer) -> dict[str, Tensor]:
 
 
 def rollout(turn: Turn, job: Job) -> None:
-    """One rollout a turn, without score and reference, which `generate` does not compute either."""
+    """One rollout per turn, without score and reference, because `generate` does not compute these either."""
     policy = build(job)
     env = environment(job, policy.lm, job.rows, job.new_tokens)
     buffer = lmgym.RolloutBuffer.like(env)
@@ -117,7 +117,7 @@ def rollout(turn: Turn, job: Job) -> None:
 
 
 def sweep(turn: Turn, job: Job) -> None:
-    """Rollouts of every size a turn; a size's seconds are a phase."""
+    """One rollout of each size per turn; the seconds of each size are a phase."""
     policy = build(job)
     envs = {
         str(value): environment(job, policy.lm, **({"rows": job.rows, "new_tokens": job.new_tokens} | {over: value}))
@@ -136,7 +136,7 @@ def sweep(turn: Turn, job: Job) -> None:
 
 
 def train(turn: Turn, job: Job, module: Any, config: Any) -> None:
-    """One iteration a turn."""
+    """One iteration per turn."""
     policy = build(job)
     env = environment(job, policy.lm, job.rows, job.new_tokens)
     plain = bool(job.options.get("plain"))  # neither compaction nor bucketing
@@ -154,7 +154,7 @@ def train(turn: Turn, job: Job, module: Any, config: Any) -> None:
 
 
 def main() -> None:
-    """Does the work that the first argument names."""
+    """Runs the work that the first command-line argument names."""
     turn = Turn()
     job = turn.job()
     match sys.argv[1]:

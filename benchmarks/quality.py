@@ -1,8 +1,8 @@
-"""Whether the fast paths learn as well: PPO on the demo's task and models, with the same seeds, in each variant.
+"""Do the fast paths learn as well? PPO on the demo's task and models, with the same seeds, in each variant.
 
     python -m benchmarks.quality [--seeds 0 1 2] [--updates 28]
 
-What is compared is the regularised objective, score − β·KL, of 256 held-out prompts after training: the mean over
+The table compares the regularised objective, score − β·KL, of 256 held-out prompts after training: the mean over
 prompts and seeds, and its standard error over prompts. The seconds are processor time of one thread.
 """
 
@@ -32,11 +32,11 @@ class Variant:
     """A way to run PPO.
 
     Attributes:
-        fast: whether passes are fused.
-        tricks: whether finished rows leave the batch, and rows of similar length share a pass.
+        fast: whether to use the fused passes.
+        tricks: whether finished rows leave the batch (compaction), and rows of similar length share a pass (bucketing).
         dtype: of the weights.
-        layers: LoRA on this many top layers, with the output of the rest cached; 0: on all layers.
-        more: factor on the number of updates.
+        layers: LoRA on this many top layers, with the output of the others cached; 0 means all layers.
+        more: multiplies the number of updates.
     """
 
     fast: bool = True

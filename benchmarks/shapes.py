@@ -1,8 +1,8 @@
-"""The models that all contenders load: random weights in ordinary transformers folders, made once.
+"""The models that all contenders load: random weights in ordinary transformers folders. They are made once.
 
 A shape's folder holds `policy` (a causal model), `adapter` (LoRA of rank 8 on the attention projections, drawn at
 random, so that policy and reference differ), `reward` (a sequence classifier with one label), and `prompts.json`. Each
-token is a separate word, so that text and tokens correspond.
+token is a separate word, so that text and tokens map one to one.
 
 The weights make padding and the end of sequence so improbable that they are never sampled: every contender writes
 completions of equal length without special options. In the shapes that end with "-eos" a completion ends at each token
@@ -49,9 +49,9 @@ class Shape:
         family: "gpt2" or "llama".
         vocabulary: V, tokens.
         width: D, the hidden size.
-        layers: how many.
-        heads: attention heads.
-        kv_heads: heads of keys and values.
+        layers: number of layers.
+        heads: number of attention heads.
+        kv_heads: number of heads of keys and values.
         inner: width of the MLP.
     """
 
@@ -109,7 +109,7 @@ SHAPES |= {f"{name}-eos": SHAPES[name] for name in ("tiny", "T", "S")}
 
 
 def make(name: str, root: Path) -> Path:
-    """The folder of a shape; it is made if it does not exist."""
+    """Returns the folder of a shape; makes it if it does not exist."""
     folder = root / name
     if not folder.is_dir():
         with silence_libraries():

@@ -1,10 +1,10 @@
-"""lmgym against other libraries: the same models and the same work, in turns, checked before it is timed.
+"""Speed of lmgym and other libraries, in turns, on the same models and the same work; outputs are checked first.
 
     python -m benchmarks.speed                       # all, about half an hour
     python -m benchmarks.speed --quick               # rollout and PPO against generate and TRL, two minutes
     python -m benchmarks.speed --device cuda         # larger models, on a GPU
     python -m benchmarks.speed --only ppo/T grpo     # some suites or measurements
-    python -m benchmarks.speed --draw                # write the tables again
+    python -m benchmarks.speed --draw                # only write tables and plots
 
 Every contender is a process of its own with pinned threads. They take turns, round by round, so that a machine that
 becomes slower affects all of them: quote ratios of medians within a measurement. Each measurement appends a line to
@@ -34,7 +34,7 @@ RESULTS = environments.ROOT / "benchmarks" / "results.jsonl"
 
 
 def start(measurement: Measurement, contender: Contender, device: str, threads: int) -> tuple[Worker, Job]:
-    """Starts the process of a contender."""
+    """Starts a contender's process."""
     folder = make(measurement.shape, environments.HOME / "models")
     work = {"dtype": contender.dtype, "device": device, "options": dict(contender.options)} | dict(measurement.work)
     job = Job(str(folder), **work)
@@ -53,7 +53,7 @@ def measure(measurement: Measurement, device: str, threads: int, rounds: int | N
     workers: dict[str, Worker] = {}
     found: dict[str, Any] = {}
     try:
-        for contender in measurement.contenders:  # one after another: loading would slow the others
+        for contender in measurement.contenders:  # one after another: loading slows the others
             worker, job = start(measurement, contender, device, threads)
             workers[contender.name] = worker
             row = found[contender.name] = {"dtype": contender.dtype, "versions": worker.ready(), "turns": []}
@@ -110,7 +110,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], help="suites (ppo) or measurements (ppo/T)")
     parser.add_argument("--plan", choices=tuple(PLANS), help="a whole plan by name, such as try")
     parser.add_argument("--rounds", type=int, help="timed turns of each contender")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contender")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of each contender")
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="the file to which each measurement appends a line"
     )

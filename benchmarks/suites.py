@@ -14,7 +14,7 @@ class Contender:
         module: a module of `benchmarks`, with arguments.
         environment: the virtual environment of a peer; "" is the project's own.
         dtype: of the weights.
-        options: options of its job besides the common ones.
+        options: options of its job in addition to the common ones.
         own_adapter: whether it trains a new adapter instead of the shape's; it is then checked against the base model.
         rounds: the maximum number of rounds in which it takes part.
     """
@@ -35,9 +35,9 @@ class Measurement:
     Attributes:
         suite: what is compared.
         shape: a name in `benchmarks.shapes.SHAPES`.
-        contenders: those that take part.
+        contenders: the contenders, in the order of their turns.
         work: fields of `Job`: rows, new_tokens, ...
-        rounds: timed turns of each, after one that is checked and not timed.
+        rounds: timed turns of each contender, after one turn that is checked and not timed.
     """
 
     suite: str
@@ -149,7 +149,7 @@ CUDA = tuple(
         Measurement(f"rollout {rows}", shape, (generate(B16), ours("rollout", B16)), {"rows": rows}),
         Measurement(f"ppo {rows}", shape, (trl(B16), ours("ppo", B16, **HEAD)), {"rows": rows}, 3),
     )
-    # TRL keeps every logit of a rollout, twice: 60 GB here.
+    # TRL keeps all logits of a rollout twice: 60 GB here.
     if measurement.name != "ppo 1024/Qwen"
 )
 TRY = (
@@ -158,5 +158,5 @@ TRY = (
     sweep("tiny", "rows", [1, 4]), rollouts("tiny-grouped"),
     Measurement("ppo", "tiny-grouped", (trl(), ours("ppo", **HEAD))),
 )  # fmt: skip
-"""Everything in small, to test the benchmark itself."""
+"""Every kind of measurement on tiny models, to test the benchmark itself."""
 PLANS = {"full": FULL, "quick": QUICK, "cuda": CUDA, "try": TRY}

@@ -102,7 +102,7 @@ def newest(lines: Sequence[Line], device: str) -> dict[tuple[str, str], Line]:
 
 
 def by_machine(lines: Sequence[Line], device: str) -> list[dict[tuple[str, str], Line]]:
-    """The newest line of each suite and shape on each machine; the machine that was used last is first."""
+    """The newest line of each suite and shape on each machine; the most recently used machine comes first."""
     machines: dict[str, dict[tuple[str, str], Line]] = {}
     for line in lines:
         if line["device"] == device:
@@ -185,7 +185,7 @@ def environment(lines: Lines) -> str:
         for row in line["contenders"].values()
         if "environment" in row["phases"]
     ]
-    return f"The environment (prompts, appending, asking who still runs) takes {' and '.join(shares)}."
+    return f"The environment (prompts, appending, checking which rows still run) takes {' and '.join(shares)}."
 
 
 # Plots -------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Both ends of the connection between the benchmark and a contender, which is a process of its own.
+"""Both ends of the connection between the benchmark and a contender, which runs in its own process.
 
-The benchmark writes a job, then orders, one JSON object a line; the contender answers each with one. So contenders can
-have environments of their own, keep their state between rounds, and never work at the same time. This module imports
-only torch and safetensors, so that it runs in the environment of a peer.
+The benchmark writes a job, then orders, one JSON object per line; the contender answers each with one line. Therefore
+contenders can have their own virtual environments, keep their state between rounds, and never work at the same time.
+This module imports only torch and safetensors, so that it runs in the environment of a peer.
 """
 
 import json
@@ -37,7 +37,7 @@ class Job:
         device: "cpu" or "cuda".
         rows: completions of a rollout.
         new_tokens: maximum number of tokens of a completion.
-        micro_rows: completions that an update has in memory at the same time.
+        micro_rows: completions that an update holds in memory at the same time.
         epochs: passes over a rollout.
         ends: whether completions end at the end-of-sequence token.
         options: the contender's own.
@@ -70,7 +70,7 @@ class Turn:
     """The contender's end: waits for its turn, and reports what it did and how long it took."""
 
     def __init__(self) -> None:
-        # What libraries print goes to the log and not into the connection.
+        # Output that libraries print goes to the log, not into the connection.
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._imported = resident()
@@ -93,9 +93,9 @@ class Turn:
 
         Args:
             phases: seconds of its parts.
-            outputs: gives what is checked: `tokens` [B, T], `is_action` [B, T], and `logp`, `reference_logp`, `score`
+            outputs: returns what to check: `tokens` [B, T], `is_action` [B, T], and `logp`, `reference_logp`, `score`
                 if the contender has them.
-            times: factor on the seconds, for a contender that does only a share of the work.
+            times: multiplies the seconds, for a contender that does only a share of the work.
         """
         seconds = (self.clock() - self._began) * times
         self._outputs = outputs
@@ -124,7 +124,7 @@ class Turn:
         raise SystemExit
 
     def _forget(self) -> None:
-        """Frees what was checked, and resets the peak memory: checking is not part of the work."""
+        """Frees the checked tensors, and resets the peak memory: checking is not part of the work."""
         self._outputs = dict
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -142,7 +142,7 @@ class Turn:
 
 
 def resident() -> float:
-    """The present memory of the process, in megabytes."""
+    """The current memory of the process, in megabytes."""
     return _status("VmRSS")
 
 

@@ -1,4 +1,4 @@
-"""A language model as a Gymnasium environment: the plain loop, with random actions, then with the model's own.
+"""A language model as a Gymnasium environment: a loop with random actions, then a batch with the model's actions.
 
 python examples/01_gymnasium_loop.py
 """
@@ -19,7 +19,7 @@ def main() -> None:
     print("Random tokens:", env.render())
     print(f"return {total:.2f}, score {info['score']:.2f}, ended by {info['finish_reason']}\n")
 
-    # The same environment, batched in torch, driven by the model that it is made of.
+    # The same environment, batched in torch. The model chooses the actions.
     lm = lmgym.load("tiny")
     rows = gym.make_vec("lmgym/Sentiment-v0", num_envs=4, model=lm, autoreset_mode="Disabled").unwrapped
     assert isinstance(rows, lmgym.TokenVectorEnv)
@@ -29,7 +29,7 @@ def main() -> None:
     uniforms = lmgym.Stream(seed=0, update=0).uniforms(4, rows.max_new_tokens, rows.model.device)
     for t in range(rows.max_new_tokens):
         action = policy.act(state, uniforms[:, t], rows.action_mask_table[t])
-        # `append` moves the state and leaves the rewards for later; `step` would pay them now.
+        # `append` changes the state and computes no rewards; `step` would compute them now.
         rows.append(action.token)
         if not rows.any_running():
             break

@@ -1,4 +1,4 @@
-"""REINFORCE with a batch baseline, on `lmgym` alone: an algorithm of your own in 40 lines.
+"""Your own algorithm in 40 lines: REINFORCE with a batch baseline. It needs only `lmgym`.
 
 python examples/02_your_own_algorithm.py
 """
@@ -22,7 +22,7 @@ def main(updates: int = 30, rows: int = 64, lr: float = 3e-3) -> float:
     score = 0.0
     for update in range(updates):
         lmgym.collect(policy, env, buffer, lmgym.Stream(seed=0, update=update))
-        # ∇J = E[Σ_t (G_t − b) ∇ log π(a_t | s_t)], G_t the reward from t on, KL included.
+        # ∇J = E[Σ_t (G_t − b) ∇ log π(a_t | s_t)]; G_t is the return from t on, KL included.
         returns = buffer.rewards.flip(1).cumsum(1).flip(1)
         advantages = returns - returns[buffer.is_action].mean()
         logp = policy.evaluate(buffer.sequences).logp

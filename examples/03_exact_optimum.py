@@ -1,4 +1,4 @@
-"""PPO against the exact optimum, which a small enough environment lets us compute.
+"""PPO compared with the exact optimum, which can be computed if the environment is small enough.
 
 python examples/03_exact_optimum.py
 """
@@ -22,7 +22,7 @@ def main(updates: int = 30, rows: int = 256) -> None:
     tree = enumerate_tree(env, env.task.sample(np.random.default_rng(0)))
     optimum, start = tree.optimum, tree.objective(tree.reference_logp)
     print(
-        f"{len(tree.paths)} completions of {tree.prompt.text!r}; E[score] − β·KL at best {optimum:.4f}, now {start:.4f}"
+        f"{len(tree.paths)} completions of {tree.prompt.text!r}; E[score] − β·KL: best {optimum:.4f}, now {start:.4f}"
     )
     learner = Learner(policy.parameters(), LearnerConfig(lr=5e-3))
     config = ppo.Config(updates=updates, minibatch_rows=rows // 4)
@@ -32,7 +32,7 @@ def main(updates: int = 30, rows: int = 256) -> None:
             share = (tree.objective(logp) - start) / (optimum - start)
             print(
                 f"update {update:3}  sampled {metrics['reward/sequence']:.3f}  exact {tree.objective(logp):.4f}  "
-                f"{share:.0%} of the way  total variation {tree.total_variation(logp):.3f}"
+                f"{share:.0%} of the improvement  total variation {tree.total_variation(logp):.3f}"
             )
 
 

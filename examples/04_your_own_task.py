@@ -1,4 +1,4 @@
-"""A task of your own: plain Python, registered, checked, and trained on.
+"""Your own task in plain Python: check it, register it, and train on it.
 
 python examples/04_your_own_task.py
 """

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO: with a network of its own, and with a language model and its KL to the reference.
+"""Stable-Baselines3's PPO: with one of its own networks, then with a language model and its KL to the reference.
 
 python examples/05_stable_baselines3.py
 """
@@ -21,7 +21,7 @@ def main(steps: int = 8192) -> None:
     arguments: dict[str, Any] = {"max_prompt_tokens": 1, "max_new_tokens": 1, "kl": "none", "beta": 0.2}
     environment = lmgym.TokenVectorEnv(32, task=Bandit(), model=lm, autoreset_mode="SameStep", **arguments)
     env = VecMonitor(SB3VecEnv(environment))  # all 32 rows in one call
-    # An episode's only score comes at its end: a discount below 1 would shrink it.
+    # An episode's only score comes at its end: a discount below 1 would reduce it.
     settings: dict[str, Any] = {
         "gamma": 1.0,
         "n_steps": 4,
@@ -33,7 +33,7 @@ def main(steps: int = 8192) -> None:
 
     own = PPO("MultiInputPolicy", env, **settings)
     own.learn(steps)
-    print(f"a network of SB3's own, no KL: mean score {mean_score(own):.2f}; the best arm scores 1")
+    print(f"one of SB3's own networks, no KL: mean score {mean_score(own):.2f}; the best arm scores 1")
 
     model = PPO(LMPolicy, env, policy_kwargs=policy_kwargs(policy, env), **settings)
     model.learn(steps, callback=SampledKL())
@@ -44,7 +44,7 @@ def main(steps: int = 8192) -> None:
 
 
 def mean_score(model: PPO) -> float:
-    """Of the last 100 episodes of training."""
+    """The mean score of the last 100 episodes of training."""
     return sum(float(episode["r"]) for episode in model.ep_info_buffer or ()) / len(model.ep_info_buffer or (0,))
 
 

@@ -4,9 +4,10 @@ A baseline does not change the mean of the gradient; it changes the gradient's v
 (lmgym/Arithmetic-v0) in two cases:
 
 1. Every answer scores 1 more, so scores are from 1 to 2. The best policy is the same, but without a baseline every
-   answer, right or wrong, is made more probable, and this noise hides what there is to learn.
+   answer, right or wrong, becomes more probable, and this noise hides the difference between the answers.
 2. Scores are from 0 to 1, as the task gives them. A baseline does not always help: compare no baseline, the rollout's
-   mean, the mean of the siblings (RLOO), a critic, and the constant that gives the least variance.
+   mean, the mean of the siblings (the other completions of the same prompt, as in RLOO), a critic, and the constant
+   that gives the least variance.
 
 python examples/06_baselines_and_variance.py    # draws runs/examples/06_baselines_and_variance.png
 """
@@ -44,7 +45,7 @@ def world(seed: int, critic: Critic = "none", plus: float = 0.0) -> tuple[lmgym.
 
 
 def scatter(rollouts: int, seed: int) -> dict[str, float]:
-    """The gradient's variance with each baseline, summed over the parameters: variance of one policy's rollouts."""
+    """The gradient's variance with each baseline, summed over the parameters, over rollouts of one policy."""
     policy, env = world(seed, critic="head")
     buffer = lmgym.RolloutBuffer.like(env)
     head = list(policy.value_head.parameters())
@@ -80,7 +81,7 @@ def scatter(rollouts: int, seed: int) -> dict[str, float]:
 
 
 def curve(baseline: Baseline, plus: float, updates: int, seed: int) -> list[float]:
-    """Mean scores of REINFORCE, less `plus`, which is added to every score."""
+    """Mean scores of REINFORCE, minus `plus`, which is added to every score."""
     policy, env = world(seed, plus=plus)
     learner = Learner(policy.parameters(), LearnerConfig(lr=5e-3, schedule="constant"), seed)
     config = reinforce.Config(updates=updates, baseline=baseline)
@@ -91,18 +92,18 @@ def print_case(title: str, variances: dict[str, float], ends: dict[Baseline, lis
     print(f"{title}. Variance of the gradient, no baseline = 1:")
     for name, variance in variances.items():
         print(f"    {name:20} {variance / variances['none']:.2f}")
-    print("  Mean score of REINFORCE, less what was added: first update -> mean of the last five, one seed each:")
+    print("  Mean score of REINFORCE, minus the added constant: first update -> mean of the last five, one seed each:")
     for name, pairs in ends.items():
         print(f"    baseline {name:11} " + ", ".join(f"{first:.2f} -> {last:.2f}" for first, last in pairs))
 
 
 def verdict(variances: dict[str, float], ends: dict[Baseline, list[tuple[float, float]]]) -> str:
-    """What a case showed, in a sentence."""
+    """The result of a case, in one sentence."""
     ratio = variances["batch mean"] / variances["none"]
     without, with_mean = (sum(last for _, last in ends[name]) / len(ends[name]) for name in ("none", "mean"))
     return (
-        f"the batch mean gives {ratio:.2f} times the variance of none; REINFORCE ends at {with_mean:.2f} with it "
-        f"and at {without:.2f} without it"
+        f"the batch mean gives {ratio:.2f} times the variance without a baseline; REINFORCE ends at {with_mean:.2f} "
+        f"with it and at {without:.2f} without it"
     )
 
 
@@ -125,7 +126,9 @@ def main(rollouts: int = 60, updates: int = 30, seed: int = 0) -> dict[str, floa
                 label = f"baseline: {name}" if one == seed else None
                 curves.plot(scores, color=f"C{colour}", linewidth=0.9, label=label)
                 ends[name].append((scores[0], sum(scores[-5:]) / len(scores[-5:])))
-        curves.set(xlabel="update", ylabel="mean score, less what was added", title=f"{title}: REINFORCE, two seeds")
+        curves.set(
+            xlabel="update", ylabel="mean score, minus the added constant", title=f"{title}: REINFORCE, two seeds"
+        )
         curves.legend(frameon=False)
         mean = ends["none"][0][0]
         print_case(title, variances, ends)
@@ -136,9 +139,11 @@ def main(rollouts: int = 60, updates: int = 30, seed: int = 0) -> dict[str, floa
     plt.close(figure)
     constant = next(name for name in found if name.startswith("best constant")).replace(",", " is")
     print("", *told, sep="\n")
-    print(f"On scores from 0 to 1 the {constant}, against a mean score of {mean:.2f}: it is a mean")
-    print("in which an answer counts by its gradient's squared length, and improbable answers have long gradients.")
-    print(f"Look at {path}.")
+    print(f"On scores from 0 to 1 the {constant}, and the mean score is {mean:.2f}: the constant is a mean")
+    print(
+        "of the scores, weighted by the squared norm of the gradients; improbable answers have gradients of large norm."
+    )
+    print(f"The plot is in {path}.")
     return found
 
 

@@ -1,8 +1,8 @@
-"""Reward hacking: training against a learned reward model, with and without a price on KL to the reference.
+"""Reward hacking: training on a learned reward model, with and without a penalty on KL to the reference.
 
-The reward model is the proxy: the policy is paid by it. It was trained on reviews, and orders about 85 % of pairs of
-reviews correctly. The gold score is a rule that the policy never sees: positive sentences less negative ones, where
-repetitions and broken sentences count nothing. Both runs have the same start, seed and learning rate; only β differs.
+The reward model is the proxy: the policy is trained on its score. It was trained on reviews, and orders about 85 % of
+pairs of reviews correctly. The gold score is a rule that the policy never sees: positive sentences minus negative ones;
+repeated and incomplete sentences do not count. Both runs have the same start, seed and learning rate; only β differs.
 
 python examples/07_reward_hacking.py    # draws runs/examples/07_reward_hacking.png
 """
@@ -21,11 +21,11 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 Curve = list[tuple[float, float, float]]
-"""KL in nats per completion, proxy, gold, after each update."""
+"""KL in nats per completion, proxy score and gold score, after each update."""
 
 
 def train(beta: float, updates: int, rows: int, seed: int) -> tuple[Curve, list[str]]:
-    """Trains against the built-in reward model; returns the curve, and completions of held-out prompts."""
+    """Trains on the built-in reward model; returns the curve, and completions of held-out prompts."""
     lm = lmgym.load("tiny")
     lm.adapters.add("policy", seed=seed)
     policy = lmgym.Policy(lm, critic="none")
@@ -33,7 +33,7 @@ def train(beta: float, updates: int, rows: int, seed: int) -> tuple[Curve, list[
     env = lmgym.TokenVectorEnv(
         rows, task=task, model=lm, max_prompt_tokens=40, max_new_tokens=48, kl="sampled", beta=beta
     )
-    # A high learning rate, so that a few dozen updates go as far as thousands of careful ones.
+    # With a high learning rate a few dozen updates show the effect that otherwise takes thousands.
     learner = Learner(policy.parameters(), LearnerConfig(lr=1e-2, schedule="constant"), seed)
     curve: Curve = []
     for metrics in reinforce.train(policy, env, learner, reinforce.Config(updates=updates)):
@@ -57,9 +57,9 @@ def draw(curves: dict[float, Curve], path: Path) -> None:
         for axes, score in zip(panels, scores, strict=True):
             axes.plot(distance, score, marker=".", linewidth=0.8, label=f"β = {beta:g}")
             axes.plot(distance[-1], score[-1], marker="o", color=axes.lines[-1].get_color())
-    panels[0].set(ylabel="proxy: the reward model's score", title="What is paid for, and what is wanted")
+    panels[0].set(ylabel="proxy: the reward model's score", title="The score that is trained on, and the true score")
     panels[1].set(
-        ylabel="gold score (best: 1)", xlabel="√KL to the reference, √nats per completion; a large dot: the end"
+        ylabel="gold score (best: 1)", xlabel="√KL to the reference, √nats per completion; large dot: the last update"
     )
     panels[0].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def moments(curve: Curve) -> dict[str, tuple[float, float, float]]:
 
 
 def verdict(curves: dict[float, Curve]) -> list[str]:
-    """What the runs showed, computed from the runs: another seed or machine may show something else."""
+    """The result in sentences, computed from the runs: another seed or machine may give another result."""
     told, ends = [], {}
     for beta, curve in curves.items():
         found = moments(curve)
@@ -92,7 +92,9 @@ def verdict(curves: dict[float, Curve]) -> list[str]:
             f"{end_proxy:.2f}."
         )
         if best > start:
-            told[-1] += f" By the end {100 * (best - end) / (best - start):.0f} % of the gain in gold was lost again."
+            told[-1] += (
+                f" By the end {100 * (best - end) / (best - start):.0f} % of the gain in the gold score was lost again."
+            )
     by_proxy, by_gold = (max(ends, key=lambda beta: ends[beta][place]) for place in (1, 2))
     told.append(
         f"Judged by the proxy at the end, β = {by_proxy:g} is better; judged by the gold score, β = {by_gold:g}."
@@ -112,7 +114,7 @@ def main(updates: int = 40, rows: int = 64, seed: int = 0) -> dict[float, Curve]
     path = Path("runs/examples/07_reward_hacking.png")
     draw(curves, path)
     print("", *verdict(curves), sep="\n")
-    print(f"Look at {path}: where do the two scores part, and do the texts above read like reviews?")
+    print(f"The plot is in {path}. Where do the two scores begin to differ? Do the texts above read like reviews?")
     return curves
 
 

@@ -1,10 +1,10 @@
-"""Break it and watch: REINFORCE on `lmgym` alone, three common bugs, and which checks find them.
+"""Three common bugs in REINFORCE, their effect on the learning curve, and which checks find them. Needs only `lmgym`.
 
 score on every token    the score is paid at every token instead of the last one: longer texts earn more
-EOS out of the loss     the end of sequence is masked as if it were padding: the policy cannot learn when to stop
-padding is read         the loss ignores which columns are padding, and scores tokens in another context
+EOS out of the loss     the end-of-sequence token is masked like padding: the policy cannot learn when to stop
+padding is read         the loss ignores the padding mask of the prompt: tokens are scored in another context
 
-Dashed lines: the best mean score that any policy can have, from all completions (lmgym.exact).
+Dashed lines: the best mean score that any policy can have, computed from all completions (lmgym.exact).
 
 python examples/08_break_it_and_watch.py    # draws runs/examples/08_break_it_and_watch.png
 """
@@ -32,7 +32,7 @@ def early(prompt: str, completion: lmgym.Completion) -> float:
     return (prompt[0] in "ab") * (1.0 if completion.tokens == 2 else 0.5)
 
 
-BUGS: dict[str, Any] = {  # the metric that shows the bug, and the score with which it shows
+BUGS: dict[str, Any] = {  # the metric that shows the bug, and a score for which it does
     "score on every token": ("tokens", "any text scores 1", lambda prompt, c: 1),
     "EOS out of the loss": ("score", "after a or b: one letter 1, more ½", early),
     "padding is read": ("score", "the prompt's first letter: 1", lambda prompt, c: c.text[:1] == prompt[0]),
@@ -66,7 +66,7 @@ def reinforce(
 
 
 class Letters(lmgym.Task):
-    """Two to five letters; write some more. Each bug shows with a score of its own."""
+    """The prompt has two to five letters; the policy writes more. Each bug is visible with its own score."""
 
     name, best = "letters", 1.0
 
@@ -87,7 +87,7 @@ def world(task: Letters) -> lmgym.TokenVectorEnv:
 
 
 def best_attainable(task: Letters) -> float:
-    """The best mean score of any policy. The scores depend on the prompt's first letter alone: one tree for each."""
+    """The best mean score of any policy. The scores depend only on the prompt's first letter: one tree for each."""
     trees = [enumerate_tree(world(task), lmgym.Prompt(first)) for first in "abcd"]
     return sum(float(tree.scores.max()) for tree in trees) / len(trees)
 
@@ -130,11 +130,9 @@ def main(updates: int = 80, skip: Sequence[str] = SKIP) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-    print(f"\nLook at {path}. Each broken run finishes and prints plausible numbers. Only a correct")
-    print(
-        "run beside it, or a check, shows the bug. Then change the EOS bug's score to `c.tokens == 2` after any prompt:"
-    )
-    print("compare the curves again, and what the table says of the gradient.")
+    print(f"\nThe plot is in {path}. Each run with a bug finishes and prints plausible numbers. Only a correct")
+    print("run for comparison, or a check, shows the bug. Now change the EOS bug's score to `c.tokens == 2` after any")
+    print("prompt, and compare the curves and the gradient's line in the table again.")
 
 
 if __name__ == "__main__":

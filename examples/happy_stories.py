@@ -1,4 +1,4 @@
-"""A gold score for stories: how happily they read. Used as `--gold examples/happy_stories.py:happy`.
+"""A gold score for stories: how happy they are. Use it as `--gold examples/happy_stories.py:happy`.
 
     lmgym train --model path/to/a/story/model --prompts stories.jsonl --opening-words 20 \
         --gold examples/happy_stories.py:happy
@@ -46,9 +46,9 @@ SAD = frozenset(
 
 
 def happy(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
-    """Different happy words less sad words, at most 5 and at least −5, over 5: in [−1, 1].
+    """The number of different happy words minus the number of sad words, clipped to ±5 and divided by 5: in [−1, 1].
 
-    A happy word counts once however often it stands there, so that saying one thing again and again does not pay.
+    A happy word counts once, however often it occurs, so that repetition does not increase the score.
     """
     scores = []
     for completion in completions:

@@ -1,1 +1,1 @@
-"""Other libraries as contenders, each a process of its own (`benchmarks.worker`)."""
+"""Other libraries as contenders; each runs in its own process (`benchmarks.worker`)."""

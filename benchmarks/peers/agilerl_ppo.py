@@ -2,12 +2,12 @@
 
 Configured to do the same work as the others: sampling from all tokens (its default is the 50 most probable), no
 gradient checkpointing, one minibatch of all rows per epoch. Its critic is a second adapter with a value head. Two
-things differ by its design: a terminal score is paid on every token, and a list of prompts, which is what its
-environments give, is generated one prompt at a time. With `batched` it gets all prompts in one tensor, which its own
-loop does not do.
+things differ by design: AgileRL gives the final score to every token as its reward; and its environments return a list
+of prompts, for which it generates one completion at a time. With `batched` it gets all prompts in one tensor, which its
+own loop does not do.
 
-On a CPU a Llama model would crash in the Triton kernels that AgileRL patches in; setting the mark that they are
-installed already prevents that.
+On a CPU a Llama model would crash in the Triton kernels that AgileRL patches in. Setting the flag that they are
+already installed prevents this.
 """
 
 from typing import Any, cast
@@ -62,7 +62,7 @@ def build(job: Job) -> PPO:
 
 
 def main() -> None:
-    """One PPO iteration a turn."""
+    """One PPO iteration per turn."""
     turn = Turn()
     job = turn.job()
     agent = build(job)
@@ -82,7 +82,7 @@ def main() -> None:
         with torch.inference_mode():
             score = reward(input_ids=whole, attention_mask=(whole != PAD).long()).logits[:, 0]
         scored = turn.clock()
-        # One row an entry, as its own loop hands them on.
+        # One row per entry, as in its own loop.
         agent.learn((list(whole.split(1)), list(torch.cat(acted[1]).split(1)), score.clone()))
         phases = {"generate": generated - began, "forwards": scored - generated, "update": turn.clock() - scored}
         tokens = whole[:, prompts.shape[1] :]

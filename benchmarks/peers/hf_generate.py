@@ -12,12 +12,12 @@ from benchmarks.worker import EOS, PAD, Turn
 
 
 def main() -> None:
-    """One rollout a turn."""
+    """One rollout per turn."""
     turn = Turn()
     job = turn.job()
     base: Any = AutoModelForCausalLM.from_pretrained(job.part("policy"), dtype=job.torch_dtype)
     base = base.to(job.device)
-    # The adapter in the model's dtype: peft would leave it in float32, and convert at every step.
+    # The adapter gets the model's dtype: peft would keep it in float32, and convert at every step.
     model = PeftModel.from_pretrained(base, job.part("adapter"), autocast_adapter_dtype=False).eval()
     config = GenerationConfig(
         max_new_tokens=job.new_tokens, do_sample=True, top_k=0, top_p=1.0, pad_token_id=PAD,
@@ -25,7 +25,7 @@ def main() -> None:
     )  # fmt: skip
     model.generation_config.eos_token_id = (
         config.eos_token_id
-    )  # otherwise transformers fills the gap from the model's own
+    )  # otherwise transformers uses the value of the model's own configuration
     prompts = torch.tensor(job.prompts()[: job.rows], device=job.device)
     torch.manual_seed(0)
     turn.ready()

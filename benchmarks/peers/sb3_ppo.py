@@ -1,11 +1,11 @@
 """Stable-Baselines3's PPO on the token environment as `gymnasium.make` gives it: scalar environments, one by one.
 
-SB3 knows steps and not sequences: its policy reads the whole text again for every token, in the rollout and in every
-epoch. The policy is `LMPolicy` of agents.integrations.sb3, the same adapter and value head on the same model, with the
-forward pass of transformers, as a user of SB3 would have it. The environment is unchanged.
+SB3 has no concept of sequences, only of steps: its policy reads the whole text again for every token, in the rollout
+and in every epoch. The policy is `LMPolicy` of agents.integrations.sb3, the same adapter and value head on
+the same model, with the forward pass of transformers, as for a user of SB3. The environment is unchanged.
 
 An iteration takes more than a minute, and its time is proportional to the number of texts. So only a share of the texts
-is written, each to its end, and learned from; the reported time is multiplied accordingly.
+is sampled, each to its end, and used for learning; the reported time is multiplied accordingly.
 """
 
 import gymnasium as gym
@@ -20,9 +20,9 @@ from benchmarks.worker import BETA, LR, Turn
 from lmgym.reward import RewardModel
 
 SHARE = 4
-"""One of this many completions is written and learned from."""
+"""The contender samples and learns from one of this many completions."""
 TRANSITIONS = 256
-"""Per minibatch: 3,072 texts of up to 64 tokens together would need several gigabytes."""
+"""Transitions per minibatch: all 3,072 texts of up to 64 tokens at the same time would need several gigabytes."""
 
 
 class RolloutEnds(BaseCallback):

@@ -2,7 +2,7 @@
 
 Configured to do the same work as the others: four passes over a rollout, each one step on all rows; KL to the reference
 in the loss; no gradient checkpointing and no mixed precision, which are its defaults. Its trainer counts a pass as a
-step, and samples new completions at every fourth.
+step, and samples new completions at every fourth step.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from benchmarks.worker import BETA, EOS, LR, Job, Turn
 
 
 class Watch:
-    """Times the trainer's rollouts, and holds the last one for the checks."""
+    """Times the trainer's rollouts, and keeps the last one for the checks."""
 
     def __init__(self, turn: Turn, trainer: Any):
         self.turn = turn
@@ -91,7 +91,7 @@ def config(job: Job, folder: str) -> GRPOConfig:
 
 
 def main() -> None:
-    """One GRPO iteration a turn."""
+    """One GRPO iteration per turn."""
     turn = Turn()
     job = turn.job()
     tokenizer = AutoTokenizer.from_pretrained(job.part("policy"))
@@ -112,7 +112,7 @@ def main() -> None:
             train_dataset=Dataset.from_dict({"prompt": [tokenizer.decode(ids) for ids in job.prompts()]}),
             callbacks=[ends],
         )
-        # Put in afterwards: a model that comes with an adapter would become its own reference.
+        # Load the adapter afterwards: a model that is passed with an adapter would become its own reference.
         set_peft_model_state_dict(trainer.model, load_file(f"{job.part('adapter')}/adapter_model.safetensors"))
         ends.watch = Watch(turn, trainer)
         turn.ready()

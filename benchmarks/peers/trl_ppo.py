@@ -2,8 +2,8 @@
 
 Configured to do the same work as the others: one minibatch of all rows per epoch, temperature 1, no gradient
 checkpointing and no mixed precision (both are TRL's defaults, and slower here), nothing saved and no samples printed.
-Its value model is a whole network, all of which is trained, by its design. Its reference is the policy with the adapter
-off.
+By design its value model is a whole network, and all of it is trained. Its reference is the policy with the adapter
+turned off.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ from benchmarks.worker import BETA, LR, PAD, Job, Turn
 
 
 class Watch:
-    """Times the helpers that TRL's loop calls, and holds their results for the checks."""
+    """Times the helpers that TRL's loop calls, and keeps their results for the checks."""
 
     def __init__(self, turn: Turn):
         self.turn = turn
@@ -90,7 +90,7 @@ class TurnEnds(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         phases, self.watch.phases = self.watch.phases, {}
         self.turn.done(phases, self.watch.outputs)
-        self.watch.looks = False  # only the first turn is checked: holding what was seen costs memory
+        self.watch.looks = False  # only the first turn is checked, and keeping results costs memory
         self.watch.seen.clear()
 
 
@@ -122,7 +122,7 @@ def config(job: Job, folder: str) -> PPOConfig:
 
 
 def main() -> None:
-    """One PPO iteration a turn."""
+    """One PPO iteration per turn."""
     turn = Turn()
     job = turn.job()
     watch = Watch(turn)
