@@ -457,7 +457,7 @@ def test_a_group_that_does_not_divide_the_rows(module: ModuleType) -> None:
         start(module, world, group=5)
     with pytest.raises(ValueError, match="compares 1 completions"):
         start(module, world, group=1)
-    with pytest.raises(ValueError, match=r"compares 4 .* and 2 rows .* choose a group of 2, or other rows"):
+    with pytest.raises(ValueError, match=r"compares 4 .* but 2 rows .* choose a group of 2, or other rows"):
         start(module, table(rows=2, kl="none"), group=4)
 
 
@@ -468,7 +468,7 @@ def test_pairs_of_an_odd_number_of_rows() -> None:
 
 @pytest.mark.parametrize(("module", "named"), [(ppo, "ppo with value_coef"), (a2c, "a2c"), (nlpo, "nlpo")])
 def test_a_critic_that_is_missing(module: ModuleType, named: str) -> None:
-    with pytest.raises(ValueError, match=rf"{named} needs a critic .* critic='head'.*reinforce, rloo, grpo"):
+    with pytest.raises(ValueError, match=rf"{named} needs a critic, .* critic='head'.*reinforce, rloo, grpo"):
         start(module, make(critic="none"))
 
 

@@ -50,7 +50,7 @@ def kl(
             check_loss_estimator(in_loss)
         if env.kl != "none":
             raise ValueError(
-                f"{algorithm} has KL in its loss (kl_loss={in_loss!r}), and the environment pays it in the reward too "
+                f"{algorithm} has KL in its loss (kl_loss={in_loss!r}) and the environment pays it in the reward too "
                 f"(kl={env.kl!r}): make the environment with kl='none', or set kl_loss to 'none'"
             )
 
