@@ -145,7 +145,7 @@ def clipped_surrogate(
     return -gain
 
 
-def outside(
+def is_clipped(
     logp: Float[Tensor, "*shape"], old_logp: Float[Tensor, "*shape"], clip: float = 0.2
 ) -> Float[Tensor, "*shape"]:
     """1 if the probability ratio is outside 1 ± ε, else 0. The mean is the share of clipped actions."""

@@ -87,7 +87,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
         logp, old_logp = new.logp, old.logp
         if config.ratio == "sequence":
             logp, old_logp = F.sequence_logp_ratio(logp, old_logp, old.mask), torch.zeros_like(old_logp)
-        metrics.add("policy/clip_fraction", F.outside(logp, old_logp, config.clip), old.mask)
+        metrics.add("policy/clip_fraction", F.is_clipped(logp, old_logp, config.clip), old.mask)
         loss = F.clipped_surrogate(logp, old_logp, old.advantages, config.clip, config.clip_high)
         if config.kl_loss != "none":
             loss = loss + env.kl_controller.beta * F.kl_loss(config.kl_loss, new.logp, old.logp, old.reference_logp)

@@ -71,7 +71,7 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
     def loss(new: Evaluation, old: Batch) -> Tensor:
         value_loss = F.clipped_value_loss(new.value, old.values, old.returns)
         metrics.add("value/loss", value_loss, old.mask)
-        metrics.add("policy/clip_fraction", F.outside(new.logp, old.logp, config.clip), old.mask)
+        metrics.add("policy/clip_fraction", F.is_clipped(new.logp, old.logp, config.clip), old.mask)
         return F.clipped_surrogate(new.logp, old.logp, old.advantages, config.clip) + config.value_coef * value_loss
 
     for update in learner.updates(config.updates):

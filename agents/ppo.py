@@ -108,7 +108,7 @@ def train(
     def loss(new: Evaluation, old: Batch) -> Tensor:
         policy_loss = F.clipped_surrogate(new.logp, old.logp, old.advantages, config.clip, dual_clip=config.dual_clip)
         value_loss = F.clipped_value_loss(new.value, old.values, old.returns, config.value_clip)
-        metrics.add("policy/clip_fraction", F.outside(new.logp, old.logp, config.clip), old.mask)
+        metrics.add("policy/clip_fraction", F.is_clipped(new.logp, old.logp, config.clip), old.mask)
         metrics.add("value/loss", value_loss, old.mask)
         loss = policy_loss + config.value_coef * value_loss
         if config.entropy_coef:

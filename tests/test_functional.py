@@ -228,7 +228,7 @@ def test_the_dual_clip_bounds_what_is_bad(ratio: float, advantage: float, loss: 
 
 def test_what_lies_outside_the_clip() -> None:
     ratio = torch.tensor([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 3.0])
-    assert F.outside(ratio.log(), torch.zeros(7), 0.2).tolist() == [1, 1, 0, 0, 0, 1, 1]
+    assert F.is_clipped(ratio.log(), torch.zeros(7), 0.2).tolist() == [1, 1, 0, 0, 0, 1, 1]
 
 
 def test_the_ratio_of_a_sequence_and_its_gradient() -> None:
@@ -485,8 +485,8 @@ def test_what_an_equation_takes_where_nobody_says_otherwise() -> None:
         (F.gae(x, y, mask, ends), F.gae(x, y, mask, ends, 1.0, 0.95)),
         ((F.reward_to_go(x, mask, ends),), (F.reward_to_go(x, mask, ends, 1.0),)),
         ((F.clipped_surrogate(x, y, z),), (F.clipped_surrogate(x, y, z, 0.2, 0.2, 0.0),)),
-        ((F.outside(x, y),), (F.outside(x, y, 0.2),)),
-        ((F.outside(x / 3, y / 3),), (F.outside(x / 3, y / 3, 0.2),)),
+        ((F.is_clipped(x, y),), (F.is_clipped(x, y, 0.2),)),
+        ((F.is_clipped(x / 3, y / 3),), (F.is_clipped(x / 3, y / 3, 0.2),)),
         ((F.clipped_value_loss(x, y, z),), (F.clipped_value_loss(x, y, z, 0.2),)),
         ((F.group_relative(ends + x[:, 0], 2),), (F.group_relative(ends + x[:, 0], 2, True),)),
         ((F.whiten(x, mask),), (F.whiten(x, mask, True),)),
