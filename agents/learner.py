@@ -279,7 +279,7 @@ class Learner:
         if self.config.compile and self._compiled is not policy:
             _compile(policy)
             self._compiled = policy
-        self._require_gradients()
+        require.gradients(self.parameters, self.say)
         weights = weigh(minibatch.mask)
 
         def backward(part: Batch, rows: Tensor, steps: int) -> None:
@@ -322,7 +322,7 @@ class Learner:
             part_of_loss: the contribution of some of the items to the loss. It gets all of them if memory allows.
             describe: describes an item in an error message, if its gradient is not finite.
         """
-        self._require_gradients()
+        require.gradients(self.parameters, self.say)
         self.micro_batches.over_items(len(items), lambda part: self.backward(part_of_loss(items[part])))
         self.optimizer_step(lambda: examine_items(self.parameters, items, part_of_loss, describe))
 
@@ -357,17 +357,6 @@ class Learner:
             self.optimizer.step()
         self.steps += 1
         self.average.update(refused)
-
-    def _require_gradients(self) -> None:
-        """Unfreezes parameters that other code froze. Without this, the run would silently train only the others."""
-        frozen = [p for p in self.parameters if not p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        if frozen:
-            self.say(
-                f"{len(frozen)} of {len(self.parameters)} trained parameters had requires_grad=False, set by code "
-                "outside the learner (peft's disable_adapter() and set_adapter() do that): they are trained again"
-            )
 
     @property
     def _place(self) -> str:

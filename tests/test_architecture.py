@@ -81,3 +81,39 @@ def test_contracts_bite(tmp_path: Path) -> None:
         lines = [line for line in report.splitlines() if line.startswith(name)]
         assert any(line.rstrip().endswith("BROKEN") for line in lines), report
     assert f"0 kept, {len(VIOLATIONS)} broken" in report
+
+
+REPLACED = {
+    "Bottom", "Captured", "Keeps", "Packed", "StaticLoop", "clip_share", "descend", "keeps", "kept_bytes", "old_kl_nats",
+    "refusal", "settle",
+}  # fmt: skip
+"""Names that said nothing, and that standard terms replaced; see CHANGELOG.md."""
+LIMITS = {"class": 300, "methods": 24, "function": 60, "file": 500}
+
+
+def definitions(path: Path) -> list[ast.ClassDef | ast.FunctionDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+
+
+@pytest.mark.parametrize("room", ["lmgym", "agents"])
+def test_sizes_and_names(room: str) -> None:
+    """No file, class or function grows beyond what a reader holds, and no replaced name comes back."""
+    for path in (ROOT / room).rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= LIMITS["file"], path
+        for node in definitions(path):
+            lines, kind = (node.end_lineno or 0) - node.lineno + 1, type(node).__name__
+            assert lines <= LIMITS["class" if kind == "ClassDef" else "function"], (
+                f"{path}: {node.name} has {lines} lines"
+            )
+            methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+            assert kind != "ClassDef" or len(methods) <= LIMITS["methods"], f"{path}: {node.name}"
+            assert node.name not in REPLACED, f"{path}: {node.name}"
+
+
+def test_the_limits_bite(tmp_path: Path) -> None:
+    long = tmp_path / "long.py"
+    long.write_text("def settle():\n" + "    pass\n" * 60)
+    (node,) = definitions(long)
+    assert (node.end_lineno or 0) - node.lineno + 1 > LIMITS["function"]
+    assert node.name in REPLACED

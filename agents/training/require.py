@@ -1,8 +1,10 @@
 """Checks of an algorithm's arguments. Each raises an error that says what to change."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from torch import nn
 
 from lmgym.env import TokenVectorEnv
 from lmgym.policy import Policy, TokenPolicy
@@ -111,6 +113,19 @@ def in_range(
             f"below {below:g}" if below < math.inf else "",
         )
         raise ValueError(f"{name}={value!r} must be {' and '.join(filter(None, bounds)) or 'a finite number'}")
+
+
+def gradients(parameters: Sequence[nn.Parameter], say: Callable[[str], object]) -> None:
+    """Lets frozen parameters require gradients again, and says so: without it, a run would train only the rest."""
+    frozen = [p for p in parameters if not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    if frozen:
+        say(
+            f"{len(frozen)} of {len(parameters)} trained parameters had requires_grad=False, set from outside the "
+            "learner (peft's disable_adapter() and set_adapter() do that): they are trained again. To use the base "
+            "model, take lm.adapters.using(None)"
+        )
 
 
 def given(value: Any, name: str, algorithm: str, remedy: str) -> None:
