@@ -410,7 +410,7 @@ MUTANTS = (
            "pass",
            "after memory ran out, part of the gradient counts twice",
            ("tests/test_survival.py::test_a_step_that_memory_does_not_hold_is_taken_in_smaller_passes",)),
-    Mutant("frozen-stays-frozen", "agents/training", "            parameter.requires_grad_(True)", "            pass",
+    Mutant("frozen-stays-frozen", "agents/training", "        parameter.requires_grad_(True)", "            pass",
            "an adapter that was frozen from outside is trained no longer",
            ("tests/test_ppo.py::test_an_adapter_that_is_frozen_from_outside_is_trained_on",)),
     Mutant("alarm-the-wrong-way", "agents/pipeline", "if up_to - up_from <= rise or down_from - down_to <= fall:",

@@ -84,8 +84,8 @@ def test_contracts_bite(tmp_path: Path) -> None:
 
 
 REPLACED = {
-    "Bottom", "Captured", "Keeps", "Packed", "StaticLoop", "clip_share", "descend", "keeps", "kept_bytes", "old_kl_nats",
-    "refusal", "settle",
+    "Bottom", "Captured", "Keeps", "Packed", "StaticLoop", "clip_share", "descend", "keeps", "kept_bytes",
+    "old_kl_nats", "refusal", "settle",
 }  # fmt: skip
 """Names that said nothing, and that standard terms replaced; see CHANGELOG.md."""
 LIMITS = {"class": 300, "methods": 24, "function": 60, "file": 500}
