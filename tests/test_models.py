@@ -1,5 +1,6 @@
 """Models and adapters, against plain transformers and peft."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -415,3 +416,12 @@ def test_a_real_model(shared_data: Path) -> None:
     text = lm.text.decode_completion(ids, chosen)
     assert lm.text.decode(ids) + text == lm.text.decode([*ids, *chosen])
     assert text.startswith(",")
+
+
+def test_a_saved_adapter_is_the_same_file_in_every_process(probe: LanguageModel, tmp_path: Path) -> None:
+    """The order of a set of names depends on the process's hash seed; the file must not."""
+    probe.adapters.add("policy")
+    probe.adapters.save(tmp_path, "policy")
+    modules = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) > 1
+    assert modules == sorted(modules)

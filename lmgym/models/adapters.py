@@ -1,6 +1,7 @@
 """The LoRA adapters of a language model: which there are, which one is switched on, and their weights."""
 
 import copy
+import json
 import re
 import shutil
 import tempfile
@@ -142,6 +143,12 @@ class Adapters(Collection[str]):
             for file in (Path(temporary) / name if name != "default" else Path(temporary)).iterdir():
                 if file.name != "README.md":
                     shutil.copy(file, target / file.name)
+        # peft keeps the names of the adapted modules in a set, whose order differs between processes.
+        config = target / "adapter_config.json"
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        if isinstance(settings.get("target_modules"), list):
+            settings["target_modules"] = sorted(settings["target_modules"])
+        config.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
     def drop(self, name: str) -> None:
         """Removes an adapter; the other weights stay as they are.
