@@ -23,7 +23,7 @@ import torch
 import lmgym
 from agents import a2c, best_of_n, distill, dpo, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo, sft
 from agents.pipeline import RLOptions, Setting, TrainingSetup, build_training
-from agents.pipeline import algorithm_catalog as catalog
+from agents.pipeline import load_algorithm as catalog
 from agents.runs.machine import hardware, revision
 from lmgym.models import Example
 from lmgym.policy import Critic

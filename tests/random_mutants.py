@@ -48,7 +48,7 @@ EXTRAS = (
     "tests/test_algorithms.py tests/test_learner.py tests/test_survival.py "
     f"-k '(running or goes_on or refresh or mixed or minibatches) and {BRIEF}"
 )
-ENV_MODULES = ("vector", "state", "rewards", "actions", "prompts", "infos", "scorer_cache")
+ENV_MODULES = ("vector", "row_state", "rewards", "actions", "prompts", "infos", "scorer_cache")
 ENV = "tests/test_env.py tests/test_rollout.py tests/test_reward.py tests/test_bad_input.py"
 ROLLOUT_MODULES = ("token_loop", "collection", "buffer", "stream", "agreement")
 ROLLOUT = (
@@ -123,7 +123,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "where it matters, 0 stands anyway",
     ("agents/grpo.py", 'metrics.add("group/equal_share", (deviation <= 1e-6).float())'): ALIKE,
     (
-        "lmgym/env/state.py",
+        "lmgym/env/row_state.py",
         "for length in range(max(0, self.min_new_tokens), len(chosen) + 1):",
     ): "no text, no stop string",
     ("lmgym/policy.py", "entropy = -(probs * logp.masked_fill(~mask, 1)).sum(-1)"): "the probability there is 0",

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from agents import cli
-from agents.pipeline import algorithm_catalog as catalog
+from agents.pipeline import load_algorithm as catalog
 from agents.runs import Run
 from lmgym import registry
 from lmgym.io import printable

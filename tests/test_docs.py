@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from agents import cli, pipeline
-from agents.pipeline import algorithm_catalog as catalog
+from agents.pipeline import load_algorithm as catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "algorithms"

@@ -15,7 +15,7 @@ from gymnasium.envs import registration
 
 from agents import cli
 from agents.pipeline import Options, PreferenceOptions, RewardOptions, RLOptions, SFTOptions
-from agents.pipeline import algorithm_catalog as catalog
+from agents.pipeline import load_algorithm as catalog
 from agents.runs import Limits, Run
 from lmgym import registry
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agents.cli.options import parse
-from agents.pipeline import algorithm_catalog as catalog
+from agents.pipeline import load_algorithm as catalog
 from lmgym.io import printable
 
 

@@ -11,7 +11,7 @@ from agents.cli.commands import did_you_mean
 from agents.cli.folder import MOST_THREADS
 from agents.cli.options import Common, check_numbers
 from agents.pipeline import Setting
-from agents.pipeline.algorithm_catalog import load_file
+from agents.pipeline.load_algorithm import load_file
 from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.models import LanguageModel, load
 from lmgym.policy import Policy

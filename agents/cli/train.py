@@ -16,7 +16,7 @@ from agents.cli.names import device_of, score_named, setting_of, teacher_in
 from agents.cli.options import Common, importable, option_value, parse
 from agents.evaluate import EvaluationReport
 from agents.pipeline import Algorithm, Options, RLOptions, Setting, run_all
-from agents.pipeline import algorithm_catalog as catalog
+from agents.pipeline import load_algorithm as catalog
 from agents.runs import Run
 from lmgym.io import printable
 

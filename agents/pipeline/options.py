@@ -8,7 +8,7 @@ from typing import Any, get_args
 from agents import reward_modelling, sft
 from agents.functional import Schedule
 from agents.learner import LearnerConfig
-from agents.pipeline import algorithm_catalog as catalog
+from agents.pipeline import load_algorithm as catalog
 from agents.training import OnBadStep, require
 from lmgym.env import TokenVectorEnv
 from lmgym.models import LanguageModel

@@ -2,7 +2,8 @@
 
 from lmgym.env.actions import TokenAction
 from lmgym.env.arguments import OnLimit
-from lmgym.env.outcome import Finish, Outcome
+from lmgym.env.batch_outcome import Outcome
+from lmgym.env.row_state import Finish
 from lmgym.env.scalar import TokenEnv
 from lmgym.env.scorer_cache import TokenScorer
 from lmgym.env.vector import TokenVectorEnv

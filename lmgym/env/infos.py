@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lmgym.env.outcome import Finish
 from lmgym.env.rewards import RowRewards
-from lmgym.env.state import RowState
+from lmgym.env.row_state import Finish, RowState
 
 
 def make_infos(state: RowState, rewards: RowRewards, output: str, valid: Tensor | None = None) -> dict[str, Any]:

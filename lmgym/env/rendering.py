@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from lmgym.env.outcome import Finish
-from lmgym.env.state import RowState
+from lmgym.env.row_state import Finish, RowState
 from lmgym.io import printable
 
 Colour = tuple[int, int, int]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lmgym.env.state import RowState
+from lmgym.env.row_state import RowState
 from lmgym.reward import Score
 from lmgym.tasks.base import Completion
 

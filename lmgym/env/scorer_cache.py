@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lmgym.env.state import RowState
+from lmgym.env.row_state import RowState
 from lmgym.models import Decoding
 
 

@@ -22,14 +22,14 @@ from torch.profiler import record_function
 
 from lmgym.env.actions import make_action_mask_table, parse_actions
 from lmgym.env.arguments import RENDER_MODES, LongPrompts, OnLimit, Output, RenderMode, check_arguments
+from lmgym.env.batch_outcome import Outcome
 from lmgym.env.infos import convert, make_final_infos, make_infos
-from lmgym.env.outcome import Finish, Outcome
 from lmgym.env.prompts import check_options, encode_prompts, make_generators, make_prompts, parse_reset_mask
 from lmgym.env.rendering import render_rows
 from lmgym.env.rewards import RowRewards
+from lmgym.env.row_state import Finish, RowState
 from lmgym.env.scorer_cache import ScorerCache, TokenScorer
 from lmgym.env.spaces import make_spaces
-from lmgym.env.state import RowState
 from lmgym.fused import FrozenPrefix
 from lmgym.models import LanguageModel, Reference, Sequences
 from lmgym.reward import FixedKL, KLController, KLForm, Score, kl_reward

@@ -1,7 +1,8 @@
 """The state of an environment's rows on the device: prompts, the tokens chosen so far, and which rows have ended."""
 
 from collections.abc import Sequence
-from typing import Any
+from enum import IntEnum
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -10,9 +11,20 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmgym.devices import to_device
-from lmgym.env.outcome import Finish
 from lmgym.models import LanguageModel, Sequences
 from lmgym.tasks.base import Completion, Prompt
+
+
+class Finish(IntEnum):
+    """Why a row ended. `info["finish_reason"]` holds the name in lower case in NumPy, the number in torch."""
+
+    RUNNING = 0
+    STOP = 1
+    LENGTH = 2
+
+    @property
+    def text(self) -> Literal["running", "stop", "length"]:
+        return cast(Literal["running", "stop", "length"], self.name.lower())
 
 
 class RowState:

@@ -1,24 +1,10 @@
-"""Why a row ended, and what a finished batch was worth."""
+"""What a finished batch was worth: its rewards, scores and ends."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Literal, cast
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-
-class Finish(IntEnum):
-    """Why a row ended. `info["finish_reason"]` holds the name in lower case in NumPy, the number in torch."""
-
-    RUNNING = 0
-    STOP = 1
-    LENGTH = 2
-
-    @property
-    def text(self) -> Literal["running", "stop", "length"]:
-        return cast(Literal["running", "stop", "length"], self.name.lower())
 
 
 @dataclass(frozen=True)
