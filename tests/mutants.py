@@ -377,7 +377,7 @@ MUTANTS = (
            ("tests/test_sb3.py::test_it_equals_sb3s_own_vec_env_of_scalar_environments",)),
     Mutant("sb3-next-observation", "agents/integrations/sb3",
            "last = {key: x[row] for key, x in final.items()} if isinstance(final, dict) else final[row]",
-           "last = {key: x[row] for key, x in _arrays(observation).items()}",
+           "last = {key: x[row] for key, x in as_arrays(observation).items()}",
            "SB3's last observation is that of the next prompt",
            ("tests/test_sb3.py::test_the_terminal_observation_is_the_whole_text",)),
     # Surviving --------------------------------------------------------------------------------------------------------
