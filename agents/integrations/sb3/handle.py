@@ -1,21 +1,13 @@
 """A language model behind a handle, so that Stable-Baselines3 does not treat it as one of its modules."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lmgym.models import Sequences
 from lmgym.policy import Policy
-
-if TYPE_CHECKING:
-    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-else:
-    try:
-        from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-    except ImportError:  # an extra: all but MaskableLMPolicy works without it
-        MaskableActorCriticPolicy = None
 
 Observation = Any
 """A dict of `input_ids` and `attention_mask`, [B, L], left-padded; `Any`, because SB3 declares a single tensor."""

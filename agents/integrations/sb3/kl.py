@@ -1,23 +1,15 @@
 """`SampledKL`: the callback that pays the sampled KL to Stable-Baselines3's algorithms."""
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
-from lmgym.reward import FixedKL, KLController
-
-if TYPE_CHECKING:
-    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-else:
-    try:
-        from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-    except ImportError:  # an extra: all but MaskableLMPolicy works without it
-        MaskableActorCriticPolicy = None
 from agents.integrations.sb3.policies import _check_policy, _Trained
 from agents.integrations.sb3.vec_env import token_env
+from lmgym.reward import FixedKL, KLController
 
 
 class SampledKL(BaseCallback):

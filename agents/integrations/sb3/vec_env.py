@@ -1,7 +1,7 @@
 """`SB3VecEnv`: all rows of a `TokenVectorEnv` in one batched call, in Stable-Baselines3's interface."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,14 +11,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from lmgym.env import Finish, TokenVectorEnv
-
-if TYPE_CHECKING:
-    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-else:
-    try:
-        from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-    except ImportError:  # an extra: all but MaskableLMPolicy works without it
-        MaskableActorCriticPolicy = None
 
 ROW_ATTRIBUTES = ("prompts", "prompt_ids", "prompt_mask", "tokens", "length", "finish")
 
