@@ -8,7 +8,6 @@ no value is read on the host. Without capture, on any device, the steps give the
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -18,9 +17,7 @@ from lmgym.devices import can_capture
 from lmgym.env import TokenVectorEnv
 from lmgym.models import Decoding, FusedDecoding
 from lmgym.policy import Policy, TokenPolicy
-
-if TYPE_CHECKING:
-    from lmgym.rollout.buffer import RolloutBuffer
+from lmgym.rollout.buffer import RolloutBuffer
 
 WARM_UP = 3
 """Steps that run uncaptured, on a separate stream, before the capture, so that libraries can initialise."""
@@ -121,7 +118,7 @@ class CapturedLoop:
         buffer: for B rows.
     """
 
-    def __init__(self, policy: Policy, env: TokenVectorEnv, buffer: "RolloutBuffer"):
+    def __init__(self, policy: Policy, env: TokenVectorEnv, buffer: RolloutBuffer):
         self.policy, self.env, self.buffer = policy, env, buffer
         self.uniforms = torch.zeros(env.num_envs, env.max_new_tokens, device=policy.device)
         self.at = torch.zeros(1, dtype=torch.long, device=policy.device)
