@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents import functional as F
 from agents.learner import STEP_METRICS, Learner
+from agents.training import require
 from lmgym.preferences import Comparison
 from lmgym.reward import RewardModel
 
@@ -25,6 +26,9 @@ class Config:
     """Passes over the comparisons."""
     minibatch_prompts: int = 16
     """Comparisons (prompts) per optimizer step."""
+
+    def __post_init__(self) -> None:
+        require.in_range(self, "epochs", "minibatch_prompts", least=1)
 
 
 METRICS = {

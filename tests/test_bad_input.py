@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ import torch
 from gymnasium.error import InvalidAction
 
 import lmgym
+from agents import ppo
 from agents.learner import Learner, LearnerConfig
+from agents.pipeline import Options, PreferenceOptions, RewardOptions, RLOptions, SFTOptions, load_algorithm
+from agents.runs import Limits
 from lmgym import AdaptiveKL, Completion, FixedKL, LanguageModel, Policy, Prompt, Score, TokenAction, TokenVectorEnv
 from lmgym.io import read_jsonl
 from lmgym.preferences import read_comparisons
@@ -275,3 +281,43 @@ def test_a_reward_model_remembers_its_gain(tmp_path: Path) -> None:
     torch.testing.assert_close(after / model.gain, before, atol=1e-5, rtol=1e-5)
     model.save(tmp_path / "model")
     assert lmgym.RewardModel.load(tmp_path / "model").gain == pytest.approx(5.0)
+
+
+# Settings ----------------------------------------------------------------------------------------------------------
+
+CONFIGS = [
+    *(import_module(f"agents.{name}").Config for name in (*load_algorithm.BUILT_IN, "sft", "reward_modelling")),
+    LearnerConfig, RLOptions, SFTOptions, RewardOptions, PreferenceOptions, Options, Limits,
+]  # fmt: skip
+NUMBERS = [
+    (kind, f.name)
+    for kind in CONFIGS
+    for f in fields(kind)
+    if type(f.default) in (int, float) and f.name != "group"  # checked against the rows when training begins
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS, ids=lambda value: getattr(value, "__module__", value))
+def test_every_number_of_a_setting_has_a_range(kind: Any, name: str) -> None:
+    whole = isinstance(getattr(kind(), name), int)
+    for value in (-(10**9),) if whole else (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=name):
+            kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (ppo.Config, "gamma", 2.0),
+        (ppo.Config, "lam", 1.5),
+        (ppo.Config, "clip", -1.0),
+        (RLOptions, "rows", 0),
+        (LearnerConfig, "schedule", "cosin"),
+        (LearnerConfig, "warmup", 1.1),
+    ],
+)
+def test_settings_out_of_range_name_themselves(kind: Any, name: str, value: Any) -> None:
+    config = kind()
+    object.__setattr__(config, name, value)  # past the type checks of these tests, which users do not have
+    with pytest.raises(ValueError, match=name):
+        config.__post_init__()
