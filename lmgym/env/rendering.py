@@ -1,6 +1,7 @@
 """Rendering rows: as plain text, as text coloured by token reward for a terminal, and as images."""
 
 import re
+from bisect import bisect_right
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -142,9 +143,8 @@ def _wrap(pieces: list[Piece], font: Any) -> list[tuple[int, float, Piece]]:
         for part in word:
             text = part.text
             while text:  # a word that is longer than a line is broken anywhere
-                count = len(text)
-                while count > 1 and x + font.getlength(text[:count]) > right:
-                    count -= 1
+                sizes = range(1, min(len(text), WIDTH) + 1)
+                count = max(1, bisect_right(sizes, right - x, key=lambda n, text=text: font.getlength(text[:n])))
                 placed.append((line, x, part._replace(text=text[:count])))
                 x, text = x + font.getlength(text[:count]), text[count:]
                 if text:
