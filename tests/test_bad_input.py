@@ -321,3 +321,39 @@ def test_settings_out_of_range_name_themselves(kind: Any, name: str, value: Any)
     object.__setattr__(config, name, value)  # past the type checks of these tests, which users do not have
     with pytest.raises(ValueError, match=name):
         config.__post_init__()
+
+
+SMALLEST = {
+    "updates": 0, "minibatch_rows": 0, "minibatch_pairs": 0, "reference_refresh": 0, "micro_tokens": 0,
+    "epochs": 1, "ptx_rows": 1, "keep": 1, "mask_refresh": 1, "minibatch_prompts": 1, "max_tokens": 1,
+}  # fmt: skip
+"""The smallest count allowed."""
+FROM_ONE = {
+    ("agents.dpo", "minibatch_pairs"), ("agents.sft", "minibatch_rows"), ("agents.pipeline.options", "minibatch_rows"),
+}  # fmt: skip
+"""Where 0 does not stand for the whole rollout, because there is no rollout."""
+SHARES = ("gamma", "lam")
+ABOVE_ZERO = ("clip", "clip_high", "value_clip", "adam_eps")
+NOT_NEGATIVE = (
+    "dual_clip", "value_coef", "score_clip", "target_kl", "ptx_coef", "lr", "max_grad_norm", "weight_decay",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS, ids=lambda value: getattr(value, "__module__", value))
+def test_the_borders_of_a_range(kind: Any, name: str) -> None:
+    smallest = 1 if (kind.__module__, name) in FROM_ONE else SMALLEST.get(name)
+    allowed: list[Any] = []
+    refused: list[Any] = []
+    if smallest is not None:
+        allowed, refused = [smallest], [smallest - 1]
+    elif name in SHARES:
+        allowed, refused = [0.0, 1.0], [-0.01, 1.01]
+    elif name in ABOVE_ZERO:
+        allowed, refused = [1e-6, 3.0], [0.0, -0.5]
+    elif name in NOT_NEGATIVE:
+        allowed, refused = [0.0, 3.0], [-1e-6]
+    for value in allowed:
+        assert getattr(kind(**{name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ValueError, match=name):
+            kind(**{name: value})
