@@ -74,16 +74,30 @@ def load_module(path: str) -> ModuleType:
         ModuleNotFoundError: there is no such module.
         ValueError: it raises while it is imported.
     """
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
+    try:
+        try:
+            return importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            here = os.getcwd()
+            if not _is_missing(path, error) or here in sys.path or "" in sys.path:
+                raise
+        # A console script does not look for modules in the current folder.
         sys.path.append(here)  # last, so that no file here hides an installed package
         importlib.invalidate_caches()
-    try:
-        return importlib.import_module(path)
+        try:
+            return importlib.import_module(path)
+        except BaseException:
+            sys.path.remove(here)
+            raise
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
+        if isinstance(error, ModuleNotFoundError) and _is_missing(path, error):
             raise
         raise ValueError(_import_failure(path, error)) from error
+
+
+def _is_missing(path: str, error: ModuleNotFoundError) -> bool:
+    """Whether the module itself, or a package that it is in, is what was not found."""
+    return f"{path}.".startswith(f"{error.name}.")
 
 
 def load_file(path: str | Path) -> ModuleType:
