@@ -41,7 +41,7 @@ TIMEOUT = 120.0
 PLAIN = (bool, int, float, str, type(None), tuple)
 BRIEF = "not contract and not exact_optimum and not truncated_sampling and not another_process and not the_kl_of_best"
 """Leaves out the longest tests: what they alone would see counts as a survivor."""
-FAMILY = "tests/test_functional.py tests/test_learner.py tests/test_algorithms.py tests/test_oracles.py"
+FAMILY = "tests/test_functional.py tests/test_learner.py tests/test_algorithms.py tests/test_oracles.py tests/test_bad_input.py"
 DECODING = "tests/test_sampling.py tests/test_policy.py tests/test_onednn.py"
 
 EXTRAS = (
@@ -76,7 +76,10 @@ TESTS = {
         f"tests/test_sft.py tests/test_survival.py {FAMILY} -k '(sft or a_bad_text or mixed or default) and {BRIEF}'"
     ),
     "agents/reward_modelling.py": f"tests/test_reward_model.py {FAMILY} -k '(reward_model or default) and {BRIEF}'",
-    "agents/functional.py": "tests/test_functional.py tests/test_oracles.py",
+    "agents/functional.py": (
+        "tests/test_functional.py tests/test_oracles.py tests/test_ppo.py tests/test_learner.py "
+        "-k 'test_functional or test_oracles or the_schedule or schedule_at or set_the_learning'"
+    ),
     "agents/learner.py": (
         "tests/test_ppo.py tests/test_learner.py tests/test_survival.py tests/test_fast.py tests/test_algorithms.py "
         "tests/test_bad_input.py "
@@ -116,6 +119,7 @@ TESTS = {
 PASSES, WIDTH, ALIKE = "only how much is done at a time", "only memory and speed", "both cases give the same there"
 NO_GPU = "only where steps are captured, which needs a GPU"
 EQUIVALENT: dict[tuple[str, str], str] = {
+    ("agents/sft.py", "return torch.where(mask, loss, 1).sum()"): "a constant has no gradient",
     ("agents/evaluate.py", "policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 33"): PASSES,
     (
         "agents/functional.py",

@@ -308,3 +308,12 @@ def test_no_comparisons_are_refused(probe: LanguageModel) -> None:
     learner = Learner(model.parameters(), LearnerConfig())
     with pytest.raises(ValueError, match="no comparisons"):
         next(training.train(model, [], [], learner, training.Config()))
+
+
+def test_every_held_out_comparison_counts_and_equal_scores_are_wrong(probe: LanguageModel) -> None:
+    """More comparisons than one pass takes; a pair of the same text is never judged right."""
+    model = RewardModel.from_language_model(probe)
+    right = training.evaluate(model, [Comparison("a", ("b", "c"))])["accuracy/test"]
+    others = [Comparison("a", ("b", "c"))] * 32 + [Comparison("a", ("c", "b"))]
+    assert training.evaluate(model, others)["accuracy/test"] == pytest.approx((1 + 31 * right) / 33)
+    assert training.evaluate(model, [Comparison("a", ("b", "b"))])["accuracy/test"] == 0.0

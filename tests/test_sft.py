@@ -97,3 +97,9 @@ def test_a_step_goes_down_the_mean_over_learned_tokens(probe: LanguageModel) -> 
     assert sft.evaluate(probe, [], sft.Config(), "policy") == 0.0
     many = sft.evaluate(probe, given * 30, sft.Config(), "policy")
     assert many == pytest.approx(rows[3]["loss/test"], rel=1e-5), "however many are read at a time"
+
+
+def test_the_held_out_loss_of_a_single_token(probe: LanguageModel) -> None:
+    example = Example("ab", "c", finished=False)
+    ids, start = encode_example(probe, example)
+    assert sft.evaluate(probe, [example], sft.Config()) == pytest.approx(by_hand(probe, ids, start)[0], abs=1e-5)
