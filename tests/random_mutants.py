@@ -41,8 +41,10 @@ TIMEOUT = 120.0
 PLAIN = (bool, int, float, str, type(None), tuple)
 BRIEF = "not contract and not exact_optimum and not truncated_sampling and not another_process and not the_kl_of_best"
 """Leaves out the longest tests: what they alone would see counts as a survivor."""
-FAMILY = "tests/test_functional.py tests/test_learner.py tests/test_algorithms.py tests/test_oracles.py tests/test_bad_input.py"
-DECODING = "tests/test_sampling.py tests/test_policy.py tests/test_onednn.py"
+FAMILY = (
+    "tests/test_functional.py tests/test_learner.py tests/test_algorithms.py tests/test_oracles.py "
+    "tests/test_bad_input.py"
+)DECODING = "tests/test_sampling.py tests/test_policy.py tests/test_onednn.py"
 
 EXTRAS = (
     "tests/test_algorithms.py tests/test_learner.py tests/test_survival.py "
