@@ -44,7 +44,8 @@ BRIEF = "not contract and not exact_optimum and not truncated_sampling and not a
 FAMILY = (
     "tests/test_functional.py tests/test_learner.py tests/test_algorithms.py tests/test_oracles.py "
     "tests/test_bad_input.py"
-)DECODING = "tests/test_sampling.py tests/test_policy.py tests/test_onednn.py"
+)
+DECODING = "tests/test_sampling.py tests/test_policy.py tests/test_onednn.py"
 
 EXTRAS = (
     "tests/test_algorithms.py tests/test_learner.py tests/test_survival.py "
