@@ -1,14 +1,14 @@
-"""Positive continuations of film reviews (Ziegler et al. 2019) with a real model: data, and scores that no learner sees.
+"""Positive continuations of film reviews (Ziegler et al. 2019) with a real model: data, and scores no learner sees.
 
-    python examples/real_models/sentiment.py DATA.jsonl          # rows {"text", "label"}: writes the four files below
+    python examples/real_models/sentiment.py DATA.jsonl       # rows {"text", "label"}: writes the four files below
     lmgym reward --model FOLDER --preferences pairs_a.jsonl --test-preferences pairs_test.jsonl --out runs/reward_a
     lmgym reward --model FOLDER --preferences pairs_b.jsonl --test-preferences pairs_test.jsonl --out runs/reward_b
     lmgym train --model FOLDER --prompts openings.jsonl --opening-words 4 \\
         --reward runs/reward_a/reward_model --gold examples/real_models/sentiment.py:gold
 
-The policy is paid by the reward model of one half of the sentences. The gold score is the probability of "positive" by a
-reward model of the other half, so the policy cannot exploit errors that only its own reward model makes. A word list is a
-third judge. Paper: https://arxiv.org/abs/1909.08593.
+The policy is paid by the reward model of one half of the sentences. The gold score is the probability of "positive" by
+a reward model of the other half, so the policy cannot exploit errors that only its own reward model makes. A word list
+is a third judge. Paper: https://arxiv.org/abs/1909.08593.
 """
 
 import functools
@@ -23,16 +23,13 @@ from pathlib import Path
 import lmgym
 from lmgym.io import read_jsonl
 
-GOOD = frozenset(
-    "good great best better love loved loves lovely funny fun charming beautiful beautifully delightful enjoyable "
-    "entertaining fascinating moving powerful brilliant wonderful touching fresh clever smart perfect excellent superb "
-    "compelling engaging rich warm strong remarkable satisfying terrific hilarious honest heart gem".split()
-)
-BAD = frozenset(
-    "bad worst worse boring dull awful terrible poor poorly lame stupid silly tired weak flat empty waste mess mediocre "
-    "predictable pointless tedious unfunny bland fails failed lacks lacking hollow shallow contrived annoying ugly "
-    "forgettable clumsy ridiculous disappointing disappointment unfortunately nothing never".split()
-)
+_GOOD = """good great best better love loved loves lovely funny fun charming beautiful beautifully delightful enjoyable
+entertaining fascinating moving powerful brilliant wonderful touching fresh clever smart perfect excellent superb
+compelling engaging rich warm strong remarkable satisfying terrific hilarious honest heart gem"""
+_BAD = """bad worst worse boring dull awful terrible poor poorly lame stupid silly tired weak flat empty waste mess
+mediocre predictable pointless tedious unfunny bland fails failed lacks lacking hollow shallow contrived annoying ugly
+forgettable clumsy ridiculous disappointing disappointment unfortunately nothing never"""
+GOOD, BAD = frozenset(_GOOD.split()), frozenset(_BAD.split())
 
 
 def gold(prompts: Sequence[lmgym.Prompt], completions: Sequence[lmgym.Completion]) -> list[float]:
@@ -57,7 +54,7 @@ def _judge(folder: str) -> lmgym.RewardModel:
 
 
 def main(data: str, folder: str = ".") -> None:
-    """Writes pairs (positive, negative) of two halves of the sentences and of held-out ones, and openings to continue."""
+    """Writes pairs (positive, negative) of two halves of the sentences and held-out ones, and openings to continue."""
     rng = random.Random(0)
     by_label: dict[int, list[str]] = {0: [], 1: []}
     for row in read_jsonl(data, required=("text", "label")):
