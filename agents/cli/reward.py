@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 import tyro
 
 from agents.cli.folder import open_run, recorded, with_recorded_options
-from agents.cli.names import model_named
+from agents.cli.names import comparisons_in, model_named
 from agents.cli.options import parse
 from agents.pipeline import RewardOptions, split_comparisons, train_reward_model
 from agents.reward_modelling import normalise
-from lmgym.preferences import read_comparisons
 
 
 @dataclass(frozen=True)
@@ -19,9 +18,12 @@ class Reward:
     """Train a reward model from comparisons."""
 
     preferences: str
-    """Comparisons: JSONL with prompt, chosen, rejected; or prompt, ranking."""
+    """Comparisons: a file, a saved data set or a name on the hub, as --prompts of `lmgym train`. Rows have prompt,
+    chosen and rejected, or another common form (docs/data.md)."""
     test_preferences: str | None = None
     """Held-out comparisons. By default, a tenth of --preferences, drawn at random."""
+    fields: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="field")] = ()
+    """OLD=NEW reads the field OLD of your data as NEW: --field question=prompt. May be repeated."""
     model: str = "tiny"
     """Language model to start from: "tiny", a folder, or a name on the Hugging Face hub."""
     pad_token: str | None = None
@@ -43,10 +45,8 @@ def run(argv: Sequence[str]) -> int:
     """Trains a reward model, normalises its scores, and saves it."""
     argv = with_recorded_options("reward", Reward.out, argv)
     wanted = parse("reward", recorded(Reward), argv)
-    comparisons = read_comparisons(wanted.preferences)
-    if wanted.test_preferences:
-        held_out = read_comparisons(wanted.test_preferences)
-    else:
+    comparisons, held_out = comparisons_in(wanted.preferences, wanted.test_preferences, wanted.fields)
+    if held_out is None:
         comparisons, held_out = split_comparisons(comparisons, wanted.seed)
     lm = model_named(wanted.model, wanted)
     with open_run("reward", wanted, argv) as run:
