@@ -275,7 +275,7 @@ def test_fields_have_other_names() -> None:
             None,
             r"row 2: no 'prompt' and no 'messages'; the row has the fields \['question'\].*--field",
         ),
-        ({"text": "a"}, None, "row 2: .*give opening_words"),
+        ({"text": "a"}, None, "row 2: .*give --opening-words"),
         ({"prompt": " "}, None, "row 2: 'prompt' is ' '; give a text that is not empty"),
         ({"prompt": 5}, None, "row 2: messages are 5"),
         ({"prompt": None}, None, "row 2: no 'prompt'"),

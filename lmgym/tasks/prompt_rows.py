@@ -35,7 +35,7 @@ def prompt_of(row: Mapping[str, Any], place: str, named: bool = False) -> Prompt
     """
     holders = [name for name in (("prompt",) if named else HOLDERS) if row.get(name) is not None]
     if not holders:
-        hint = "; to take openings of whole texts, give opening_words" if "text" in row else ""
+        hint = "; to take openings of whole texts, give --opening-words" if "text" in row else ""
         raise ValueError(
             f"{place}: no 'prompt' and no 'messages'; {names_in(row)}. Say which is the prompt, such as --field "
             f"question=prompt{hint}"
