@@ -48,11 +48,11 @@ class PromptList(Task):
         found = [self._checked(prompt) for prompt in prompts]
         if test_prompts is None:
             for prompt in found:
-                self._prompts[split_of(prompt.text, test_share)].append(prompt)
+                self._prompts[split_of(_identity(prompt), test_share)].append(prompt)
         else:
             held_out = [self._checked(prompt) for prompt in test_prompts]
-            texts = {prompt.text for prompt in held_out}
-            self._prompts = {"train": [prompt for prompt in found if prompt.text not in texts], "test": held_out}
+            held = set(map(_identity, held_out))
+            self._prompts = {"train": [prompt for prompt in found if _identity(prompt) not in held], "test": held_out}
             both = len(found) - len(self._prompts["train"])
             if both:
                 (say or _warn)(f"{name}: {both} of {len(found)} prompts are among the test prompts: not trained on")
@@ -108,6 +108,11 @@ class PromptList(Task):
         held_out = None if test_source is None else _read(test_source, fields or {}, opening_words, say)
         return cls(prompts, score, **{"name": source_name(source), "test_prompts": held_out, "say": say, **options})
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """All prompts of both splits."""
+        return [*self._prompts["train"], *self._prompts["test"]]
+
     def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
         prompts = self._prompts[split]
         return prompts[rng.integers(len(prompts))]
@@ -121,6 +126,11 @@ class PromptList(Task):
         if "demonstration" in prompt.data:
             return str(prompt.data["demonstration"])
         return super().demonstrate(prompt, rng)
+
+
+def _identity(prompt: Prompt) -> str:
+    """What makes two prompts the same: the text, or the token ids of a prompt without one."""
+    return prompt.text or " ".join(map(str, prompt.token_ids))
 
 
 def _read(
