@@ -125,6 +125,23 @@ def test_damaged_files_are_refused_by_name_and_line(tmp_path: Path, name: str, c
     assert "\n" not in str(error.value)
 
 
+def test_folders_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a data set that was downloaded from the hub; conversations in a table have fields that hold nothing."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    messages = [ASK, answer("Hi") | {"name": "bot"}]
+    datasets.Dataset.from_list([{"messages": messages}] * 3).to_parquet(folder / "train-00000-of-00001.parquet")
+    datasets.Dataset.from_list([{"messages": messages[:1]}]).to_parquet(folder / "test-00000-of-00001.parquet")
+    assert [len(list(read_rows(f"{tmp_path / 'set'}{split}"))) for split in ("", "::train", "::test")] == [3, 3, 1]
+    (row,) = {str(row) for _, row in read_rows(tmp_path / "set")}
+    assert "'name': None" in row
+    task = PromptList.from_rows(tmp_path / "set", None, test_source=[{"prompt": "x"}])
+    assert task.prompts[0].messages == (ASK,)
+    with pytest.raises(ValueError, match=r"set::dev: this data set cannot be loaded \(Unknown split"):
+        list(read_rows(f"{tmp_path / 'set'}::dev"))
+
+
 # The hub ------------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +204,8 @@ def test_splits_and_paths_with_colons(asked: list[Any], tmp_path: Path) -> None:
     assert len(list(read_rows("a.splits::test"))) == 3
     with pytest.raises(ValueError, match=r"no split 'dev'; it has \['train', 'test'\]"):
         list(read_rows("a.splits::dev"))
+    with pytest.raises(ValueError, match="a saved data set has no configs"):
+        list(read_rows("a.splits:test"))
     with pytest.raises(ValueError, match="is a file, which has no configs or splits"):
         list(read_rows("a.jsonl:main"))
     (tmp_path / "b:c.jsonl").write_text(json_lines(ROWS))

@@ -237,6 +237,8 @@ def _data_set_rows(name: str, source: str, config: str, split: str) -> Rows:
     except ImportError as error:
         raise ImportError(f"{name}: a data set needs another package: pip install 'lmgym[datasets]'") from error
     saved = any((Path(source) / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    if saved and config:
+        raise ValueError(f"{name}: a saved data set has no configs; give {source}::SPLIT, or the folder alone")
     try:
         found: Any = (
             datasets.load_from_disk(source)
