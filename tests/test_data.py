@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets as library
 import pytest
 
 from agents import cli
@@ -18,6 +18,8 @@ from lmgym.io import local_path, read_rows
 from lmgym.preferences import Comparison, leave_out, read_comparisons
 from lmgym.tasks import PromptList, transcript
 
+datasets: Any = library
+"""Untyped: its own annotations refuse what its documentation shows."""
 ROWS = [{"prompt": f'word {i} é,\n"is"', "chosen": f" good {i}", "rejected": " bad"} for i in range(30)]
 ASK = {"role": "user", "content": "Hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -442,7 +444,11 @@ def test_texts_that_repeat_the_prompt() -> None:
             r"these rows are unpaired \('completion' with a 'label', as",
         ),
         ({"prompt": "p", "chosen": "a"}, r"a comparison needs .* the row has the fields \['prompt', 'chosen'\]"),
-        ({"chosen": "a b", "rejected": "c d"}, "no 'prompt', and the texts begin differently"),
+        (
+            {"chosen": "a b", "rejected": "c d"},
+            r"no 'prompt'; the row has the fields \['chosen', 'rejected'\].*--field",
+        ),
+        ({"question": "q", "responses": ["I a", "I b"], "scores": [1, 2]}, "no 'prompt'; .*'question'"),
         ({"chosen": [ASK, answer("a"), ASK, answer("b")], "rejected": [ASK, answer("c")]}, "they have 3 and 1"),
         ({"chosen": [ASK, ASK, answer("a")], "rejected": [ASK, ASK, answer("b")]}, "'user' after 'user'"),
         ({"chosen": [answer("a")], "rejected": [answer("b")]}, "no 'prompt', and the messages"),
@@ -496,6 +502,12 @@ def test_commands_read_every_form(
     assert said.err == "lmgym: train.csv: 2 of 20 prompts are among the test prompts: not trained on\n"
     assert cli.main(["sft", *files, *common, "--examples=4", "--test-examples=2", "--out=sft"]) == 0
     assert "test.jsonl" in json.loads((tmp_path / "sft" / "config.json").read_text())["inputs"]
+    assert cli.main(["sample", "sft", "--count=1"]) == 0
+    write_table(tmp_path / "other.tsv", [{"q": "other is"}, {"q": "that is"}])
+    capsys.readouterr()
+    other = ["--prompts", "other.tsv", "--field", "q=prompt", "--test-prompts-file", "test.jsonl"]
+    assert cli.main(["sample", "sft", *other]) == 2
+    assert "test.jsonl, line 1: no field 'q' to use as 'prompt'" in capsys.readouterr().err
     pairs = [{"question": f"word {i} is", "chosen": " good", "rejected": " bad" if i else " good"} for i in range(20)]
     with gzip.open(tmp_path / "pairs.jsonl.gz", "wt") as file:
         file.write(json_lines(pairs))

@@ -242,8 +242,12 @@ def _comparison(row: Mapping[str, Any], answers: Sequence[Any], notes: Counter[s
         if "prompt" in row and not isinstance(row["prompt"], str):
             raise ValueError(f"{_NEEDS}; 'prompt' is {quoted(row['prompt'], 100)}")
         if "prompt" not in row:
+            text, answers = _without_common_text(answers) if "chosen" in row else ("", answers)
+            if not text.strip():
+                raise ValueError(
+                    f"no 'prompt'; {names_in(row)}. Say which is the prompt, such as --field question=prompt"
+                )
             notes[IMPLICIT] += 1
-            text, answers = _without_common_text(answers)
         return Comparison(text, tuple(answers))
     if not all(isinstance(answer, list | Mapping) for answer in answers):
         raise ValueError(f"{_NEEDS}; some answers are {quoted(answers, 100)}")
@@ -292,13 +296,14 @@ def _common(dialogues: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def _without_common_text(texts: Sequence[str]) -> tuple[str, list[str]]:
-    """The prompt that whole texts begin with, and the rest of each: cut where an answer begins, or between words."""
+    """The prompt that whole texts begin with, and the rest of each: cut where an answer begins, or between words.
+
+    The prompt is empty if the texts begin differently.
+    """
     common = texts[0][: _common_size(texts)]
     borders = [match.end() for match in _ANSWER_BEGINS.finditer(common)]
     last = common.split()[-1] if common.strip() and not common[-1].isspace() else ""
     size = borders[-1] if borders else len(common.removesuffix(last).rstrip())
-    if not common[:size].strip():
-        raise ValueError(f"no 'prompt', and the texts begin differently: {quoted([text[:40] for text in texts], 100)}")
     return common[:size], [text[size:] for text in texts]
 
 

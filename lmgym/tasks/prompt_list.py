@@ -90,7 +90,7 @@ class PromptList(Task):
         Args:
             source: a file, a folder, the name of a data set, or rows; see `lmgym.io.read_rows`.
             score: computes the scores of a batch of completions.
-            fields: other names for fields: {"question": "prompt"}; see `lmgym.io.renamed`.
+            fields: other names for fields: {"question": "prompt"}; see `lmgym.io.rows.renamed`.
             opening_words: number of words, from the start of the field "text", that form the prompt; the rest is the
                 demonstration. Texts without a rest are left out.
             test_source: where the test prompts are, in the same forms; by default `split_of` chooses them.
