@@ -521,6 +521,20 @@ def test_commands_read_every_form(
     assert "on 2 held-out pairs" in said.out + said.err
 
 
+def test_a_reward_model_of_conversations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    (tmp_path / "t.jinja").write_text(template)
+    words = ("The film was", "The hotel was", "The food was")
+    rows = [
+        {"chosen": [ask, answer(f"good {i}")], "rejected": [ask, answer(f"bad {i}")]}
+        for i, ask in enumerate({"role": "user", "content": text} for text in words * 5)
+    ]
+    (tmp_path / "pairs.jsonl").write_text(json_lines(rows))
+    assert cli.main(["reward", "--preferences=pairs.jsonl", "--chat-template=t.jinja", "--epochs=1", "--out=run"]) == 0
+    assert (tmp_path / "run" / "reward_model" / "chat_template.jinja").read_text() == template
+
+
 @pytest.mark.parametrize("wrong", ["None", "float('nan')", "'5'"])
 def test_a_reward_that_is_no_number_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str

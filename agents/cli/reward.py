@@ -11,6 +11,7 @@ from agents.cli.names import comparisons_in, model_named
 from agents.cli.options import parse
 from agents.pipeline import RewardOptions, split_comparisons, train_reward_model
 from agents.reward_modelling import normalise
+from lmgym.reward import read_text
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Reward:
     """Language model to start from: "tiny", a folder, or a name on the Hugging Face hub."""
     pad_token: str | None = None
     """Replaces the padding token of the tokenizer."""
+    chat_template: str | None = None
+    """Jinja file with a chat template for comparisons of conversations, instead of the tokenizer's own."""
+    template_options: str = ""
+    """Values of the chat template's variables, as JSON."""
     out: str = "runs/reward"
     """Folder of the run, as in `lmgym train`. The model is saved in its folder `reward_model`."""
     seed: int = 0
@@ -51,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
     lm = model_named(wanted.model, wanted)
     with open_run("reward", wanted, argv) as run:
         model, _ = train_reward_model(lm, wanted.options, wanted.seed, run, "stop", comparisons, held_out)
-        texts = [c.prompt + text for c in comparisons for text in c.ranked]
+        texts = [read_text(c.as_prompt, text) for c in comparisons for text in c.ranked]
         normalise(model, texts[: wanted.options.normalise_on])
         run.write_folder("reward_model", model.save)
         run.complete()
