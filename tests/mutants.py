@@ -456,6 +456,24 @@ MUTANTS = (
            "if up_to - up_from <= rise or down_to - down_from <= fall:",
            "over-optimisation is seen where score and gold rise together",
            ("tests/test_alarms.py",)),
+    # Data -------------------------------------------------------------------------------------------------------------
+    Mutant("test-prompts-trained-on", "lmgym/tasks", "if _identity(prompt) not in held]", "]",
+           "prompts of the official test split are trained on",
+           ("tests/test_data.py::test_test_prompts_of_your_own_are_never_trained_on",)),
+    Mutant("hub-asked-for-files", "lmgym/io", "return bool(_HUB_NAME.fullmatch(name)) and not _kind(name) and",
+           "return bool(_HUB_NAME.fullmatch(name)) and",
+           "a missing file is asked of the hub",
+           ("tests/test_data.py::test_a_missing_file_is_never_asked_of_the_hub",)),
+    Mutant("ranks-upside-down", "lmgym/preferences", 'sign = 1 if key in ("rank", "ranks") else -1', "sign = -1",
+           "the worst rank is read as the best", ("tests/test_data.py::test_forms_of_comparisons",)),
+    Mutant("cut-by-chance", "lmgym/preferences", "if not as_written and 2 * len(repeating) >= len(found):",
+           "if not as_written and repeating:",
+           "an answer that begins like its prompt by chance is cut",
+           ("tests/test_data.py::test_texts_that_repeat_the_prompt",)),
+    Mutant("prompt-ends-a-turn-early", "lmgym/preferences", "size = borders[-1] if borders",
+           "size = borders[0] if borders",
+           "the common beginning of two dialogues ends a turn too early",
+           ("tests/test_data.py::test_prompts_that_are_the_common_beginning",)),
 )  # fmt: skip
 
 

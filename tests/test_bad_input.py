@@ -1,7 +1,6 @@
 """What cannot be is refused where it is used, with the value and the remedy; what is counted twice is counted right."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import fields
@@ -21,7 +20,6 @@ from agents.pipeline import Options, PreferenceOptions, RewardOptions, RLOptions
 from agents.runs import Limits
 from lmgym import AdaptiveKL, Completion, FixedKL, LanguageModel, Policy, Prompt, Score, TokenAction, TokenVectorEnv
 from lmgym.io import read_jsonl
-from lmgym.preferences import read_comparisons
 from lmgym.registry import TaskSpec, make_task
 from lmgym.tasks import PromptList
 from lmgym.tasks.probe import Tree
@@ -124,7 +122,7 @@ def test_tasks_that_give_no_prompts(probe: LanguageModel, prompt: Any) -> None:
         ([float("nan"), 0], "returned nan for the completion"),
         ([], "returned 0 numbers for 2 completions"),
         (itertools.repeat(0.0), "returned more numbers for 2 completions"),
-        (["x" * 10_000], "not .{190,210}…"),
+        (["x" * 10_000, 0], "not .{190,210}…"),
     ],
 )
 def test_tasks_that_give_no_scores(probe: LanguageModel, scores: Any, said: str) -> None:
@@ -170,7 +168,7 @@ def test_registered_tasks_that_cannot_be(task: Any, said: str) -> None:
 @pytest.mark.parametrize("rows", [[5], ["text"], [None], [["prompt", "x"]]])
 def test_rows_that_are_no_mappings(rows: list[Any]) -> None:
     with pytest.raises(ValueError, match="dataset, row 1: not a mapping but"):
-        PromptList.from_dataset(iter(rows), None)
+        PromptList.from_rows(iter(rows), None)
 
 
 @pytest.mark.parametrize(
@@ -239,14 +237,6 @@ def test_scores_that_are_no_numbers_name_their_component() -> None:
     score = Score({"style": lambda prompts, completions: ["good"]})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="the score 'style' must return one number per completion"):
         score([Prompt("a")], [Completion("b")])
-
-
-def test_comparisons_name_the_line(tmp_path: Path) -> None:
-    file = tmp_path / "pairs.jsonl"
-    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    file.write_text("\n".join(["", json.dumps(row), "", json.dumps(row | {"rejected": "b"})]))
-    with pytest.raises(ValueError, match="line 4: a text is compared with itself"):
-        read_comparisons(file)
 
 
 def test_prompts_without_a_score_have_no_gold() -> None:

@@ -117,7 +117,7 @@ def test_commands_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     def stop(*_: object, **__: object) -> None:
         raise Understood
 
-    for seam in ("train.setting_of", "sft.setting_of", "reward.read_comparisons"):
+    for seam in ("train.setting_of", "sft.setting_of", "reward.comparisons_in"):
         monkeypatch.setattr(f"agents.cli.{seam}", stop)
     (block,) = re.findall(r"^```sh\n(.*?)^```$", section(PAGES[name], "How to run it"), re.M | re.S)
     commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]

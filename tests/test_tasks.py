@@ -282,10 +282,10 @@ def test_jsonl_reads(tmp_path):
         read_jsonl(tmp_path / "none.jsonl")
 
 
-def test_prompt_list_from_jsonl(tmp_path):
+def test_prompt_list_from_a_file(tmp_path):
     file = tmp_path / "sums.jsonl"
     file.write_text("".join(f'{{"prompt": "{i} + 1 =", "answer": {i + 1}}}\n' for i in range(60)))
-    task = PromptList.from_jsonl(file, length_score, best=9.0)
+    task = PromptList.from_rows(file, length_score, best=9.0)
     assert task.best == 9.0
     assert task.name == str(file)
     rng = rng_of(0)
@@ -296,46 +296,11 @@ def test_prompt_list_from_jsonl(tmp_path):
     assert score(task, train[0], "abc") == 3.0
     with pytest.raises(NotImplementedError):
         task.demonstrate(train[0], rng)
-    with pytest.raises(ValueError, match="line 1: lacks the field 'question'"):
-        PromptList.from_jsonl(file, length_score, field="question")
-
-
-def test_prompt_list_cuts_openings(tmp_path):
-    file = tmp_path / "texts.jsonl"
-    file.write_text("".join(f'{{"text": "number {i} is a good one"}}\n' for i in range(60)))
-    task = PromptList.from_jsonl(file, length_score, field="text", opening_words=3)
-    prompt = task.sample(rng_of(0))
-    assert prompt.text.split()[0] == "number"
-    assert len(prompt.text.split()) == 3
-    assert task.demonstrate(prompt, rng_of(0)) == " a good one"
-    with pytest.raises(ValueError, match="row 1: the text has 6 words"):
-        PromptList.from_jsonl(file, length_score, field="text", opening_words=6)
-
-
-def test_prompt_list_from_text_and_rows(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text("\n".join(f"prompt {i}" for i in range(60)))
-    assert PromptList.from_text(file, length_score).sample(rng_of(0)).text.startswith("prompt ")
-    rows = [{"question": f"why {i}?", "n": i} for i in range(60)]
-    task = PromptList.from_dataset(rows, length_score, field="question", name="why")
-    assert task.name == "why"
-    assert task.sample(rng_of(0)).text.startswith("why ")
-    with pytest.raises(ValueError, match="row 1: 'prompt' is None"):
-        PromptList.from_dataset(rows, length_score)
-    file.write_text("\n\n")
-    with pytest.raises(ValueError, match="no prompts"):
-        PromptList.from_text(file, length_score)
 
 
 def test_prompt_list_needs_both_splits():
     with pytest.raises(ValueError, match="'test' split"):
         PromptList(["only one that is for training"], length_score, test_share=0.0)
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'lmgym\[datasets\]'"):
-        PromptList.from_dataset("some/name", length_score)
 
 
 @pytest.mark.parametrize("task", [Sentiment(), Sort(), Reverse(), Arithmetic()], ids=lambda t: t.name)

@@ -9,7 +9,7 @@ from typing import Any
 from agents.cli import sft, train
 from agents.cli.folder import arguments_of, threads_of
 from agents.cli.names import is_environment
-from agents.cli.options import Common, parse
+from agents.cli.options import Common, option_value, parse
 from agents.pipeline import Algorithm
 from agents.runs import read_config
 
@@ -106,6 +106,8 @@ def parse_with_run(command: str, kind: Any, argv: Sequence[str], own: Sequence[s
     run = FinishedRun.read(folder)
     known = {f.name for f in fields(Common)} | set(own)
     defaults = {name: value for name, value in run.defaults().items() if name in known}
+    if option_value(argv, "--field"):
+        defaults["fields"] = ()  # an option that may be repeated would be added to the run's
     found = parse(command, kind, argv, kind(**defaults))
     if named:
         found = replace(found, task=defaults["task"])

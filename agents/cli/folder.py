@@ -11,7 +11,7 @@ import tyro
 from agents.cli.commands import RECORDED
 from agents.cli.options import option_value
 from agents.runs import Limits, Run, read_config
-from lmgym.io import atomic
+from lmgym.io import atomic, local_path
 from lmgym.io.redact import HIDDEN
 from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
@@ -19,8 +19,8 @@ from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 MOST_THREADS = 1024
 """More threads than any machine can use; torch crashes with very many."""
 INPUTS = (
-    "prompts", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward", "watch",
-    "chat_template",
+    "prompts", "test_prompts_file", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward",
+    "watch", "chat_template",
 )  # fmt: skip
 """Options whose value can be the path of a file or folder that the run reads."""
 _RESUME = (
@@ -124,4 +124,4 @@ def _inputs(wanted: Any) -> dict[str, str]:
     paths = [value.rpartition(":")[0] if ".py:" in value else value for value in paths]
     if getattr(wanted, "teacher", None):
         paths += [f"{wanted.teacher}/policy", f"{wanted.teacher}/sft"]
-    return {path: atomic.digest(path) for path in paths if path and Path(path).exists()}
+    return {name: atomic.digest(path) for name in paths if name and (path := local_path(name)) is not None}

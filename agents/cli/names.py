@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,13 +11,13 @@ import torch
 
 from agents.cli.commands import did_you_mean
 from agents.cli.folder import MOST_THREADS
-from agents.cli.options import Common, check_numbers
+from agents.cli.options import Common, check_numbers, field_names, note
 from agents.pipeline import Setting
 from agents.pipeline.load_algorithm import load_file
 from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.models import LanguageModel, load, set_template
 from lmgym.policy import Policy
-from lmgym.preferences import read_comparisons
+from lmgym.preferences import Comparison, leave_out, read_comparisons
 from lmgym.registry import TaskSpec, default_arguments, find_spec, make_task
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 from lmgym.reward import RewardModel, Score
@@ -33,7 +34,13 @@ REWARD_WORDS = ("default", "learned", "task")
 """Values of --reward that do not name a reward model."""
 
 
-def setting_of(wanted: Common, reward: str, preferences: str | None = None, scored: bool = True) -> Setting:
+def setting_of(
+    wanted: Common,
+    reward: str,
+    preferences: str | None = None,
+    scored: bool = True,
+    test_preferences: str | None = None,
+) -> Setting:
     """The task, model, budgets and score that a command works on.
 
     Args:
@@ -41,6 +48,7 @@ def setting_of(wanted: Common, reward: str, preferences: str | None = None, scor
         reward: the value of --reward.
         preferences: a file of comparisons.
         scored: whether the command needs a score.
+        test_preferences: a file of held-out comparisons.
 
     Raises:
         ValueError: a name is unknown, a number is invalid, or prompts have no score; it says what to do.
@@ -50,6 +58,10 @@ def setting_of(wanted: Common, reward: str, preferences: str | None = None, scor
     gold = function_named(wanted.gold) if wanted.gold else None
     if wanted.gold and not wanted.prompts:
         raise ValueError("--gold scores prompts of your own: give them with --prompts FILE")
+    if wanted.test_prompts_file and not wanted.prompts:
+        raise ValueError(
+            "--test-prompts-file holds out prompts of your own: give those to train on with --prompts FILE"
+        )
     named = None if reward in REWARD_WORDS else score_named(reward, device_of(wanted))
     if wanted.prompts is None:
         task = make_task(entry)
@@ -59,13 +71,37 @@ def setting_of(wanted: Common, reward: str, preferences: str | None = None, scor
         )
     else:
         task = _prompt_list(wanted, gold or named)
-    comparisons = read_comparisons(preferences) if preferences else None
+    if test_preferences and not preferences:
+        raise ValueError("--test-preferences tests what is learned from --preferences FILE: give both")
+    comparisons, held_out = (
+        comparisons_in(preferences, test_preferences, wanted.fields) if preferences else (None, None)
+    )
     score = named or (None if reward == "learned" else _own_score(task, entry, reward == "task", wanted))
     lm = model_named(wanted.model or entry.model, wanted)
     if wanted.chat or wanted.system is not None:
         task = Conversational(task, wanted.system)
         lm.text.chat.encode([{"role": "user", "content": "Hello"}])  # refuses a model without a chat template
-    return Setting(task, lm, _budgets(wanted, entry, task, lm), score, comparisons, wanted.seed)
+    return Setting(task, lm, _budgets(wanted, entry, task, lm), score, comparisons, wanted.seed, held_out=held_out)
+
+
+def comparisons_in(
+    preferences: str, test_preferences: str | None, fields: Sequence[str]
+) -> tuple[list[Comparison], list[Comparison] | None]:
+    """The comparisons of one or two files, to train on and held out; those that are in both are held out only.
+
+    Raises:
+        ValueError: a row is malformed, or nothing is left to train on.
+    """
+    names = field_names(fields)
+    comparisons = read_comparisons(preferences, names, say=note)
+    if not test_preferences:
+        return comparisons, None
+    held_out = read_comparisons(test_preferences, names, say=note)
+    own = leave_out(comparisons, held_out)
+    if len(own) < len(comparisons):
+        both = len(comparisons) - len(own)
+        note(f"{preferences}: {both} comparisons are in {test_preferences} too: not trained on")
+    return own, held_out
 
 
 def _own_score(task: Task, entry: TaskSpec, wanted_by_name: bool, wanted: Common) -> Score | None:
@@ -117,12 +153,14 @@ def is_environment(name: str) -> bool:
 
 
 def _prompt_list(wanted: Common, score: ScoreFunction | None) -> Task:
-    path = wanted.prompts or ""
-    if path.endswith(".txt"):
-        return PromptList.from_text(path, score)
-    whole = wanted.opening_words is not None
-    source: Any = PromptList.from_jsonl if path.endswith((".jsonl", ".json")) else PromptList.from_dataset
-    return source(path, score, field="text" if whole else "prompt", opening_words=wanted.opening_words)
+    return PromptList.from_rows(
+        wanted.prompts or "",
+        score,
+        fields=field_names(wanted.fields),
+        opening_words=wanted.opening_words,
+        test_source=wanted.test_prompts_file,
+        say=note,
+    )
 
 
 def default_score(wanted: Common, setting: Setting) -> Score:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,10 +29,17 @@ class Common:
     pad_token: str | None = None
     """Replaces the padding token of the tokenizer. A new token is added to the vocabulary."""
     prompts: str | None = None
-    """Your own prompts instead of the task's: FILE.jsonl (field "prompt", or "text" with --opening-words), FILE.txt
-    (one prompt per line), or the name of a dataset."""
+    """Your own prompts instead of the task's: a file (.jsonl, .json, .csv, .tsv, .parquet, .txt; also .gz), a saved
+    data set, or OWNER/NAME[:CONFIG[:SPLIT]] on the hub. Rows have "prompt" or "messages" (docs/data.md)."""
+    test_prompts_file: str | None = None
+    """Held-out prompts of your own, in the same forms, such as the test split of a benchmark: none of them is trained
+    on. By default, a fifth of --prompts, chosen by a hash of the text."""
+    fields: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="field")] = ()
+    """OLD=NEW reads the field OLD of your data as NEW: --field question=prompt. "instruction+input=prompt" joins two.
+    May be repeated."""
     opening_words: int | None = None
-    """Rows of --prompts hold whole texts: the first N words are the prompt, the rest is a demonstration."""
+    """Rows of --prompts hold whole texts in the field "text": the first N words are the prompt, the rest is a
+    demonstration. Shorter texts are left out."""
     chat: bool = False
     """Give each text prompt to the model as a user's message, by its chat template. Prompts that are conversations
     always use it."""
@@ -133,6 +140,30 @@ def option_value(argv: Sequence[str], name: str) -> str | None:
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
     return None
+
+
+def field_names(fields: Sequence[str]) -> dict[str, str]:
+    """New names of fields by old ones, from the values of --field.
+
+    Raises:
+        ValueError: a value has another form, or two have the same name.
+    """
+    found: dict[str, str] = {}
+    for given in fields:
+        old, _, new = given.partition("=")
+        if not old or not new:
+            raise ValueError(
+                f"--field {given} is not OLD=NEW: give the name in your data first, such as question=prompt"
+            )
+        if old in found or new in found.values():
+            raise ValueError(f"--field {given}: the name {old if old in found else new!r} is given twice")
+        found[old] = new
+    return found
+
+
+def note(message: str) -> None:
+    """Tells the user something that is no error, on stderr."""
+    print(f"lmgym: {printable(message)}", file=sys.stderr)
 
 
 def check_numbers(options: Any) -> None:

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 import tyro
 
 from agents.cli.folder import open_run, recorded, with_recorded_options
-from agents.cli.names import model_named
+from agents.cli.names import comparisons_in, model_named
 from agents.cli.options import parse
 from agents.pipeline import RewardOptions, split_comparisons, train_reward_model
 from agents.reward_modelling import normalise
-from lmgym.preferences import read_comparisons
+from lmgym.reward import read_text
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,20 @@ class Reward:
     """Train a reward model from comparisons."""
 
     preferences: str
-    """Comparisons: JSONL with prompt, chosen, rejected; or prompt, ranking."""
+    """Comparisons: a file, a saved data set or a name on the hub, as --prompts of `lmgym train`. Rows have prompt,
+    chosen and rejected, or another common form (docs/data.md)."""
     test_preferences: str | None = None
     """Held-out comparisons. By default, a tenth of --preferences, drawn at random."""
+    fields: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="field")] = ()
+    """OLD=NEW reads the field OLD of your data as NEW: --field question=prompt. May be repeated."""
     model: str = "tiny"
     """Language model to start from: "tiny", a folder, or a name on the Hugging Face hub."""
     pad_token: str | None = None
     """Replaces the padding token of the tokenizer."""
     chat_template: str | None = None
-    """Jinja file with a chat template, instead of the tokenizer's own, for comparisons of conversations."""
+    """Jinja file with a chat template for comparisons of conversations, instead of the tokenizer's own."""
     template_options: str = ""
-    """Values of the chat template's variables, as JSON, such as '{"enable_thinking": false}'."""
+    """Values of the chat template's variables, as JSON."""
     out: str = "runs/reward"
     """Folder of the run, as in `lmgym train`. The model is saved in its folder `reward_model`."""
     seed: int = 0
@@ -47,15 +50,13 @@ def run(argv: Sequence[str]) -> int:
     """Trains a reward model, normalises its scores, and saves it."""
     argv = with_recorded_options("reward", Reward.out, argv)
     wanted = parse("reward", recorded(Reward), argv)
-    comparisons = read_comparisons(wanted.preferences)
-    if wanted.test_preferences:
-        held_out = read_comparisons(wanted.test_preferences)
-    else:
+    comparisons, held_out = comparisons_in(wanted.preferences, wanted.test_preferences, wanted.fields)
+    if held_out is None:
         comparisons, held_out = split_comparisons(comparisons, wanted.seed)
     lm = model_named(wanted.model, wanted)
     with open_run("reward", wanted, argv) as run:
         model, _ = train_reward_model(lm, wanted.options, wanted.seed, run, "stop", comparisons, held_out)
-        texts = [c.prompt + text for c in comparisons for text in c.ranked]
+        texts = [read_text(c.as_prompt, text) for c in comparisons for text in c.ranked]
         normalise(model, texts[: wanted.options.normalise_on])
         run.write_folder("reward_model", model.save)
         run.complete()

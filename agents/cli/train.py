@@ -36,7 +36,10 @@ class Train(Common):
     """RL algorithm; `lmgym algorithms` lists them. Your own algorithm is package.module or FILE.py. Its options are
     listed under its name."""
     preferences_file: Annotated[str | None, tyro.conf.arg(name="preferences")] = None
-    """Your own comparisons instead of simulated ones (JSONL with prompt, chosen, rejected; or prompt, ranking)."""
+    """Your own comparisons instead of simulated ones: a file, a saved data set or a name on the hub, as --prompts. Rows
+    have prompt, chosen and rejected, or another common form (docs/data.md)."""
+    test_preferences: str | None = None
+    """Held-out comparisons of your own. By default, a tenth of --preferences, drawn at random."""
     reward: str = "default"
     """Score that the policy is paid: "learned", "task", a reward model (folder or name), or a function
     ("package.module:function"). "learned" trains a reward model first. "task" is the task's own score, or the gold
@@ -58,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     # The report needs matplotlib, which takes most of a second to import; --help-all ends above.
     from agents.report import write_report
 
-    setting = setting_of(wanted, wanted.reward, wanted.preferences_file)
+    setting = setting_of(wanted, wanted.reward, wanted.preferences_file, test_preferences=wanted.test_preferences)
     if wanted.teacher:
         setting = replace(setting, teacher=teacher_in(wanted.teacher, wanted, algorithm.rl.temperature))
     if wanted.watch:

@@ -198,6 +198,7 @@ class Setting:
         seed: of all random numbers.
         teacher: the policy to learn from, for distillation.
         watch: a second score of the rollouts, which is only measured and never trained on.
+        held_out: preferences that are not trained on; None: a tenth of `comparisons`.
     """
 
     task: Task
@@ -208,6 +209,7 @@ class Setting:
     seed: int = 0
     teacher: Policy | None = None
     watch: Score | None = None
+    held_out: Sequence[Comparison] | None = None
 
     @property
     def scores_unfinished(self) -> bool:

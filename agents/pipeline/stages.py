@@ -136,6 +136,8 @@ def gather_preferences(
     Returns:
         Comparisons to train on, held-out ones, and held-out ones without errors (none if the setting has comparisons).
     """
+    if setting.comparisons is not None and setting.held_out is not None:
+        return [*setting.comparisons], [*setting.held_out], []
     if setting.comparisons is not None:
         return *split_comparisons(setting.comparisons, setting.seed), []
     names = ("preferences.jsonl", "preferences_test.jsonl", "preferences_noise_free.jsonl")
@@ -173,7 +175,7 @@ def gather_preferences(
 
 
 def _comparisons_in(run: Run, name: str) -> Sequence[Comparison]:
-    return read_comparisons(run.path(name)) if run.path(name).stat().st_size else []
+    return read_comparisons(run.path(name), as_written=True) if run.path(name).stat().st_size else []
 
 
 def split_comparisons(comparisons: Sequence[Comparison], seed: int) -> tuple[list[Comparison], list[Comparison]]:

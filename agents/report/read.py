@@ -137,7 +137,7 @@ def check_format(config: Row, folder: Path) -> None:
 
 def read_preferences(path: Path) -> list[Comparison]:
     """The comparisons in a file; none if the file is missing or empty."""
-    return read_comparisons(path) if path.is_file() and path.stat().st_size else []
+    return read_comparisons(path, as_written=True) if path.is_file() and path.stat().st_size else []
 
 
 def read_warnings(path: Path) -> list[str]:

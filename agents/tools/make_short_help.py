@@ -29,21 +29,21 @@ KINDS: dict[str, Callable[[], type]] = {
 
 SHOWN = {
     "train": (
-        "TASK", "--model", "--prompts", "--gold", "--reward", "--preferences", "--algorithm", "--ppo.updates",
-        "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts", "--seed", "--device", "--out",
-        "--resume",
+        "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
+        "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts", "--seed",
+        "--device", "--out", "--resume",
     ),
     "sft": (
-        "TASK", "--model", "--prompts", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank", "--seed",
-        "--device", "--out", "--resume",
+        "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
+        "--seed", "--device", "--out", "--resume",
     ),
     "preferences": (
         "TASK", "--model", "--prompts", "--gold", "--max-new-tokens", "--preferences.prompts",
         "--preferences.completions", "--preferences.error-rate", "--seed", "--device", "--out", "--resume",
     ),
     "reward": (
-        "--preferences", "--test-preferences", "--model", "--epochs", "--lr", "--lora-rank", "--seed", "--device",
-        "--out", "--resume",
+        "--preferences", "--test-preferences", "--field", "--model", "--epochs", "--lr", "--lora-rank", "--seed",
+        "--device", "--out", "--resume",
     ),
     "evaluate": (
         "RUN|TASK", "--policy", "--model", "--reward", "--prompts", "--gold", "--temperature", "--max-new-tokens",

@@ -1,7 +1,20 @@
-"""Files: atomic writes, JSON Lines, and text that is safe to show in a terminal."""
+"""Files: atomic writes, JSON Lines, rows of data in every common form, and text that is safe to show in a terminal."""
 
 from lmgym.io import atomic
 from lmgym.io.display import printable, quoted
-from lmgym.io.jsonl import parse_json, read_jsonl, read_lines, read_numbered
+from lmgym.io.jsonl import parse_json, read_jsonl, read_lines
+from lmgym.io.rows import Source, local_path, names_in, read_rows, source_name
 
-__all__ = ["atomic", "parse_json", "printable", "quoted", "read_jsonl", "read_lines", "read_numbered"]
+__all__ = [
+    "Source",
+    "atomic",
+    "local_path",
+    "names_in",
+    "parse_json",
+    "printable",
+    "quoted",
+    "read_jsonl",
+    "read_lines",
+    "read_rows",
+    "source_name",
+]

@@ -1,75 +1,94 @@
 """A strict reader of JSON Lines files. Each error names the file and the line, and says what to do."""
 
+import gzip
 import json
 import math
 import os
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmgym.io.display import quoted
 
+GZIP = b"\x1f\x8b"
+"""The first bytes of a gzip file."""
 MAX_DEPTH = 100
 """Maximum nesting depth of a row. Our data needs less, and deeper nesting could exhaust the stack."""
 
 
 def read_jsonl(path: str | os.PathLike[str], required: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """As `read_numbered`, but without the line numbers."""
-    return [row for _, row in read_numbered(path, required)]
-
-
-def read_numbered(path: str | os.PathLike[str], required: Sequence[str] = ()) -> list[tuple[int, dict[str, Any]]]:
-    """Reads a file with one JSON object per line. Returns each with its line number; empty lines are skipped.
+    """As `json_rows`, but all rows at once, without the line numbers.
 
     Args:
-        path: the file, in UTF-8.
+        path: the file.
         required: fields that each row must have.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: a line is not UTF-8, not JSON, not an object, or lacks a field; or there are no rows.
     """
     rows = []
-    for number, line in read_lines(path):
-        where = f"{os.fspath(path)}, line {number}"
-        try:
-            row = parse_json(line, strict=True)
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error}); write one JSON object per line") from error
-        if not isinstance(row, dict):
-            raise ValueError(f'{where}: not an object but {type(row).__name__}; write one like {{"prompt": "..."}}')
+    for number, row in json_rows(path):
         missing = [field for field in required if field not in row]
         if missing:
-            raise ValueError(f"{where}: lacks the field {missing[0]!r}; it has {quoted(sorted(row))}. Add or rename it")
-        rows.append((number, row))
+            raise ValueError(
+                f"{os.fspath(path)}, line {number}: lacks the field {missing[0]!r}; it has {quoted(sorted(row))}. Add "
+                "or rename it"
+            )
+        rows.append(row)
     if not rows:
         raise ValueError(f"{os.fspath(path)}: no rows; write one JSON object per line")
     return rows
 
 
+def json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file with one JSON object per line, each with its line number; empty lines are skipped.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: a line is not UTF-8, not JSON, or not an object.
+    """
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
+        where = f"{os.fspath(path)}, line {number}"
+        try:
+            row = parse_json(line.strip(), strict=True)
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON ({error}); write one JSON object per line") from error
+        if not isinstance(row, dict):
+            raise ValueError(f'{where}: not an object but {type(row).__name__}; write one like {{"prompt": "..."}}')
+        yield number, row
+
+
 def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, each with its line number, starting at 1.
+    """The lines of a UTF-8 file that are not blank, stripped, each with its line number, starting at 1.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: a line is not UTF-8.
     """
-    file = Path(path)
+    return [(number, line.strip()) for number, line in text_lines(path) if line.strip()]
+
+
+def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their ends, each with its line number, starting at 1; gzip is decompressed.
+
+    Only a line feed ends a line: JSON strings may contain the other characters at which `str.splitlines` splits.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: a line is not UTF-8, or the gzip file is damaged.
+    """
+    name, file, number = os.fspath(path), Path(path), 0
     if not file.is_file():
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file; check the path (working folder: {Path.cwd()})")
-    lines = []
-    # Split only at \n: str.splitlines would also split at characters that JSON strings may contain.
-    for number, raw in enumerate(file.read_bytes().split(b"\n"), start=1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{os.fspath(path)}, line {number}: not UTF-8 ({error.reason}); save it as UTF-8"
-            ) from error
-        if line:
-            lines.append((number, line))
-    return lines
+        raise FileNotFoundError(f"{name}: no such file; check the path (working folder: {Path.cwd()})")
+    try:
+        with file.open("rb") as raw, gzip.open(raw) if raw.peek(2)[:2] == GZIP else raw as lines:
+            for number, line in enumerate(lines, start=1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}, line {number}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{name}, line {number + 1}: damaged gzip ({error}); copy or download it again") from error
 
 
 def parse_json(text: str, strict: bool = False) -> Any:

@@ -121,18 +121,20 @@ def _checked(
     name: str, scores: Any, prompts: Sequence[Prompt], completions: Sequence[Completion], finite: bool
 ) -> list[float]:
     try:
-        # At most one more than expected: the iterator may never end.
-        values = [float(s) for s in islice(scores, len(completions) + 1)]
-    except (TypeError, ValueError, OverflowError):
+        if isinstance(scores, str):
+            raise TypeError("its letters are no scores")
+        given = list(islice(scores, len(completions) + 1))  # one more than expected: the iterator may never end
+    except TypeError:
         message = f"the score {name!r} must return one number per completion, not {quoted(scores)}"
         raise ScoreError(message, name) from None
-    if len(values) != len(completions):
-        count = f"{len(values)}" if len(values) < len(completions) else "more"
+    if len(given) != len(completions):
+        count = f"{len(given)}" if len(given) < len(completions) else "more"
         raise ScoreError(
             f"the score {name!r} returned {count} numbers for {len(completions)} completions; it must return one for "
             "each, in order",
             name,
         )
+    values = [_as_number(name, row, *each) for row, each in enumerate(zip(given, prompts, completions, strict=True))]
     for row, (value, prompt, completion) in enumerate(zip(values, prompts, completions, strict=True)):
         if finite and not abs(value) <= LARGEST_SCORE:
             raise ScoreError(
@@ -143,3 +145,18 @@ def _checked(
                 completion.text,
             )
     return values
+
+
+def _as_number(name: str, row: int, value: Any, prompt: Prompt, completion: Completion) -> float:
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError("a text is no number")
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor of several numbers
+        raise ScoreError(
+            f"the score {name!r} must return one number per completion, not {quoted(value)} as for the completion "
+            f"{completion.text!r} of the prompt {prompt.text!r} (row {row})",
+            name,
+            prompt.text,
+            completion.text,
+        ) from None

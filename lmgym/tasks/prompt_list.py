@@ -1,27 +1,33 @@
-"""Your own prompts, from a file or a dataset, scored by any callable."""
+"""Your own prompts, from a file or a data set, scored by any callable."""
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lmgym.io import quoted, read_jsonl, read_lines
+from lmgym.io import Source, quoted, read_rows, source_name
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction, Split, Task, split_of
+from lmgym.tasks.prompt_rows import opening_of, prompt_of
 
 
 class PromptList(Task):
     """Continue one of the given prompts.
 
-    `split_of` assigns each prompt to train or test by its text alone, so other prompts in the file do not matter. A
-    prompt has a demonstration if its data has the field "demonstration", as rows split by `opening_words` have.
+    `split_of` assigns each prompt to train or test by its text alone, so other prompts in the file do not matter. With
+    `test_prompts`, those are the test split and all others are for training. A prompt has a demonstration if its data
+    has the field "demonstration", as rows split by `opening_words` have, and conversations that the assistant ends.
 
     Args:
         prompts: prompts or plain texts.
         score: computes the scores of a batch of completions; None if only comparisons define what is good.
         name: the name in logs.
         best: the best attainable score, if it is known.
-        test_share: the share of prompts in the test split.
+        test_share: the share of prompts in the test split, unless there are `test_prompts`.
+        test_prompts: held-out prompts, such as a benchmark's own test split. Prompts with the same text are not
+            trained on.
+        say: receives messages for the user, such as the number of rows left out; by default, they are warnings.
     """
 
     def __init__(
@@ -31,114 +37,76 @@ class PromptList(Task):
         name: str = "prompts",
         best: float | None = None,
         test_share: float = 0.2,
+        test_prompts: Iterable[Prompt | str] | None = None,
+        say: Callable[[str], object] | None = None,
     ):
         self.name = name
         self.best = best
         self._score = score
         self.has_gold = score is not None
         self._prompts: dict[Split, list[Prompt]] = {"train": [], "test": []}
-        for prompt in prompts:
-            prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
-            if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
-                raise ValueError(f"{name}: {quoted(prompt)} is not a prompt; give texts, or Prompts with a text")
-            identity = prompt.text or " ".join(map(str, prompt.token_ids))
-            self._prompts[split_of(identity, test_share)].append(prompt)
+        found = [self._checked(prompt) for prompt in prompts]
+        if test_prompts is None:
+            for prompt in found:
+                self._prompts[split_of(_identity(prompt), test_share)].append(prompt)
+        else:
+            held_out = [self._checked(prompt) for prompt in test_prompts]
+            held = set(map(_identity, held_out))
+            self._prompts = {"train": [prompt for prompt in found if _identity(prompt) not in held], "test": held_out}
+            both = len(found) - len(self._prompts["train"])
+            if both:
+                (say or _warn)(f"{name}: {both} of {len(found)} prompts are among the test prompts: not trained on")
         for split, own in self._prompts.items():
             if not own:
-                total = sum(map(len, self._prompts.values()))
                 raise ValueError(
-                    f"{name}: none of the {total} prompts is in the {split!r} split, which a hash of the text decides; "
-                    f"give more different prompts, or a test_share other than {test_share}"
+                    f"{name}: none of the {len(found)} prompts is in the {split!r} split, which a hash of the text "
+                    f"decides; give more different prompts, or a test_share other than {test_share}"
+                    if test_prompts is None
+                    else f"{name}: no prompts to {split}; give some that are in one of the two files only"
                 )
 
+    def _checked(self, prompt: Prompt | str) -> Prompt:
+        prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
+        if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
+            raise ValueError(f"{self.name}: {quoted(prompt)} is not a prompt; give texts, or Prompts with a text")
+        return prompt
+
     @classmethod
-    def from_jsonl(
+    def from_rows(
         cls,
-        path: str | os.PathLike[str],
+        source: Source,
         score: ScoreFunction | None,
-        field: str = "prompt",
+        *,
+        fields: Mapping[str, str] | None = None,
         opening_words: int | None = None,
+        test_source: Source | None = None,
+        say: Callable[[str], object] | None = None,
         **options: Any,
     ) -> "PromptList":
-        """Reads rows such as {"prompt": "2 + 2 =", "answer": "4"}; the other fields become the data of the prompt.
+        """Reads rows such as {"prompt": "2 + 2 =", "answer": "4"} or {"messages": [...]}; see docs/data.md.
+
+        The other fields become the data of the prompt.
 
         Args:
-            path: a JSON Lines file.
+            source: a file, a folder, the name of a data set, or rows; see `lmgym.io.read_rows`.
             score: computes the scores of a batch of completions.
-            field: the field with the prompt, or with the whole text if `opening_words` is given.
-            opening_words: number of words, from the start of the text, that form the prompt; the rest is the
-                demonstration. For rows with whole texts, for example `field="text", opening_words=8`.
+            fields: other names for fields: {"question": "prompt"}; see `lmgym.io.rows.renamed`.
+            opening_words: number of words, from the start of the field "text", that form the prompt; the rest is the
+                demonstration. Texts without a rest are left out.
+            test_source: where the test prompts are, in the same forms; by default `split_of` chooses them.
+            say: as in the constructor.
             options: `name`, `best`, `test_share`.
+
+        Raises:
+            ValueError: a row has no prompt, or is malformed; the message names it.
         """
-        rows = read_jsonl(path, required=(field,))
-        return cls._from_rows(rows, os.fspath(path), score, field, opening_words, options)
+        say = say or _warn
+        if opening_words is not None and (not isinstance(opening_words, int) or opening_words < 1):
+            raise ValueError(f"opening_words is {opening_words!r}, but a prompt needs at least 1 word")
 
-    @classmethod
-    def from_text(cls, path: str | os.PathLike[str], score: ScoreFunction | None, **options: Any) -> "PromptList":
-        """Reads a text file with one prompt per line; empty lines are skipped."""
-        lines = read_lines(path)
-        if not lines:
-            raise ValueError(f"{os.fspath(path)}: no prompts; write one prompt per line")
-        return cls([Prompt(line) for _, line in lines], score, **{"name": os.fspath(path), **options})
-
-    @classmethod
-    def from_dataset(
-        cls,
-        dataset: Any,
-        score: ScoreFunction | None,
-        field: str = "prompt",
-        opening_words: int | None = None,
-        dataset_split: str = "train",
-        **options: Any,
-    ) -> "PromptList":
-        """Reads rows from a dataset of the `datasets` library, or from any other iterable of mappings.
-
-        Args:
-            dataset: the rows, or a name or path for `datasets.load_dataset`.
-            score: computes the scores of a batch of completions.
-            field: see `from_jsonl`.
-            opening_words: see `from_jsonl`.
-            dataset_split: the dataset's own split to load, if `dataset` is a name. `split_of` still divides the rows
-                into train and test prompts.
-            options: `name`, `best`, `test_share`.
-        """
-        name = dataset if isinstance(dataset, str) else "dataset"
-        if isinstance(dataset, str):
-            try:
-                from datasets import load_dataset  # pyright: ignore[reportMissingImports]
-            except ImportError as error:
-                raise ImportError(
-                    f"loading the dataset {dataset!r} by name needs another package: pip install 'lmgym[datasets]'"
-                ) from error
-            dataset = load_dataset(dataset, split=dataset_split)
-        return cls._from_rows(dataset, name, score, field, opening_words, options)
-
-    @classmethod
-    def _from_rows(
-        cls,
-        rows: Iterable[Mapping[str, Any]],
-        source: str,
-        score: ScoreFunction | None,
-        field: str,
-        opening_words: int | None,
-        options: Mapping[str, Any],
-    ) -> "PromptList":
-        prompts = []
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, Mapping):
-                raise ValueError(
-                    f"{source}, row {number}: not a mapping but {type(row).__name__}; give rows with named fields"
-                )
-            text = row.get(field)
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{source}, row {number}: {field!r} is {quoted(text)}; give a text that is not empty")
-            data = {key: value for key, value in row.items() if key != field}
-            if opening_words is not None:
-                text, data["demonstration"] = _cut(text, opening_words, f"{source}, row {number}")
-            prompts.append(Prompt(text, data))
-        if not prompts:
-            raise ValueError(f"{source}: no rows; give at least one with the field {field!r}")
-        return cls(prompts, score, **{"name": source, **options})
+        prompts = _read(source, fields or {}, opening_words, say)
+        held_out = None if test_source is None else _read(test_source, fields or {}, opening_words, say)
+        return cls(prompts, score, **{"name": source_name(source), "test_prompts": held_out, "say": say, **options})
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -160,14 +128,25 @@ class PromptList(Task):
         return super().demonstrate(prompt, rng)
 
 
-def _cut(text: str, words: int, where: str) -> tuple[str, str]:
-    """Splits a text into its first words, and the rest with a leading space."""
-    if not isinstance(words, int) or words < 1:
-        raise ValueError(f"opening_words is {words!r}, but a prompt needs at least 1 word")
-    parts = text.split()
-    if len(parts) <= words:
-        raise ValueError(
-            f"{where}: the text has {len(parts)} words, so nothing is left to write after opening_words={words}; "
-            "lower opening_words or remove the row"
-        )
-    return " ".join(parts[:words]), " " + " ".join(parts[words:])
+def _identity(prompt: Prompt) -> str:
+    """What makes two prompts the same: the text, or the token ids of a prompt without one."""
+    return prompt.text or " ".join(map(str, prompt.token_ids))
+
+
+def _read(
+    source: Source, fields: Mapping[str, str], opening_words: int | None, say: Callable[[str], object]
+) -> list[Prompt]:
+    rows = read_rows(source, fields)
+    if opening_words is None:
+        return [prompt_of(row, place, "prompt" in fields.values()) for place, row in rows]
+    found = [opening_of(row, place, opening_words) for place, row in rows]
+    prompts = [prompt for prompt in found if prompt is not None]
+    short = f"texts have at most {opening_words} words, so nothing is left to write after opening_words={opening_words}"
+    if not prompts:
+        raise ValueError(f"{source_name(source)}: all {len(found)} {short}; lower opening_words")
+    if len(prompts) < len(found):
+        say(f"{source_name(source)}: {len(found) - len(prompts)} of {len(found)} {short}: left out")
+    return prompts
+
+
+_warn = partial(warnings.warn, stacklevel=4)
