@@ -198,6 +198,7 @@ class Setting:
         seed: of all random numbers.
         teacher: the policy to learn from, for distillation.
         watch: a second score of the rollouts, which is only measured and never trained on.
+        from_adapter: the folder of an adapter of `lm`, which the policy starts as a copy of; None: a new adapter.
     """
 
     task: Task
@@ -208,6 +209,7 @@ class Setting:
     seed: int = 0
     teacher: Policy | None = None
     watch: Score | None = None
+    from_adapter: str | None = None
 
     @property
     def scores_unfinished(self) -> bool:
