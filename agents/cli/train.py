@@ -80,6 +80,8 @@ def run(argv: Sequence[str]) -> int:
     about["options"] |= {algorithm.name: own["rl"] | own["config"]}
     with open_run("train", wanted, argv, about, wanted.track) as run:
         run.say(_summary(setting))
+        if setting.from_adapter:
+            run.say(f"sft: none, because the adapter in {setting.from_adapter} belongs to the model as it is")
         before, after = run_all(setting, wanted.options, algorithm, run)
         page = write_report(wanted.out)
         run.complete()

@@ -3,7 +3,7 @@
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,18 @@ def model_card(run: Path, model: str) -> str:
         ValueError: config.json is missing or damaged.
     """
     config = read_config(run)
-    options: Mapping[str, Any] = config.get("options") or {}
+    options = _mapping(config.get("options"))
     algorithm = _algorithm(options)
     is_adapter = model in ("policy", "policy_best")
+    trained = is_adapter or model == "merged"
     lines = _front_matter(config, model, algorithm)
     lines += [f"# {_title(model, algorithm, config)}", "", _about(model, algorithm), ""]
-    lines += [f"- **{name}**: {_one_line(value)}" for name, value in _facts(config, options, model, algorithm)]
+    facts = {**_data(run, config, options), **(_learning(run, options, algorithm) if trained else {})}
+    if is_adapter:
+        facts["Base of the adapter"] = (
+            "`sft` of the same run; `adapter_config.json` names it, `lmgym.json` holds its checksum"
+        )
+    lines += [f"- **{name}**: {_one_line(value)}" for name, value in facts.items()]
     lines += ["", *_figures(run, model, options), "## How to load it", ""]
     auto = "AutoModelForSequenceClassification" if model == "reward_model" else "AutoModelForCausalLM"
     code = PEFT.format(name=model) if is_adapter else TRANSFORMERS.format(auto=auto, name=model)
@@ -141,33 +147,43 @@ def _about(model: str, algorithm: str) -> str:
     }[model]
 
 
-def _facts(
-    config: Mapping[str, Any], options: Mapping[str, Any], model: str, algorithm: str
-) -> Iterator[tuple[str, object]]:
-    """What the model was made from."""
-    stages: Mapping[str, Any] = options.get("options") or {}
-    examples = (stages.get("sft") or options.get("sft") or {}).get("examples")
-    yield "Model that the run began with", config.get("model")
-    if model in ("policy", "policy_best"):
-        yield (
-            "Base of the adapter",
-            "`sft` of the same run; `adapter_config.json` names it, `lmgym.json` has its checksum",
+def _data(run: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, object]:
+    """What a run's models were made from."""
+    stages = _mapping(options.get("options"))
+    sft, preferences = (_mapping(stages.get(name) or options.get(name)) for name in ("sft", "preferences"))
+    found: dict[str, object] = {"Model that the run began with": config.get("model")}
+    if "examples" in sft:
+        count = sft["examples"]
+        found["Fine-tuning"] = f"on up to {count} demonstrations" if count else "none: `sft` is the model as it was"
+    found["Task"] = config.get("task") or "comparisons"
+    if isinstance(options.get("prompts"), str):
+        found["Prompts"] = options["prompts"]
+    comparisons = options.get("preferences_file") or options.get("preferences")
+    if isinstance(comparisons, str):
+        found["Comparisons"] = comparisons
+    elif (run / "preferences.jsonl").is_file():
+        found["Comparisons"] = (
+            f"simulated: {preferences.get('completions')} completions of each of {preferences.get('prompts')} prompts, "
+            f"error rate {preferences.get('error_rate')}"
         )
-    if examples is not None:
-        yield "Fine-tuning", f"up to {examples} demonstrations" if examples else "none: `sft` is the model as it was"
-    yield "Task", config.get("task") or "comparisons"
-    for name, key in (("Prompts", "prompts"), ("Comparisons", "preferences_file"), ("Comparisons", "preferences")):
-        if isinstance(options.get(key), str):
-            yield name, options[key]
-    if algorithm and model not in ("sft", "reward_model"):
-        rl: Mapping[str, Any] = stages.get(algorithm) or {}
-        yield "Algorithm", algorithm
-        yield "Reward", options.get("reward")
-        target = f", adapted to {rl['kl_target_nats']} nats of KL per sequence" if rl.get("kl_target_nats") else ""
-        yield "β", f"{rl.get('beta')}{target}"
-        yield "Temperature", rl.get("temperature")
-        if options.get("from_adapter"):
-            yield "Started from the adapter", options["from_adapter"]
+    return found
+
+
+def _learning(run: Path, options: Mapping[str, Any], algorithm: str) -> dict[str, object]:
+    """How a run's policy was trained."""
+    rl, reward = _mapping(_mapping(options.get("options")).get(algorithm)), options.get("reward")
+    if (run / "reward_model").is_dir():
+        reward = "`reward_model` of the same run, which was learned from the comparisons"
+    target = f", adapted to {rl['kl_target_nats']} nats of KL per sequence" if rl.get("kl_target_nats") else ""
+    found: dict[str, object] = {"Algorithm": algorithm, "Reward": reward, "β": f"{rl.get('beta')}{target}"}
+    found["Temperature"] = rl.get("temperature")
+    if options.get("from_adapter"):
+        found["Started from the adapter"] = options["from_adapter"]
+    return found
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _figures(run: Path, model: str, options: Mapping[str, Any]) -> list[str]:
@@ -179,13 +195,15 @@ def _figures(run: Path, model: str, options: Mapping[str, Any]) -> list[str]:
     path = run / "evaluation.json"
     if not path.is_file() or (model == "sft" and options.get("from_adapter")):
         return []
-    evaluation = json.loads(path.read_bytes())
+    evaluation = _mapping(json.loads(path.read_bytes()))
     when = ["before"] if model == "sft" else ["before", "after"]
     names = [
-        n for n in MEASURES if all(n in evaluation[w] for w in when) and not (model == "sft" and n.startswith("kl"))
+        n
+        for n in MEASURES
+        if all(n in _mapping(evaluation.get(w)) for w in when) and not (model == "sft" and n.startswith("kl"))
     ]
     rows = [(MEASURES[name], [_interval(evaluation[w][name]) for w in when]) for name in names]
-    count = (options.get("options") or {}).get("test_prompts")
+    count = _mapping(options.get("options")).get("test_prompts")
     head = [f"mean over {count} held-out prompts [95 % interval]", *(["value"] if model == "sft" else when)]
     return _table(head, rows)
 
@@ -201,7 +219,7 @@ def _interval(figure: Mapping[str, Any]) -> str:
     mean, error = figure["mean"], figure["stderr"]
     if mean is None or error is None:  # not finite
         return "–"
-    return f"{mean:.3f} [{mean - 1.96 * error:.3f}, {mean + 1.96 * error:.3f}]"
+    return f"{mean:z.3f} [{mean - 1.96 * error:z.3f}, {mean + 1.96 * error:z.3f}]"
 
 
 def _one_line(value: object) -> str:

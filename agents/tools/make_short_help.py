@@ -92,7 +92,9 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 
 def all_options(kind: Any, prefix: str = "--") -> dict[str, tuple[str, str]]:
-    """Each option of a dataclass with its default and the first sentence of its help; the positional one is "", a second one OUT.
+    """Each option of a dataclass with its default and the first sentence of its help.
+
+    The positional one is ""; a second one has its name in capitals.
 
     Args:
         kind: a dataclass, or an instance whose values are the defaults.
