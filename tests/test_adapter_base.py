@@ -291,7 +291,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "embedding and head": {"target_modules": ["embed_tokens", "lm_head"]},
     "DoRA": {"target_modules": "all-linear", "use_dora": True},
     "rsLoRA": {"target_modules": "all-linear", "use_rslora": True},
-    "with a bias": {"target_modules": "all-linear", "lora_bias": True},
     "ranks by pattern": {"target_modules": "all-linear", "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
 }
 
@@ -299,7 +298,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_weight_of_an_adapter_is_trained_copied_saved_and_merged(kind: str, tied: bool, tmp_path: Path) -> None:
-    lm = random_model("LlamaConfig", tie_word_embeddings=tied, attention_bias=True, mlp_bias=True)
+    lm = random_model("LlamaConfig", tie_word_embeddings=tied)
     lm.save(tmp_path / "base")
     plain, wanted = write_adapter(
         tmp_path / "base", tmp_path / "adapter", LoraConfig(r=4, task_type="CAUSAL_LM", **KINDS[kind])
@@ -335,15 +334,6 @@ def test_every_weight_of_an_adapter_is_trained_copied_saved_and_merged(kind: str
     torch.testing.assert_close(plain_logits(whole, IDS), wanted, atol=2e-5, rtol=0)
 
 
-def test_an_adapter_that_cannot_be_merged_is_no_model(llama: LanguageModel, tmp_path: Path) -> None:
-    """It adds biases, and the base has none to add them to."""
-    llama.save(tmp_path / "base")
-    with pytest.warns(UserWarning, match="has no bias"):
-        write_adapter(tmp_path / "base", tmp_path / "adapter", LoraConfig(target_modules=["q_proj"], lora_bias=True))
-    with pytest.warns(UserWarning, match="has no bias"), pytest.raises(ValueError, match=r"cannot be merged .*no bias"):
-        lmgym.load(str(tmp_path / "adapter"))
-
-
 @pytest.mark.parametrize("name", ["weight", "q_proj", "default", "lora_A", "layers"])
 def test_an_adapters_name_may_be_that_of_a_module(llama: LanguageModel, name: str) -> None:
     llama.adapters.add("policy")
@@ -361,6 +351,7 @@ def test_an_adapters_name_may_be_that_of_a_module(llama: LanguageModel, name: st
         ({"target_parameters": ["weight"]}, "target_parameters"),
         ({"use_qalora": True}, "use_qalora"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+        ({"lora_bias": True}, "lora_bias"),
         ({"kasa_config": {"beta": 1}}, "kasa_config"),
         ({"ensure_weight_tying": True}, "ensure_weight_tying"),
         ({"trainable_token_indices": [1]}, "changes the base"),

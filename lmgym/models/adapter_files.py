@@ -13,7 +13,7 @@ from lmgym.models.safe_weights import check_shapes, first_line, read_settings, r
 from lmgym.models.transformers_quirks import silence_libraries
 
 UNSUPPORTED = (
-    "alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "monteclora_config",
+    "alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "lora_bias", "monteclora_config",
     "target_parameters", "use_bdlora", "use_qalora", "velora_config",
 )  # fmt: skip
 """Settings of peft's LoRA that change what is computed or trained in ways that passes and copies here do not follow."""

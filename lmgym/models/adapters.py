@@ -18,7 +18,6 @@ from transformers.pytorch_utils import Conv1D
 
 from lmgym.models.adapter_files import attach_adapter, detach_adapter, read_adapter
 from lmgym.models.base_weights import absolute, check_base, record_base, weights_checksum
-from lmgym.models.safe_weights import first_line
 from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
 
 SAMPLE = 64
@@ -186,16 +185,13 @@ class Adapters(Collection[str]):
         """Merges the only adapter into the base weights; the model then has no adapters.
 
         Raises:
-            ValueError: the model has no adapter, or several; or it adds what the base has no weights for.
+            ValueError: the model has no adapter, or several.
         """
         if len(self) != 1:
             raise ValueError(f"adapters.merge() needs exactly one adapter; this model has {len(self)}")
         self._switch(next(iter(self)))
         _untie_adapted(self.model)
-        try:
-            self.model = self.model.merge_and_unload()
-        except RuntimeError as error:
-            raise ValueError(f"the adapter cannot be merged into {self.name!r} ({first_line(error)})") from error
+        self.model = self.model.merge_and_unload()
         self.merges += 1
         self._after_change(())
 
