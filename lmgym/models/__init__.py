@@ -12,8 +12,16 @@ from lmgym.models.base_weights import (
     record_base,
     weights_checksum,
 )
+from lmgym.models.chat import ChatTemplate, set_template
 from lmgym.models.decoding import Decoding
-from lmgym.models.demonstrations import EncodedExample, Example, ExampleBatch, collate_examples, encode_example
+from lmgym.models.demonstrations import (
+    EncodedExample,
+    Example,
+    ExampleBatch,
+    collate_examples,
+    encode_example,
+    encode_turns,
+)
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.loading import load, load_folder
@@ -21,7 +29,7 @@ from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
 from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 from lmgym.models.sequences import Mask, Sequences, buckets, default_pass_tokens
-from lmgym.models.tokenising import TextCodec, token_ids
+from lmgym.models.tokenising import TextCodec, eos_ids_of, token_ids
 from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
 
 __all__ = [
@@ -30,6 +38,7 @@ __all__ = [
     "DTYPES",
     "Adapters",
     "BaseMismatch",
+    "ChatTemplate",
     "Decoding",
     "EncodedExample",
     "Example",
@@ -50,6 +59,8 @@ __all__ = [
     "default_pass_tokens",
     "disable_dropout",
     "encode_example",
+    "encode_turns",
+    "eos_ids_of",
     "first_line",
     "load",
     "load_base",
@@ -61,6 +72,7 @@ __all__ = [
     "read_settings",
     "read_weights",
     "record_base",
+    "set_template",
     "silence_libraries",
     "token_ids",
     "weights_checksum",
