@@ -41,12 +41,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
+def run(finished: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy in another place, as after a move; the original is hidden meanwhile."""
     folder = tmp_path / "moved"
     shutil.copytree(finished, folder)
     aside = finished.rename(finished.with_name("hidden"))
-    yield folder  # pyright: ignore[reportReturnType]
+    yield folder
     aside.rename(finished)
 
 

@@ -43,12 +43,11 @@ def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, di
             raise ValueError(
                 f"{file}: {key} is {settings[key]!r}, which changes the base; only {wanted!r} can be loaded"
             )
-    # Settings of newer versions of peft are dropped, but not a variant that is switched on. "auto_map" names code that
-    # is not run.
-    known = {"auto_map", *(field.name for field in fields(LoraConfig))}
-    unknown = [
-        key for key, value in settings.items() if key not in known and (value is True or isinstance(value, dict))
-    ]
+    known = {field.name for field in fields(LoraConfig)}
+    # Settings of newer versions of peft are dropped, but not a variant that is switched on. "auto_map" names code, and
+    # code is not run.
+    dropped = {key: value for key, value in settings.items() if key not in known and key != "auto_map"}
+    unknown = [key for key, value in dropped.items() if value is True or isinstance(value, dict)]
     for key in (*UNSUPPORTED, *unknown):
         if settings.get(key) not in (None, False, [], {}):
             raise ValueError(

@@ -319,7 +319,7 @@ class RewardModel:
             raise ValueError("only a model that from_language_model() made with rank > 0 has an adapter: use save()")
         folder = Path(folder)
         with silence_libraries():
-            self.model.save_pretrained(folder, save_embedding_layers=False)
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         record_base(folder, *self.base, **self._own_settings())
 
