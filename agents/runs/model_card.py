@@ -83,8 +83,8 @@ def model_card(run: Path, model: str) -> str:
     lines += [f"- **{name}**: {_one_line(value)}" for name, value in facts.items()]
     lines += ["", *_figures(run, model, options), "## How to load it", ""]
     auto = "AutoModelForSequenceClassification" if model == "reward_model" else "AutoModelForCausalLM"
-    code = PEFT.format(name=model) if is_adapter else TRANSFORMERS.format(auto=auto, name=model)
-    lines += ["```python", code.strip(), "```", "", "## Command", "", _indented(str(config.get("command"))), ""]
+    example = PEFT.format(name=model) if is_adapter else TRANSFORMERS.format(auto=auto, name=model)
+    lines += ["```python", example.strip(), "```", "", "## Command", "", _indented(str(config.get("command"))), ""]
     lines += [
         f"Revision of lmgym: {config.get('revision')}. Seed: {config.get('seed')}.",
         "",
