@@ -16,6 +16,9 @@ COMMANDS = {
     "algorithms": "list the algorithms",
     "report": "write report.html for the folder of a run",
     "repeat": "run the command of a run again and compare the results",
+    "merge": "write the policy of a run as one plain model folder",
+    "push": "upload the policy of a run to the Hugging Face hub",
+    "relocate": "after a run was moved: let its adapters name their base again",
 }
 """Each command and what it does. Its module has the same name and a function `run(argv)`."""
 

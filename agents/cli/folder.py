@@ -122,6 +122,9 @@ def _inputs(wanted: Any) -> dict[str, str]:
     words = ("default", "learned", "task", *BUILT_IN_MODELS, *BUILT_IN_REWARD_MODELS)
     paths = [value for value in given if isinstance(value, str) and value not in words]
     paths = [value.rpartition(":")[0] if ".py:" in value else value for value in paths]
+    if getattr(wanted, "from_adapter", None):
+        policy = Path(wanted.from_adapter) / "policy"
+        paths.append(str(policy) if policy.is_dir() else wanted.from_adapter)
     if getattr(wanted, "teacher", None):
         paths += [f"{wanted.teacher}/policy", f"{wanted.teacher}/sft"]
     return {name: atomic.digest(path) for name in paths if name and (path := local_path(name)) is not None}

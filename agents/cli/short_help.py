@@ -21,6 +21,7 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ('--ppo.beta', '0.08', 'β, in score per nat of KL; with `kl_target_nats`, its initial value.'),
         ('--max-new-tokens', '', 'Token budget: the most tokens in a completion.'),
         ('--test-prompts', '256', 'Held-out prompts for evaluation.'),
+        ('--from-adapter', '', 'Folder of a LoRA adapter, or of a finished run, from whose policy training continues.'),
         ('--seed', '0', 'Seed of all random numbers.'),
         ('--device', 'auto', '"cpu", "cuda", or "auto", which uses CUDA if there is a GPU.'),
         ('--out', 'runs/latest', 'Folder of the run: new, empty, or that of an interrupted run with the same options, which then continues.'),
@@ -103,5 +104,22 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
     'repeat': (
         ('RUN', '', 'Folder of a finished run.'),
         ('--out', '', 'Folder of the repetition.'),
+    ),
+    'merge': (
+        ('RUN', '', 'Folder of a finished run.'),
+        ('OUT', '', 'Folder of the model: new or empty.'),
+        ('--policy', 'policy', 'Which policy: the last, or that of the best update.'),
+        ('--dtype', '', 'Type of the weights; by default, that of the run.'),
+    ),
+    'push': (
+        ('RUN', '', 'Folder of a finished run.'),
+        ('--to', '', 'Repository: user/name.'),
+        ('--policy', 'policy', 'Which policy: the last, or that of the best update.'),
+        ('--merged', 'False', 'Upload one whole model, with the policy merged, instead of the adapter.'),
+        ('--base', '', "Name on the hub of the adapter's base, the fine-tuned model of this run."),
+        ('--private', 'True', 'Whether a new repository is private.'),
+    ),
+    'relocate': (
+        ('RUN', '', 'Folder of a run, where it is now.'),
     ),
 }

@@ -14,11 +14,13 @@ from rich.text import Text
 from agents.cli.folder import open_run, recorded, with_recorded_options
 from agents.cli.names import device_of, score_named, setting_of, teacher_in
 from agents.cli.options import Common, importable, option_value, parse
+from agents.cli.starting_adapter import adapter_folder, start_from_adapter
 from agents.evaluate import EvaluationReport
 from agents.pipeline import Algorithm, Options, RLOptions, Setting, run_all
 from agents.pipeline import load_algorithm as catalog
 from agents.runs import Run
 from lmgym.io import printable
+from lmgym.models import check_base
 
 STAGES = ("sft", "preferences", "reward", "reward_model", "before")
 """Names of stages in the folder of a run, which an algorithm cannot have."""
@@ -45,6 +47,10 @@ class Train(Common):
     ("package.module:function"). "learned" trains a reward model first. "task" is the task's own score, or the gold
     score where the task has no other (Sentiment, your own prompts). By default, "learned" for those and "task"
     otherwise."""
+    from_adapter: str | None = None
+    """Folder of a LoRA adapter, or of a finished run, from whose policy training continues. The adapter keeps its rank;
+    its base is the model (unless --model gives the same one) and the reference, and is not fine-tuned. To start from
+    the adapter's policy with KL 0 instead, give its folder as --model."""
     teacher: str | None = None
     """Folder of a finished run, whose policy is the teacher of the algorithm `distill`."""
     watch: str | None = None
@@ -58,12 +64,18 @@ def run(argv: Sequence[str]) -> int:
     """Trains, evaluates, and writes the report."""
     argv = with_recorded_options("train", Train.out, argv)
     wanted, algorithm = parse_options(argv)
+    if wanted.from_adapter:
+        wanted = start_from_adapter(wanted, argv, algorithm.name)
     # The report needs matplotlib, which takes most of a second to import; --help-all ends above.
     from agents.report import write_report
 
     setting = setting_of(wanted, wanted.reward, wanted.preferences_file, test_preferences=wanted.test_preferences)
     if wanted.teacher:
         setting = replace(setting, teacher=teacher_in(wanted.teacher, wanted, algorithm.rl.temperature))
+    if wanted.from_adapter:
+        folder = str(adapter_folder(wanted.from_adapter))
+        check_base(folder, setting.lm.model, setting.lm.name)
+        setting = replace(setting, from_adapter=folder)
     if wanted.watch:
         setting = replace(setting, watch=score_named(wanted.watch, device_of(wanted)))
     about = {**dataclasses.asdict(wanted), "task": setting.task.name, "model": setting.lm.name}
@@ -71,6 +83,8 @@ def run(argv: Sequence[str]) -> int:
     about["options"] |= {algorithm.name: own["rl"] | own["config"]}
     with open_run("train", wanted, argv, about, wanted.track) as run:
         run.say(_summary(setting))
+        if setting.from_adapter:
+            run.say(f"sft: none, because the adapter in {setting.from_adapter} belongs to the model as it is")
         before, after = run_all(setting, wanted.options, algorithm, run)
         page = write_report(wanted.out)
         run.complete()

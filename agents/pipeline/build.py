@@ -78,12 +78,16 @@ def build_training(
         rl: rows, adapter, critic, sampling, β and optimizer.
         config: the algorithm's `Config`; its `env_kl`, if there is one, is the form of KL that the environment pays.
         score: what the environment pays; None: the task's score.
-        policy: an existing policy; by default a new adapter "policy" is added to the setting's model.
+        policy: an existing policy; by default an adapter "policy" is added to the setting's model: a new one, or a copy
+            of `setting.from_adapter`.
         on_bad_step: as in `Learner`.
         say: as in `Learner`.
     """
     if policy is None:
-        setting.lm.adapters.add("policy", rl.lora_rank, 2 * rl.lora_rank, setting.seed)
+        if setting.from_adapter is None:
+            setting.lm.adapters.add("policy", rl.lora_rank, 2 * rl.lora_rank, setting.seed)
+        else:
+            setting.lm.adapters.load(setting.from_adapter, "policy")
         policy = Policy(setting.lm, "policy", rl.temperature, rl.critic, setting.seed, rl.top_k, rl.top_p)
     kl = getattr(config, "env_kl", "sampled")
     env = _env(setting, rl.rows, "train", kl, rl.controller(), policy.temperature, score)

@@ -199,6 +199,7 @@ class Setting:
         teacher: the policy to learn from, for distillation.
         watch: a second score of the rollouts, which is only measured and never trained on.
         held_out: preferences that are not trained on; None: a tenth of `comparisons`.
+        from_adapter: the folder of an adapter of `lm`, which the policy starts as a copy of; None: a new adapter.
     """
 
     task: Task
@@ -210,6 +211,7 @@ class Setting:
     teacher: Policy | None = None
     watch: Score | None = None
     held_out: Sequence[Comparison] | None = None
+    from_adapter: str | None = None
 
     @property
     def scores_unfinished(self) -> bool:

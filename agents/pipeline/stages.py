@@ -102,7 +102,8 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
         lm.model.requires_grad_(False)
         if adapter:
             lm.adapters.merge()
-    run.write_folder("sft", lm.save)
+    run.write_folder("sft", lm.write)
+    lm.adapters.stored_in(run.path("sft"))
     run.finish_stage("sft", outputs=["sft"])
 
 

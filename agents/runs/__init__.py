@@ -3,6 +3,7 @@
 from agents.runs.checkpoint import Checkpoints, Damaged, read_state, write_state
 from agents.runs.files import FORMAT, check_format, read_config, read_rows
 from agents.runs.folder import Run
+from agents.runs.model_card import model_card, write_cards
 from agents.runs.stopping import Limits, Stopped
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "Run",
     "Stopped",
     "check_format",
+    "model_card",
     "read_config",
     "read_rows",
     "read_state",
+    "write_cards",
     "write_state",
 ]

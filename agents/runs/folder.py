@@ -23,6 +23,7 @@ from agents.runs.checkpoint import Checkpoints, write_state
 from agents.runs.files import FORMAT, finite, to_json
 from agents.runs.lock import LOCK_FILE, FolderLock
 from agents.runs.machine import hardware, revision, versions
+from agents.runs.model_card import write_cards
 from agents.runs.paths import confined
 from agents.runs.progress import show_progress
 from agents.runs.randomness import GlobalGenerators
@@ -171,8 +172,9 @@ class Run:
         self._stop_if_requested()
 
     def complete(self) -> None:
-        """Marks the run as finished."""
+        """Marks the run as finished, and writes the cards of its models."""
         self.checkpoint(complete=True)
+        write_cards(self.folder)  # not before: a resumed run compares the folders with what it wrote
         total = time.perf_counter() - self.started
         self.say(f"checkpoints took {self._all_save_seconds:.2f} s, {self._all_save_seconds / total:.1%} of the time")
         for path in self._checkpoints.all()[:-1]:

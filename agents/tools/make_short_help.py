@@ -13,7 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agents.cli import evaluate, folder, preferences, repeat, report, reward, sample, sft, short_help, train
+from agents.cli import (
+    evaluate,
+    folder,
+    merge,
+    preferences,
+    push,
+    relocate,
+    repeat,
+    report,
+    reward,
+    sample,
+    sft,
+    short_help,
+    train,
+)
 
 KINDS: dict[str, Callable[[], type]] = {
     "train": lambda: train.options_type("ppo")[0],
@@ -24,13 +38,17 @@ KINDS: dict[str, Callable[[], type]] = {
     "sample": lambda: sample.Sample,
     "report": lambda: report.Report,
     "repeat": lambda: repeat.Repeat,
+    "merge": lambda: merge.Merge,
+    "push": lambda: push.Push,
+    "relocate": lambda: relocate.Relocate,
 }
 """The dataclass of each command that has options."""
 
 SHOWN = {
     "train": (
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
-        "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts", "--seed",
+        "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
+        "--from-adapter", "--seed",
         "--device", "--out", "--resume",
     ),
     "sft": (
@@ -57,6 +75,9 @@ SHOWN = {
     "algorithms": (),
     "report": ("RUN...",),
     "repeat": ("RUN", "--out"),
+    "merge": ("RUN", "OUT", "--policy", "--dtype"),
+    "push": ("RUN", "--to", "--policy", "--merged", "--base", "--private"),
+    "relocate": ("RUN",),
 }  # fmt: skip
 """The options of each command that most users need, in the order in which they are shown; first the positional one."""
 
@@ -72,7 +93,9 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 
 def all_options(kind: Any, prefix: str = "--") -> dict[str, tuple[str, str]]:
-    """Each option of a dataclass with its default and the first sentence of its help; the positional one is "".
+    """Each option of a dataclass with its default and the first sentence of its help.
+
+    The positional one is ""; a second one has its name in capitals.
 
     Args:
         kind: a dataclass, or an instance whose values are the defaults.
@@ -91,7 +114,8 @@ def all_options(kind: Any, prefix: str = "--") -> dict[str, tuple[str, str]]:
         helps = [mark.help for mark in marks if getattr(mark, "help", None)] or [_help(kind, field.name)]
         shown = "" if value in (None, "", (), dataclasses.MISSING) else str(value)
         positional = any("Positional" in str(mark) or "POSITIONAL" in str(mark) for mark in marks)
-        found["" if positional else prefix + name] = (shown, first_sentence(helps[0]))
+        key = prefix + name if not positional else name.upper() if "" in found else ""
+        found[key] = (shown, first_sentence(helps[0]))
     return found
 
 
@@ -119,7 +143,7 @@ def table() -> dict[str, tuple[tuple[str, str, str], ...]]:
     made = {}
     for command, shown in SHOWN.items():
         known = all_options(KINDS[command]()) if shown else {}
-        made[command] = tuple((name, *known[name if name.startswith("-") else ""]) for name in shown)
+        made[command] = tuple((name, *known[name if name in known else ""]) for name in shown)
     return made
 
 

@@ -2,6 +2,16 @@
 
 from lmgym.models.adapter_files import attach_adapter, read_adapter
 from lmgym.models.adapters import Adapters
+from lmgym.models.base_weights import (
+    CHECKSUM,
+    BaseMismatch,
+    check_base,
+    load_base,
+    name_base,
+    read_checksum,
+    record_base,
+    weights_checksum,
+)
 from lmgym.models.chat import ChatTemplate, set_template
 from lmgym.models.decoding import Decoding
 from lmgym.models.demonstrations import (
@@ -24,8 +34,10 @@ from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
 
 __all__ = [
     "BUILT_IN",
+    "CHECKSUM",
     "DTYPES",
     "Adapters",
+    "BaseMismatch",
     "ChatTemplate",
     "Decoding",
     "EncodedExample",
@@ -39,6 +51,7 @@ __all__ = [
     "TextCodec",
     "attach_adapter",
     "buckets",
+    "check_base",
     "check_folder",
     "check_names",
     "check_shapes",
@@ -50,12 +63,17 @@ __all__ = [
     "eos_ids_of",
     "first_line",
     "load",
+    "load_base",
     "load_folder",
+    "name_base",
     "read_adapter",
+    "read_checksum",
     "read_model",
     "read_settings",
     "read_weights",
+    "record_base",
     "set_template",
     "silence_libraries",
     "token_ids",
+    "weights_checksum",
 ]

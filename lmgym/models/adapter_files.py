@@ -12,6 +12,12 @@ from torch import Tensor
 from lmgym.models.safe_weights import check_shapes, first_line, read_settings, read_weights
 from lmgym.models.transformers_quirks import silence_libraries
 
+UNSUPPORTED = (
+    "alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "lora_bias", "monteclora_config",
+    "target_parameters", "use_bdlora", "use_qalora", "velora_config",
+)  # fmt: skip
+"""Settings of peft's LoRA that change what is computed or trained in ways that passes and copies here do not follow."""
+
 
 def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Reads the settings and weights of a LoRA adapter that peft has saved. No code in the folder is run.
@@ -37,6 +43,21 @@ def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, di
             raise ValueError(
                 f"{file}: {key} is {settings[key]!r}, which changes the base; only {wanted!r} can be loaded"
             )
+    known = {field.name for field in fields(LoraConfig)}
+    # Settings of newer versions of peft are dropped, but not a variant that is switched on. "auto_map" names code, and
+    # code is not run.
+    dropped = {key: value for key, value in settings.items() if key not in known and key != "auto_map"}
+    unknown = [key for key, value in dropped.items() if value is True or isinstance(value, dict)]
+    for key in (*UNSUPPORTED, *unknown):
+        if settings.get(key) not in (None, False, [], {}):
+            raise ValueError(
+                f"{file}: {key} is {str(settings[key])[:80]!r}, a variant of LoRA that is not supported: plain LoRA, "
+                "DoRA and rsLoRA are. Merge it into its base with peft (merge_and_unload), and train a new adapter"
+            )
+    if not base_changes and settings.get("task_type") not in (None, "CAUSAL_LM"):
+        raise ValueError(
+            f"{file}: task_type is {settings['task_type']!r}; the adapter of a language model has 'CAUSAL_LM'"
+        )
     if settings.get("modules_to_save") and not base_changes:
         raise ValueError(
             f"{file}: modules_to_save is {settings['modules_to_save']!r}: unlike LoRA, they cannot be switched off "
@@ -47,9 +68,7 @@ def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, di
             f"{file}: init_lora_weights is {settings['init_lora_weights']!r}, which may rewrite the base's weights; "
             "convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
         )
-    known = {field.name for field in fields(LoraConfig)}
     try:
-        # Unknown settings of newer versions of peft are dropped: they concern training or what is refused above.
         config = LoraConfig(**{key: value for key, value in settings.items() if key in known and key != "auto_mapping"})
     except Exception as error:  # peft raises many types of errors on a value of a wrong type
         raise ValueError(f"{file}: not the settings of a LoRA adapter ({first_line(error)})") from error

@@ -1,7 +1,6 @@
 """The LoRA adapters of a language model: which there are, which one is switched on, and their weights."""
 
 import copy
-import json
 import re
 import shutil
 import tempfile
@@ -18,7 +17,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lmgym.models.adapter_files import attach_adapter, detach_adapter, read_adapter
+from lmgym.models.base_weights import absolute, check_base, record_base, weights_checksum
 from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
+
+SAMPLE = 64
+"""Numbers of each weight that are compared to see whether the base weights are still those of a folder."""
 
 
 class Adapters(Collection[str]):
@@ -41,6 +44,7 @@ class Adapters(Collection[str]):
         self.name = name
         self.changes = self.merges = 0
         self._active: str | None = None
+        self._base: tuple[str, str] | None = None
         self._lora_layers = _lora_layers_of(model)
         disable_dropout(model)
 
@@ -94,6 +98,8 @@ class Adapters(Collection[str]):
                 self.model.add_adapter(name, config)
             else:
                 self.model = get_peft_model(cast(PreTrainedModel, self.model), config, adapter_name=name)
+        if base is None:
+            config.base_model_name_or_path = None  # peft would name what the model was once loaded from
         if base is not None:
             self.copy(base, name)
         self._after_change(trained)
@@ -119,17 +125,21 @@ class Adapters(Collection[str]):
 
         Raises:
             ValueError: the name is taken, there is no adapter in the folder, its files are pickled or damaged, it does
-                not fit this model, or it would change the base, which the reference shares.
+                not fit this model, it was trained on another base (`lmgym.json` has its checksum), or it would change
+                the base, which the reference shares.
         """
         if name in self:
             raise ValueError(f"there is already an adapter {name!r}")
         config, weights = read_adapter(folder, base_changes=False)
+        check_base(folder, self.model, self.name)
         trained = self._trained()
         self.model = attach_adapter(self.model, config, weights, name, folder)
         self._after_change(trained)
 
     def save(self, folder: str | Path, name: str = "policy") -> None:
-        """Saves an adapter so that `PeftModel.from_pretrained(base, folder)` loads it.
+        """Saves an adapter so that `AutoPeftModelForCausalLM.from_pretrained(folder)` gives it on its base.
+
+        `adapter_config.json` names the folder of the base (see `stored_in`), and `lmgym.json` has its checksum.
 
         Raises:
             ValueError: there is no such adapter.
@@ -143,12 +153,22 @@ class Adapters(Collection[str]):
             for file in (Path(temporary) / name if name != "default" else Path(temporary)).iterdir():
                 if file.name != "README.md":
                     shutil.copy(file, target / file.name)
-        # peft keeps the names of the adapted modules in a set, whose order differs between processes.
-        config = target / "adapter_config.json"
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        if isinstance(settings.get("target_modules"), list):
-            settings["target_modules"] = sorted(settings["target_modules"])
-        config.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+        record_base(target, self.base(self._configs[name].base_model_name_or_path), weights_checksum(self.model))
+
+    def stored_in(self, source: str | Path) -> None:
+        """Records that the base weights are now those in a folder, or of a name on the hub: saved adapters name it."""
+        self._base = (absolute(source), weights_checksum(self.model, SAMPLE))
+
+    def base(self, otherwise: str | None = None) -> str | None:
+        """The folder or name of the base weights; None if they have changed since they were loaded or saved.
+
+        Args:
+            otherwise: the answer for a model that was neither loaded nor saved by lmgym.
+        """
+        if self._base is None:
+            return otherwise
+        source, sample = self._base
+        return source if weights_checksum(self.model, SAMPLE) == sample else None
 
     def drop(self, name: str) -> None:
         """Removes an adapter; the other weights stay as they are.
@@ -170,6 +190,7 @@ class Adapters(Collection[str]):
         if len(self) != 1:
             raise ValueError(f"adapters.merge() needs exactly one adapter; this model has {len(self)}")
         self._switch(next(iter(self)))
+        _untie_adapted(self.model)
         self.model = self.model.merge_and_unload()
         self.merges += 1
         self._after_change(())
@@ -190,7 +211,8 @@ class Adapters(Collection[str]):
             ValueError: there is no such adapter.
         """
         self.require(name)
-        return [p for key, p in self.model.named_parameters() if f".{name}." in key and "lora_" in key]
+        own = re.compile(rf"\.lora_\w+\.{re.escape(name)}(\.|$)")  # matrices of embeddings have no ".weight" after it
+        return [p for key, p in self.model.named_parameters() if own.search(key)]
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
@@ -272,3 +294,15 @@ class Adapters(Collection[str]):
 
 def _lora_layers_of(model: nn.Module) -> list[BaseTunerLayer]:
     return [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+
+
+def _untie_adapted(model: Any) -> None:
+    """Separates embedding and output head, if they share their weights and an adapter changes only one of them."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not any(isinstance(module, BaseTunerLayer) for module in (embedding, head)):
+        return
+    embedding, head = (getattr(module, "base_layer", module) for module in (embedding, head))
+    if head.weight is embedding.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False

@@ -111,9 +111,16 @@ class LanguageModel:
     def save(self, folder: str | Path) -> None:
         """Saves base model and tokenizer as an ordinary transformers folder; `adapters.save` saves adapters.
 
+        Adapters that are saved from now on name this folder as their base.
+
         Raises:
             ValueError: the model has adapters.
         """
+        self.write(folder)
+        self.adapters.stored_in(folder)
+
+    def write(self, folder: str | Path) -> None:
+        """As `save`, but for a folder that is moved or removed later: adapters do not name it."""
         if self.adapters:
             raise ValueError(
                 "save() writes a base model without adapters: merge the adapter with adapters.merge(), or save it with "
@@ -137,6 +144,7 @@ class LanguageModel:
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"{str(folder)!r} holds the weights of another model ({reason})") from error
+        self.adapters.stored_in(folder)
 
     def copy_of_base(self) -> "LanguageModel":
         """A copy of the base model in float32, without adapters, to be trained on its own."""

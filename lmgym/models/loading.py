@@ -1,6 +1,7 @@
 """Loading a language model: by name, by path, or one of the built-in models."""
 
 from importlib.resources import as_file, files
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders
@@ -12,8 +13,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lmgym.models.base_weights import load_base
 from lmgym.models.language_model import LanguageModel
-from lmgym.models.model_files import DTYPES, read_model
+from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
 
 
 def load(
@@ -26,6 +28,8 @@ def load(
 ) -> LanguageModel:
     """Loads a causal language model and its tokenizer.
 
+    The folder of a LoRA adapter gives the base that it was trained on, with the adapter merged into it (in float32).
+
     Args:
         name: "tiny" (ships with the package), "probe" (a random 6-token model for exact tests), a local folder, or a
             name on the Hugging Face hub.
@@ -35,7 +39,8 @@ def load(
         trust_remote_code: whether to run code that comes with the model.
 
     Raises:
-        ValueError: there is no such model, or its tokenizer has no usable padding token.
+        ValueError: there is no such model, or its tokenizer has no usable padding token; or the base of an adapter is
+            not there, or is another one.
     """
     if isinstance(dtype, str):
         if dtype not in DTYPES:
@@ -46,6 +51,17 @@ def load(
     if name == "tiny":
         with as_file(files("lmgym") / "assets" / "tiny") as folder:
             return load_folder(str(folder), name, device, dtype, pad_token)
+    if (Path(name) / "adapter_config.json").is_file():
+
+        def load_merged(base: str) -> LanguageModel:
+            on_cpu = ("cpu", torch.float32, pad_token, trust_remote_code)
+            lm = load(base, pad_token=pad_token) if base in BUILT_IN else load_folder(base, base, *on_cpu)
+            lm.adapters.load(name)
+            lm.adapters.merge()
+            lm.name = name
+            return lm.to(device, dtype)
+
+        return load_base(name, load_merged)
     return load_folder(name, name, device, dtype, pad_token, trust_remote_code)
 
 
@@ -68,7 +84,11 @@ def load_folder(
         trust_remote_code: whether to run code that comes with the model.
     """
     model, tokenizer = read_model(source, name, dtype, trust_remote_code)
-    return LanguageModel(model.to(device), tokenizer, name, pad_token)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    lm = LanguageModel(model.to(device), tokenizer, name, pad_token)
+    if lm.vocabulary == vocabulary:  # otherwise its weights are not those in the folder
+        lm.adapters.stored_in(source)
+    return lm
 
 
 def _probe() -> LanguageModel:

@@ -1,5 +1,6 @@
 """Reading a transformers model and its tokenizer from a folder or the hub."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,12 +27,16 @@ def read_model(source: str, name: str, dtype: torch.dtype, trust_remote_code: bo
     """
     try:
         check_folder(source)
+        if (Path(source) / "adapter_config.json").is_file():
+            raise ValueError("it is an adapter, not a whole model")
         with silence_libraries():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
             )
             model, found = loaded
+        if getattr(model, "_hf_peft_config_loaded", False):  # transformers resolves an adapter on the hub by itself
+            raise ValueError("it is an adapter: download it, and give its folder")
         # transformers initialises missing weights at random.
         check_names(source, (), found["missing_keys"])
     except Exception as error:  # the libraries that read these files raise many types of errors

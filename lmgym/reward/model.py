@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.resources import as_file, files
 from itertools import chain
 from pathlib import Path
@@ -21,19 +22,25 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lmgym.fused import FusedModel, body_of, unsupported_reason
 from lmgym.models import (
+    CHECKSUM,
+    BaseMismatch,
     ChatTemplate,
     Example,
     LanguageModel,
     attach_adapter,
+    check_base,
     check_folder,
     check_names,
     disable_dropout,
     eos_ids_of,
     first_line,
+    load_base,
     read_adapter,
     read_settings,
+    record_base,
     silence_libraries,
     token_ids,
+    weights_checksum,
 )
 from lmgym.tasks.base import Completion, Prompt
 
@@ -53,6 +60,10 @@ class RewardModel:
             that a is preferred to b.
         ends_with_eos: whether finished texts are given with their end-of-sequence token. Reward models trained here
             expect it; others rarely do.
+
+    Attributes:
+        base: the folder or name of the language model that its adapter was made for, and the checksum of the trunk;
+            None without an adapter.
 
     Raises:
         ValueError: more than one label, or no usable padding token.
@@ -76,6 +87,7 @@ class RewardModel:
         self.shift = shift
         self.ends_with_eos = ends_with_eos
         self.gain = gain
+        self.base: tuple[str | None, str] | None = None
         self.chat = ChatTemplate(tokenizer, eos_ids_of(model, tokenizer), model.config.name_or_path)
         self._fused: FusedModel | None = None
 
@@ -207,19 +219,22 @@ class RewardModel:
         """
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), silence_libraries():
             torch.manual_seed(seed)
-            lm.save(folder)
+            lm.write(folder)
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
             ).to(lm.device)
             nn.init.normal_(model.score.weight, std=(lm.hidden_size + 1) ** -0.5)
+            base = None
             if rank:
+                base = lm.adapters.base(lm.name), weights_checksum(body_of(model))
                 config = LoraConfig(
                     r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="SEQ_CLS",
                     modules_to_save=["score"],
                 )  # fmt: skip
                 model = get_peft_model(model, config)
-                model.peft_config["default"].base_model_name_or_path = lm.name
-        return cls(model, lm.tokenizer, ends_with_eos=ends_with_eos)
+        made = cls(model, lm.tokenizer, ends_with_eos=ends_with_eos)
+        made.base = base
+        return made
 
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "RewardModel":
@@ -230,21 +245,23 @@ class RewardModel:
             device: where the weights are stored.
 
         Raises:
-            ValueError: there is no such model, it has several labels, or its tokenizer has no usable padding token.
+            ValueError: there is no such model, it has several labels, its tokenizer has no usable padding token, or the
+                base of an adapter is not there or is another one.
         """
         if name in BUILT_IN:
             root = files("lmgym") / "assets"
             with as_file(root / str(name)) as folder, as_file(root / BUILT_IN[str(name)]) as base:
                 return cls._load(folder, base, device)
         folder = Path(name)
-        adapter = folder / "adapter_config.json"
-        base = read_settings(adapter).get("base_model_name_or_path") if adapter.is_file() else str(name)
-        if not isinstance(base, str):
-            raise ValueError(f"{adapter}: base_model_name_or_path is {base!r}; it must name the base model")
-        if base == "tiny":
-            with as_file(files("lmgym") / "assets" / "tiny") as tiny:
-                return cls._load(folder, tiny, device)
-        return cls._load(folder, base, device)
+        if not (folder / "adapter_config.json").is_file():
+            return cls._load(folder, str(name), device)
+        tiny = files("lmgym") / "assets" / "tiny"
+
+        def load_with(base: str) -> "RewardModel":
+            with as_file(tiny) if base == "tiny" else nullcontext(base) as source:
+                return cls._load(folder, source, device)
+
+        return load_base(folder, load_with)
 
     @classmethod
     def _load(cls, folder: Path, base: str | Path, device: str | torch.device) -> "RewardModel":
@@ -260,11 +277,14 @@ class RewardModel:
                 )
             if config:
                 model.config.pad_token_id = tokenizer.pad_token_id
+                check_base(folder, body_of(model), str(base))
                 model = attach_adapter(model, config, weights, "default", folder).merge_and_unload()
             # transformers initialises missing weights at random, such as the head of a base model. The adapter may have
             # brought them.
             brought = set(config.modules_to_save or ()) if config else set()
             check_names(base, (), [key for key in found["missing_keys"] if not brought & set(key.split("."))])
+        except BaseMismatch:
+            raise
         except Exception as error:  # the libraries that read these files raise many types of errors
             raise ValueError(
                 f"no reward model {str(folder)!r}: built in is {', '.join(BUILT_IN)}; anything else must be a "
@@ -286,21 +306,25 @@ class RewardModel:
             self.model = self.model.merge_and_unload()
         with silence_libraries():
             self.model.save_pretrained(folder)
-        self._save_settings(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / "lmgym.json").write_text(json.dumps(self._own_settings(), indent=2) + "\n")
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Saves adapter and head without the base model, whose name the adapter stores."""
+        """Saves adapter and head without the base model, which the adapter names; `lmgym.json` has its checksum.
+
+        Raises:
+            ValueError: the model has no adapter, or it was not made by `from_language_model`.
+        """
+        if not isinstance(self.model, PeftModel) or self.base is None:
+            raise ValueError("only a model that from_language_model() made with rank > 0 has an adapter: use save()")
         folder = Path(folder)
         with silence_libraries():
-            self.model.save_pretrained(folder, save_embedding_layers=False)
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
-        self._save_settings(folder, tokenizer=False)
+        record_base(folder, *self.base, **self._own_settings())
 
-    def _save_settings(self, folder: Path, tokenizer: bool = True) -> None:
-        if tokenizer:
-            self.tokenizer.save_pretrained(folder)
-        settings = {"shift": self.shift, "ends_with_eos": self.ends_with_eos, "gain": self.gain}
-        (folder / "lmgym.json").write_text(json.dumps(settings, indent=2) + "\n")
+    def _own_settings(self) -> dict[str, Any]:
+        return {"shift": self.shift, "ends_with_eos": self.ends_with_eos, "gain": self.gain}
 
 
 def read_text(prompt: Prompt, completion: str) -> str | Example:
@@ -320,6 +344,7 @@ def _read_own_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     settings, known = read_settings(path), {"shift": (int, float), "gain": (int, float), "ends_with_eos": (bool,)}
+    settings.pop(CHECKSUM, None)
     for key, value in settings.items():
         wrong = key not in known or type(value) not in known[key] or not math.isfinite(value)
         if wrong or (key == "gain" and not value > 0):
