@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.profiler import record_function
 
-from lmgym.env.actions import make_action_mask_table, parse_actions
+from lmgym.env.action_masks import ActionMaskFunction, ActionMasks
+from lmgym.env.actions import parse_actions
 from lmgym.env.arguments import RENDER_MODES, LongPrompts, OnLimit, Output, RenderMode, check_arguments
 from lmgym.env.batch_outcome import Outcome
 from lmgym.env.infos import convert, make_final_infos, make_infos
@@ -65,6 +66,8 @@ class TokenVectorEnv(VectorEnv):
         temperature: the policy's temperature, at which the reference is measured too.
         reference_adapter: a frozen adapter of the model that is the reference; None is the model with adapters off.
         banned_tokens: ids that the action mask forbids, beyond the model's own (padding, special tokens).
+        action_mask: forbids more, by the text so far, such as a grammar: an `lmgym.env.ActionMaskFunction`. It holds
+            for the policy and the reference, in `step` and in rollouts.
         stop: strings that end a completion, beyond the task's.
         missing_eos_score: the score of rows that reach the budget; "task" takes the task's rule, None scores the text.
         autoreset_mode: when finished rows restart, see `gymnasium.vector.AutoresetMode`.
@@ -91,6 +94,7 @@ class TokenVectorEnv(VectorEnv):
         temperature: float = 1.0,
         reference_adapter: str | None = None,
         banned_tokens: Sequence[int] = (),
+        action_mask: ActionMaskFunction | None = None,
         stop: Sequence[str] = (),
         missing_eos_score: float | Literal["task"] | None = "task",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -122,12 +126,12 @@ class TokenVectorEnv(VectorEnv):
         )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._make_state(banned_tokens)
+        self._make_state(ActionMasks(model, max_new_tokens, min_new_tokens, banned_tokens, action_mask))
 
-    def _make_state(self, banned_tokens: Sequence[int]) -> None:
-        model, shortest = self.model, self.min_new_tokens
-        self.action_mask_table = table = make_action_mask_table(model, self.max_new_tokens, shortest, banned_tokens)
-        self.state = RowState(model, self.num_envs, self.max_prompt_tokens, table, shortest, self.stop)
+    def _make_state(self, masks: ActionMasks) -> None:
+        model = self.model
+        self.action_mask_table = masks.table
+        self.state = RowState(model, self.num_envs, self.max_prompt_tokens, masks, self.min_new_tokens, self.stop)
         # The same tensors: they are written in place.
         self.prompt_ids, self.prompt_mask = self.state.prompt_ids, self.state.prompt_mask
         self.tokens, self.length, self.finish = self.state.tokens, self.state.length, self.state.finish

@@ -12,7 +12,7 @@ from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 from lmgym.models.sequences import Mask, Sequences, buckets, default_pass_tokens
 from lmgym.models.tokenising import TextCodec, token_ids
-from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
+from lmgym.models.transformers_quirks import disable_dropout, seeded, silence_libraries
 
 __all__ = [
     "BUILT_IN",
@@ -44,6 +44,7 @@ __all__ = [
     "read_model",
     "read_settings",
     "read_weights",
+    "seeded",
     "silence_libraries",
     "token_ids",
 ]

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor
 
 from lmgym.models.safe_weights import check_shapes, first_line, read_settings, read_weights
-from lmgym.models.transformers_quirks import silence_libraries
+from lmgym.models.transformers_quirks import seeded, silence_libraries
 
 
 def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, dict[str, Tensor]]:
@@ -65,7 +65,7 @@ def attach_adapter(model: Any, config: LoraConfig, weights: Mapping[str, Tensor]
     file = Path(folder) / "adapter_model.safetensors"
     trained_on, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns where they differ
     try:
-        with torch.random.fork_rng(devices=[]), silence_libraries():
+        with seeded(0), silence_libraries():
             if isinstance(model, PeftModel):
                 model.add_adapter(name, config)
             else:

@@ -28,6 +28,7 @@ from lmgym.models import (
     first_line,
     read_adapter,
     read_settings,
+    seeded,
     silence_libraries,
     token_ids,
 )
@@ -181,8 +182,7 @@ class RewardModel:
             ends_with_eos: whether it reads the end-of-sequence token of finished texts. Use False if the texts to score
                 are cut off at a token budget, and train it on such texts.
         """
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), silence_libraries():
-            torch.manual_seed(seed)
+        with tempfile.TemporaryDirectory() as folder, seeded(seed), silence_libraries():
             lm.save(folder)
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
