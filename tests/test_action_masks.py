@@ -28,7 +28,7 @@ PROMPTS = ["c", "dc", "a", "bd", "c", "cc", "d", "ab"]
 
 
 def grammar(prompt: str, chosen: Sequence[int]) -> set[int]:
-    """Balanced brackets (a opens, b closes) around words (c), which end in time; after a prompt of d, words only once."""
+    """Balanced brackets (a opens, b closes) around words (c) that end in time; after a prompt of d, one word only."""
     depth, left = chosen.count(OPEN) - chosen.count(CLOSE), BUDGET - len(chosen)
     allowed = {EOS} if depth == 0 else {CLOSE}
     if depth + 1 < left:
@@ -71,7 +71,7 @@ def make(lm: LanguageModel, rows: int = 8, temperature: float = 0.7, **arguments
 
 def plain(lm: LanguageModel, adapter: str | None, prompt: str, chosen: Sequence[int], temperature: float) -> Tensor:
     """[T, V] log-probabilities under the grammar at each step of a completion, by one plain pass without padding."""
-    ids = [*("<pad> <eos> a b c d".split().index(letter) for letter in prompt), *chosen]
+    ids = [*(OPEN + "abcd".index(letter) for letter in prompt), *chosen]
     with torch.no_grad(), lm.adapters.using(adapter):
         logits = lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     for t in range(len(chosen)):
@@ -226,7 +226,8 @@ def test_without_a_function_nothing_is_recorded(probe: LanguageModel) -> None:
 
 def test_a_mask_that_leaves_nothing_names_the_row(probe: LanguageModel) -> None:
     def dead_end(prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Any:
-        return np.array([[prompt.text != "dc" or len(chosen) < 2] * 6 for prompt, chosen in zip(prompts, tokens)])
+        rows = zip(prompts, tokens, strict=True)
+        return np.array([[prompt.text != "dc" or len(chosen) < 2] * 6 for prompt, chosen in rows])
 
     policy, env = make(probe, action_mask=dead_end, min_new_tokens=4, kl="none")
     with pytest.raises(

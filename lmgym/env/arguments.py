@@ -1,6 +1,7 @@
 """Checks of an environment's arguments. All of them run before anything is built."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -99,3 +100,24 @@ def check_budgets(
             f"max_prompt_tokens={max_prompt_tokens} plus max_new_tokens={max_new_tokens} exceed the {positions} "
             f"positions of the model {model.name!r}: lower one of them"
         )
+
+
+NUMPY_WRAPPERS = ("common", "dict_info_to_list", "stateful_observation", "stateful_reward")
+"""The modules of `gymnasium.wrappers.vector` whose wrappers compute in NumPy with what an environment returns."""
+
+
+def check_callers() -> None:
+    """Raises a ValueError if a wrapper of Gymnasium that computes in NumPy asks for torch tensors.
+
+    It would fail later, in the middle of its own code. An environment does not know its wrappers, but they call it.
+    """
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("gymnasium."):
+        wrapper = type(frame.f_locals.get("self"))
+        package, _, module = wrapper.__module__.rpartition(".")
+        if package == "gymnasium.wrappers.vector" and module in NUMPY_WRAPPERS:
+            raise ValueError(
+                f"{wrapper.__name__} computes in NumPy, and this environment returns torch tensors: make it with "
+                "output='numpy', for example gymnasium.make_vec(id, num_envs=8, output='numpy')"
+            )
+        frame = frame.f_back

@@ -83,6 +83,12 @@ class RowState:
         shape = (len(self._allowed), self.max_new_tokens, packed_width(model.vocabulary))
         self._chosen_under = torch.full(shape, 255, dtype=torch.uint8, device=device)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A pickle forgets that `tokens` is a part of `_tokens`. Other objects hold it too, so it is moved there.
+        whole = self._tokens
+        self.tokens.set_(whole.untyped_storage(), 0, (self.rows, self.max_new_tokens), whole.stride())
+
     def set_prompts(self, rows: Sequence[int], prompts: Sequence[Prompt], encoded: Sequence[list[int]]) -> None:
         """Starts these rows anew from prompts and their token ids, at most P each."""
         ids = np.full((len(rows), self.max_prompt_tokens), self.model.pad_id, np.int64)

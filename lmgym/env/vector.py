@@ -7,6 +7,7 @@ specifies. For throughput, `append` only moves the state, on the device, and `pa
 whole finished batch with one pass of the reference and one call of the score. Both give the same rewards.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from torch.profiler import record_function
 
 from lmgym.env.action_masks import ActionMaskFunction, ActionMasks
 from lmgym.env.actions import parse_actions
-from lmgym.env.arguments import RENDER_MODES, LongPrompts, OnLimit, Output, RenderMode, check_arguments
+from lmgym.env.arguments import RENDER_MODES, LongPrompts, OnLimit, Output, RenderMode, check_arguments, check_callers
 from lmgym.env.batch_outcome import Outcome
 from lmgym.env.infos import convert, make_final_infos, make_infos
 from lmgym.env.prompts import check_options, encode_prompts, make_generators, make_prompts, parse_reset_mask
@@ -139,6 +140,14 @@ class TokenVectorEnv(VectorEnv):
         self._scorers = {"reference": ScorerCache(self.reference, self.state)}
         self._rngs: list[np.random.Generator] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TokenVectorEnv":
+        """A copy in the same state that goes its own way, as tree search needs it. What is only read is shared."""
+        shared = (self.model, self.task, self.score, self.state.masks, self.action_mask_table)
+        memo.update((id(part), part) for part in shared)
+        memo[id(self)] = twin = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
     @property
     def prompts(self) -> list[Prompt]:
         """The prompt of each row; empty before the first reset."""
@@ -160,6 +169,8 @@ class TokenVectorEnv(VectorEnv):
             ValueError: seed or options are malformed, or a prompt does not fit its budget. No row is changed.
             ResetNeeded: the first reset leaves out a row.
         """
+        if self.output == "torch":
+            check_callers()
         given, mask = check_options(options), None
         self._rngs = make_generators(seed, self.num_envs, self._rngs)
         if given.get("reset_mask") is not None:  # read, not popped: RecordEpisodeStatistics reads it afterwards

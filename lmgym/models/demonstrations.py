@@ -1,5 +1,6 @@
 """Texts to learn from as sequences of tokens: demonstrations and comparisons."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,20 +46,52 @@ def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None =
     """The token ids of a text, and how many of them belong to the prompt.
 
     Prompt and completion are tokenised together if that does not change the prompt's tokens, which are those that the
-    policy will see. Otherwise they are tokenised separately.
+    policy will see. Otherwise they are tokenised separately, so that decoding gives the completion.
 
     Args:
         lm: gives the tokenizer.
         example: the text.
         max_tokens: cuts off what follows; None keeps everything.
+
+    Warns:
+        UserWarning: no tokens of this tokenizer decode to the completion, so that another text is learned.
     """
     prompt = lm.text.encode(example.prompt) if example.prompt else []
     whole = lm.text.encode(example.prompt + example.completion)
-    if whole[: len(prompt)] != prompt:
-        whole = prompt + token_ids(lm.tokenizer, [example.completion], add_special_tokens=False)[0]
+    together = whole[: len(prompt)] == prompt
+    if not together or not _is_faithful(lm, example, prompt, whole[len(prompt) :]):
+        whole = prompt + _completion_ids(lm, example, prompt, whole[len(prompt) :] if together else None)
     whole = [*whole, lm.eos_ids[0]] if example.finished else whole
     # Without a prompt the first token has no context to be predicted from, so it is given.
     return whole[:max_tokens], max(1, len(prompt))
+
+
+ANCHORS = ("a", "\n", ".", "(", "1")
+"""Texts before which a completion is tokenised, if a tokenizer changes the beginning of a text that stands alone."""
+
+
+def _completion_ids(lm: LanguageModel, example: Example, prompt: list[int], joint: list[int] | None) -> list[int]:
+    """The token ids of a completion, as far as possible those that decode to it; `joint` are not, if they are known."""
+    texts = [example.completion, *ANCHORS, *(anchor + example.completion for anchor in ANCHORS)]
+    alone, *others = token_ids(lm.tokenizer, texts, add_special_tokens=False)
+    pairs = zip(others[: len(ANCHORS)], others[len(ANCHORS) :], strict=True)
+    after_anchors = [ids[len(anchor) :] for anchor, ids in pairs if ids[: len(anchor)] == anchor]
+    for candidate in (alone, *after_anchors):
+        if _is_faithful(lm, example, prompt, candidate):
+            return candidate
+    warnings.warn(
+        "the tokenizer changes some of the texts to learn from (letters, spaces or unknown characters): their tokens "
+        "do not decode to the completions that were given, and what they decode to is learned",
+        stacklevel=3,
+    )
+    return alone if joint is None else joint
+
+
+def _is_faithful(lm: LanguageModel, example: Example, prompt: list[int], ids: list[int]) -> bool:
+    """Whether the ids after the prompt decode to the completion, or all of them to the whole text."""
+    if lm.text.decode_completion(prompt, ids) == example.completion:
+        return True
+    return lm.text.decode([*prompt, *ids]) == example.prompt + example.completion
 
 
 def collate_examples(lm: LanguageModel, rows: Sequence[EncodedExample]) -> ExampleBatch:

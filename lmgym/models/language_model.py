@@ -86,6 +86,10 @@ class LanguageModel:
         # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What was derived from the weights is derived again, in the process that reads the pickle.
+        return self.__dict__ | {"_fused": None, "_paths": {}, "_token_masks": {}, "_packed_head": None}
+
     @property
     def model(self) -> Any:
         """The transformers model, wrapped by peft while it has adapters. Always in evaluation mode, without dropout."""

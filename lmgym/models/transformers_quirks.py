@@ -1,4 +1,4 @@
-"""Switches off what transformers and peft do by default: progress bars, warnings, dropout; lets in one thread at a time."""
+"""Tames transformers and peft: no progress bars, warnings or dropout, and one thread at a time."""
 
 import threading
 import warnings
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
-
 
 ONE_AT_A_TIME = threading.RLock()
 """Loading changes global state: transformers replaces functions of torch meanwhile, and here its messages are switched

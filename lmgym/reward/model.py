@@ -24,6 +24,7 @@ from lmgym.models import (
     attach_adapter,
     check_folder,
     check_names,
+    count_added_ends,
     disable_dropout,
     first_line,
     read_adapter,
@@ -79,6 +80,9 @@ class RewardModel:
         # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_fused": None}
+
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -116,8 +120,9 @@ class RewardModel:
         """Right-padded token ids and attention mask; a text longer than the model allows loses its beginning."""
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
+        added = count_added_ends(self.tokenizer) if self.ends_with_eos else 0  # whether a text ends is said here
         rows = [
-            (ids + end if done else ids)[-longest if longest else 0 :]
+            (ids[: len(ids) - added] + (end if done else []))[-longest if longest else 0 :]
             for ids, done in zip(token_ids(self.tokenizer, texts), finished, strict=True)
         ]
         width = max(map(len, rows))
