@@ -299,7 +299,7 @@ def steps(lm: lmgym.LanguageModel, learner: Learner, count: int) -> list[dict[st
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_small_steps_of_half_precision_are_not_lost(dtype: str) -> None:
-    """The oracle: AdamW by hand on float32 copies that are rounded into the weights. Without it most stay as they are."""
+    """The oracle: AdamW by hand on float32 copies, which are rounded into the weights."""
     lm, learner = tuned(dtype)
     before = [p.detach().clone() for p in learner.parameters]
     gradients: list[list[Tensor]] = []

@@ -88,7 +88,7 @@ class ActionMasks:
         empty = (~allowed.any(1)).nonzero()[:, 0].tolist()
         if empty:
             i = empty[0]
-            text = self.model.text.decode_completion(self.model.text.encode(prompts[i].text), tokens[i])
+            text = self.model.text.decode_completion(self.model.text.encode_prompts([prompts[i]])[0], tokens[i])
             raise ValueError(
                 f"action_mask leaves no token for row {i if rows is None else rows[i]}, after the prompt "
                 f"{prompts[i].text[:80]!r} and the {len(tokens[i])} tokens {text[:200]!r}: allow at least one, for "

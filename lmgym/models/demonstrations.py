@@ -1,6 +1,5 @@
 """Texts to learn from as sequences of tokens: demonstrations and comparisons."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,9 +8,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from lmgym.models.chat import assistant_turns
+from lmgym.models.encode_after import encode_after
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.sequences import Sequences
-from lmgym.models.tokenising import token_ids
+from lmgym.tasks.base import Prompt
+from lmgym.tasks.messages import Message
 
 EncodedExample = tuple[list[int], int]
 """The token ids of a whole text, and how many of them belong to the prompt."""
@@ -25,6 +27,13 @@ class Example:
     completion: str
     finished: bool = True
     """Whether the text ends here, so that the end-of-sequence token is learned too."""
+    messages: Sequence[Message] = ()
+    """The conversation that `completion` answers, if the prompt is one; see `lmgym.Prompt`."""
+
+    @classmethod
+    def of(cls, prompt: Prompt, completion: str, finished: bool = True) -> "Example":
+        """A prompt with its completion."""
+        return cls(prompt.text, completion, finished, prompt.messages)
 
 
 class ExampleBatch(NamedTuple):
@@ -48,6 +57,8 @@ def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None =
     Prompt and completion are tokenised together if that does not change the prompt's tokens, which are those that the
     policy will see. Otherwise they are tokenised separately, so that decoding gives the completion.
 
+    Of a conversation, only the last answer is the completion; `encode_turns` learns every answer in it.
+
     Args:
         lm: gives the tokenizer.
         example: the text.
@@ -56,35 +67,17 @@ def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None =
     Warns:
         UserWarning: no tokens of this tokenizer decode to the completion, so that another text is learned.
     """
+    if example.messages:
+        prompt, answer = lm.text.chat.encode_answer(example.messages, example.completion, example.finished)
+        return [*prompt, *answer][:max_tokens], len(prompt)
     prompt = lm.text.encode(example.prompt) if example.prompt else []
     whole = lm.text.encode(example.prompt + example.completion)
-    together = whole[: len(prompt)] == prompt
-    if not together or not _is_faithful(lm, example, prompt, whole[len(prompt) :]):
-        whole = prompt + _completion_ids(lm, example, prompt, whole[len(prompt) :] if together else None)
+    joint = whole[len(prompt) :] if whole[: len(prompt)] == prompt else None
+    if joint is None or not _is_faithful(lm, example, prompt, joint):
+        whole = prompt + encode_after(lm.tokenizer, prompt, example.completion, joint)
     whole = [*whole, lm.eos_ids[0]] if example.finished else whole
     # Without a prompt the first token has no context to be predicted from, so it is given.
     return whole[:max_tokens], max(1, len(prompt))
-
-
-ANCHORS = ("a", "\n", ".", "(", "1")
-"""Texts before which a completion is tokenised, if a tokenizer changes the beginning of a text that stands alone."""
-
-
-def _completion_ids(lm: LanguageModel, example: Example, prompt: list[int], joint: list[int] | None) -> list[int]:
-    """The token ids of a completion, as far as possible those that decode to it; `joint` are not, if they are known."""
-    texts = [example.completion, *ANCHORS, *(anchor + example.completion for anchor in ANCHORS)]
-    alone, *others = token_ids(lm.tokenizer, texts, add_special_tokens=False)
-    pairs = zip(others[: len(ANCHORS)], others[len(ANCHORS) :], strict=True)
-    after_anchors = [ids[len(anchor) :] for anchor, ids in pairs if ids[: len(anchor)] == anchor]
-    for candidate in (alone, *after_anchors):
-        if _is_faithful(lm, example, prompt, candidate):
-            return candidate
-    warnings.warn(
-        "the tokenizer changes some of the texts to learn from (letters, spaces or unknown characters): their tokens "
-        "do not decode to the completions that were given, and what they decode to is learned",
-        stacklevel=3,
-    )
-    return alone if joint is None else joint
 
 
 def _is_faithful(lm: LanguageModel, example: Example, prompt: list[int], ids: list[int]) -> bool:
@@ -92,6 +85,22 @@ def _is_faithful(lm: LanguageModel, example: Example, prompt: list[int], ids: li
     if lm.text.decode_completion(prompt, ids) == example.completion:
         return True
     return lm.text.decode([*prompt, *ids]) == example.prompt + example.completion
+
+
+def encode_turns(lm: LanguageModel, example: Example, max_tokens: int | None = None) -> list[EncodedExample]:
+    """The token ids of a text to learn from: of a conversation, one item for each answer of the assistant.
+
+    Each answer is read after exactly those tokens after which the model will give it. A mask over one text would do the
+    same for many chat templates, but not for those that write an earlier answer otherwise than the latest one.
+
+    Args:
+        lm: gives the tokenizer.
+        example: the text.
+        max_tokens: cuts off what follows; None keeps everything.
+    """
+    turns = assistant_turns(example.messages) if example.messages else []
+    earlier = [Example("", content, messages=before) for before, content in turns]
+    return [encode_example(lm, turn, max_tokens) for turn in (*earlier, example)]
 
 
 def collate_examples(lm: LanguageModel, rows: Sequence[EncodedExample]) -> ExampleBatch:
