@@ -117,8 +117,7 @@ class Learner:
         say: receives messages for the user, for example that memory ran out and the passes became smaller.
 
     Attributes:
-        parameters: the parameters to train.
-        weights: what the optimizer steps: float32 copies of those in half precision, and the other ones themselves.
+        weights: what the optimizer steps: the parameters, and float32 copies of those in half precision.
         metrics: means over the current update.
         position: number of updates (in supervised learning: steps) so far, including the current one.
         steps: number of optimizer steps since the last `summarise`.
@@ -153,14 +152,8 @@ class Learner:
         self.position = 0
         self.steps = 0
         self.average = MovingAverage(self.weights, config.ema_decay)
-        self.micro_batches = MicroBatches(
-            self.parameters,
-            self.weights,
-            self.metrics,
-            config.micro_tokens,
-            config.bucket,
-            lambda text: self.say(text),
-        )
+        passes = (config.micro_tokens, config.bucket, lambda text: self.say(text))
+        self.micro_batches = MicroBatches(self.parameters, self.weights, self.metrics, *passes)
         self.guard = StepGuard(self.parameters, on_bad_step)
         self._accumulating = False
         self._compiled: TokenPolicy | None = None

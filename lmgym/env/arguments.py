@@ -106,12 +106,12 @@ NUMPY_WRAPPERS = ("common", "dict_info_to_list", "stateful_observation", "statef
 """The modules of `gymnasium.wrappers.vector` whose wrappers compute in NumPy with what an environment returns."""
 
 
-def check_callers() -> None:
-    """Raises a ValueError if a wrapper of Gymnasium that computes in NumPy asks for torch tensors.
+def check_callers(output: str) -> None:
+    """Raises a ValueError if a wrapper of Gymnasium that computes in NumPy asks an environment for torch tensors.
 
     It would fail later, in the middle of its own code. An environment does not know its wrappers, but they call it.
     """
-    frame = sys._getframe(2)
+    frame = sys._getframe(2) if output == "torch" else None
     while frame is not None and frame.f_globals.get("__name__", "").startswith("gymnasium."):
         wrapper = type(frame.f_locals.get("self"))
         package, _, module = wrapper.__module__.rpartition(".")

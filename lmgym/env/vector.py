@@ -7,7 +7,6 @@ specifies. For throughput, `append` only moves the state, on the device, and `pa
 whole finished batch with one pass of the reference and one call of the score. Both give the same rewards.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from lmgym.env.action_masks import ActionMaskFunction, ActionMasks
 from lmgym.env.actions import parse_actions
 from lmgym.env.arguments import RENDER_MODES, LongPrompts, OnLimit, Output, RenderMode, check_arguments, check_callers
 from lmgym.env.batch_outcome import Outcome
+from lmgym.env.copying import copy_all_but
 from lmgym.env.infos import convert, make_final_infos, make_infos
 from lmgym.env.prompts import check_options, encode_prompts, make_generators, make_prompts, parse_reset_mask, with_texts
 from lmgym.env.rendering import render_rows
@@ -67,8 +67,7 @@ class TokenVectorEnv(VectorEnv):
         temperature: the policy's temperature, at which the reference is measured too.
         reference_adapter: a frozen adapter of the model that is the reference; None is the model with adapters off.
         banned_tokens: ids that the action mask forbids, beyond the model's own (padding, special tokens).
-        action_mask: forbids more, by the text so far, such as a grammar: an `lmgym.env.ActionMaskFunction`. It holds
-            for the policy and the reference, in `step` and in rollouts.
+        action_mask: forbids more by the text so far, to policy and reference: a `lmgym.env.ActionMaskFunction`.
         stop: strings that end a completion, beyond the task's.
         missing_eos_score: the score of rows that reach the budget; "task" takes the task's rule, None scores the text.
         autoreset_mode: when finished rows restart, see `gymnasium.vector.AutoresetMode`.
@@ -130,23 +129,18 @@ class TokenVectorEnv(VectorEnv):
         self._make_state(ActionMasks(model, max_new_tokens, min_new_tokens, banned_tokens, action_mask))
 
     def _make_state(self, masks: ActionMasks) -> None:
-        model = self.model
         self.action_mask_table = masks.table
-        self.state = RowState(model, self.num_envs, self.max_prompt_tokens, masks, self.min_new_tokens, self.stop)
+        self.state = RowState(self.model, self.num_envs, self.max_prompt_tokens, masks, self.min_new_tokens, self.stop)
         # The same tensors: they are written in place.
         self.prompt_ids, self.prompt_mask = self.state.prompt_ids, self.state.prompt_mask
         self.tokens, self.length, self.finish = self.state.tokens, self.state.length, self.state.finish
-        self.rewards = RowRewards(self.score.names, self.num_envs, self.max_new_tokens, model.device)
+        self.rewards = RowRewards(self.score.names, self.num_envs, self.max_new_tokens, self.model.device)
         self._scorers = {"reference": ScorerCache(self.reference, self.state)}
         self._rngs: list[np.random.Generator] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TokenVectorEnv":
         """A copy in the same state that goes its own way, as tree search needs it. What is only read is shared."""
-        shared = (self.model, self.task, self.score, self.state.masks, self.action_mask_table)
-        memo.update((id(part), part) for part in shared)
-        memo[id(self)] = twin = object.__new__(type(self))
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
+        return copy_all_but(self, (self.model, self.task, self.score, self.state.masks, self.action_mask_table), memo)
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -169,8 +163,7 @@ class TokenVectorEnv(VectorEnv):
             ValueError: seed or options are malformed, or a prompt does not fit its budget. No row is changed.
             ResetNeeded: the first reset leaves out a row.
         """
-        if self.output == "torch":
-            check_callers()
+        check_callers(self.output)
         given, mask = check_options(options), None
         self._rngs = make_generators(seed, self.num_envs, self._rngs)
         if given.get("reset_mask") is not None:  # read, not popped: RecordEpisodeStatistics reads it afterwards
@@ -220,24 +213,19 @@ class TokenVectorEnv(VectorEnv):
         return *convert((self.observation(), rewards, terminated, truncated), self.output), infos
 
     def render(self) -> Any:
-        """The texts so far, one for each row.
+        """The texts so far, a tuple of strings ("ansi") or of images uint8[H, W, 3] ("rgb_array").
 
-        Returns:
-            A tuple of strings ("ansi") or of images uint8[H, W, 3] ("rgb_array"); None otherwise. "human" prints the
-            texts, coloured by token reward: green tokens gained reward, red ones lost reward.
+        "human" prints the texts, coloured by token reward: green tokens gained reward, red ones lost reward.
         """
         return render_rows(self.state, self.rewards.token_rewards, self.render_mode)
 
     # The bulk path -------------------------------------------------------------------------------------------------
 
     def append(self, token: Int[Tensor, " K"], rows: Int[Tensor, " K"] | None = None) -> None:
-        """Appends a token to every running row; ended rows stay as they are. Never synchronises with the device.
+        """Appends a token to every running row, or to each of `rows`; ended rows stay as they are.
 
-        Stop strings are found by `pay_rewards`, or by `running_rows`.
-
-        Args:
-            token: one for each row, or for each of `rows`.
-            rows: these rows only.
+        Never synchronises with the device, unless the action mask depends on the text. Stop strings are found by
+        `pay_rewards`, or by `running_rows`.
         """
         self.state.append(token, rows)
         for scorer in self._scorers.values():
