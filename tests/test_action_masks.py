@@ -3,6 +3,7 @@
 The oracle is plain transformers: every completion that the grammar allows, with a softmax over the allowed tokens.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -266,3 +267,24 @@ def test_the_scalar_environment_and_masks_of_arrays(probe: LanguageModel) -> Non
         _, _, terminated, _, info = env.step(expected)
     assert terminated
     assert env.completion().text == "dd"
+
+
+def test_a_subclass_gives_its_mask_as_an_argument(probe: LanguageModel) -> None:
+    class Words(TokenVectorEnv):
+        def __init__(self, **arguments: Any):
+            super().__init__(2, action_mask=self.only_words, **arguments)
+
+        def only_words(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Any:
+            return torch.arange(6)[None].expand(len(tokens), 6) == WORD
+
+    class Ignored(TokenVectorEnv):
+        def action_masks(self) -> Any:
+            return super().action_masks()
+
+    settings: dict[str, Any] = {"task": Tree(), "model": probe, "kl": "none", "max_prompt_tokens": 4}
+    env = Words(max_new_tokens=3, **settings)
+    buffer = collect(Policy(probe, None, critic="none"), env, RolloutBuffer.like(env), Stream(0, 0))
+    assert (buffer.tokens == WORD).all()
+    assert (copy.deepcopy(env).action_masks() == env.action_masks()).all()
+    with pytest.raises(ValueError, match=r"Ignored overrides action_masks.*action_mask=FUNCTION"):
+        Ignored(2, **settings)

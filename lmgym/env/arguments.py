@@ -37,11 +37,13 @@ def check_arguments(
     stop: Any,
     missing_eos_score: Any,
     kl_estimator: str,
+    kind: type,
     **choices: Any,
 ) -> None:
     """Raises a ValueError unless the arguments of a `TokenVectorEnv` are valid and fit one another."""
     check_reward_estimator(kl_estimator)
     check_choices(**choices)
+    check_methods(kind)
     check_parts(num_envs, task, model)
     check_stop_strings("stop", stop)
     check_stop_strings("task.stop", task.stop)
@@ -55,6 +57,16 @@ def check_choices(**given: Any) -> None:
     for name, value in given.items():
         if value not in CHOICES[name]:
             raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(map(repr, CHOICES[name]))}")
+
+
+def check_methods(kind: type) -> None:
+    """Raises a ValueError if a subclass has action masks of its own that neither rewards nor rollouts would ask for."""
+    owner = next(base for base in kind.__mro__ if "action_masks" in vars(base))
+    if owner.__module__ != "lmgym.env.vector":
+        raise ValueError(
+            f"{owner.__name__} overrides action_masks(), which only reports the masks: rewards, rollouts and the "
+            "reference would ignore it. Pass super().__init__(..., action_mask=FUNCTION) instead; it holds everywhere"
+        )
 
 
 def check_parts(num_envs: int, task: Any, model: Any) -> None:

@@ -105,7 +105,7 @@ class TokenVectorEnv(VectorEnv):
             num_envs=num_envs, task=task, model=model, stop=stop, missing_eos_score=missing_eos_score,
             max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens,
             kl_estimator=kl_estimator, kl=kl, on_limit=on_limit, long_prompts=long_prompts, output=output, split=split,
-            render_mode=render_mode,
+            render_mode=render_mode, kind=type(self),
         )  # fmt: skip
         self.num_envs, self.task, self.model = num_envs, task, model
         self.score = score if isinstance(score, Score) else Score({task.name: score or task.score})
@@ -294,7 +294,7 @@ class TokenVectorEnv(VectorEnv):
         return self.state.completions(rows)
 
     def action_masks(self) -> Any:
-        """[B, V] True where a token is allowed next; the name that sb3-contrib's MaskablePPO requires."""
+        """[B, V] True where a token is allowed next, for sb3-contrib's MaskablePPO; `action_mask` decides it."""
         return convert(self.state.action_mask(), self.output)
 
     def bind(self, policy: TokenScorer) -> None:
