@@ -694,8 +694,8 @@ def test_an_environment_is_this_unless_told_otherwise(probe: LanguageModel) -> N
         "num_envs": 1, "score": None, "split": "train", "max_prompt_tokens": 32, "max_new_tokens": 48,
         "min_new_tokens": 0, "on_limit": "terminate", "long_prompts": "error", "kl": "reference",
         "kl_estimator": "k1", "beta": 0.05, "temperature": 1.0, "reference_adapter": None, "banned_tokens": (),
-        "stop": (), "missing_eos_score": "task", "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP,
-        "output": "torch", "render_mode": None,
+        "action_mask": None, "stop": (), "missing_eos_score": "task",
+        "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP, "output": "torch", "render_mode": None,
     }  # fmt: skip
 
 

@@ -118,18 +118,20 @@ NUMPY_WRAPPERS = ("common", "dict_info_to_list", "stateful_observation", "statef
 """The modules of `gymnasium.wrappers.vector` whose wrappers compute in NumPy with what an environment returns."""
 
 
-def check_callers(output: str) -> None:
-    """Raises a ValueError if a wrapper of Gymnasium that computes in NumPy asks an environment for torch tensors.
+def check_callers(env: Any) -> None:
+    """Raises a ValueError if a wrapper of Gymnasium that computes in NumPy resets an environment with torch output.
 
     It would fail later, in the middle of its own code. An environment does not know its wrappers, but they call it.
     """
-    frame = sys._getframe(2) if output == "torch" else None
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("gymnasium."):
-        wrapper = type(frame.f_locals.get("self"))
-        package, _, module = wrapper.__module__.rpartition(".")
-        if package == "gymnasium.wrappers.vector" and module in NUMPY_WRAPPERS:
-            raise ValueError(
-                f"{wrapper.__name__} computes in NumPy, and this environment returns torch tensors: make it with "
-                "output='numpy', for example gymnasium.make_vec(id, num_envs=8, output='numpy')"
-            )
+    frame = sys._getframe(1) if env.output == "torch" else None
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("gymnasium."):
+            wrapper = frame.f_locals.get("self")
+            package, _, module = type(wrapper).__module__.rpartition(".")
+            in_numpy = package == "gymnasium.wrappers.vector" and module in NUMPY_WRAPPERS
+            if in_numpy and getattr(wrapper, "unwrapped", None) is env:
+                raise ValueError(
+                    f"{type(wrapper).__name__} computes in NumPy, and this environment returns torch tensors: make it "
+                    "with output='numpy', for example gymnasium.make_vec(id, num_envs=8, output='numpy')"
+                )
         frame = frame.f_back

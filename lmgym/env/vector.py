@@ -163,7 +163,7 @@ class TokenVectorEnv(VectorEnv):
             ValueError: seed or options are malformed, or a prompt does not fit its budget. No row is changed.
             ResetNeeded: the first reset leaves out a row.
         """
-        check_callers(self.output)
+        check_callers(self)
         given, mask = check_options(options), None
         self._rngs = make_generators(seed, self.num_envs, self._rngs)
         if given.get("reset_mask") is not None:  # read, not popped: RecordEpisodeStatistics reads it afterwards
