@@ -73,7 +73,7 @@ def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None =
     prompt = lm.text.encode(example.prompt) if example.prompt else []
     whole = lm.text.encode(example.prompt + example.completion)
     joint = whole[len(prompt) :] if whole[: len(prompt)] == prompt else None
-    if joint is None or not _is_faithful(lm, example, prompt, joint):
+    if joint is None or (prompt and not _is_faithful(lm, example, prompt, joint)):
         whole = prompt + encode_after(lm.tokenizer, prompt, example.completion, joint)
     whole = [*whole, lm.eos_ids[0]] if example.finished else whole
     # Without a prompt the first token has no context to be predicted from, so it is given.
