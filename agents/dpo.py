@@ -58,6 +58,9 @@ def train(
     whole, _ = require.adapter(policy, "dpo")
     require.reference(policy, env)
     pairs = encode_pairs(whole, comparisons, config)
+    learned = [any(len(ids) > given for ids, given in pair) for pair in pairs]
+    require.something_to_learn(learned, "pairs", config.max_tokens, learner.say)
+    pairs = [pair for pair, teaches in zip(pairs, learned, strict=True) if teaches]
     beta, metrics = env.kl_controller.beta, learner.metrics
 
     def loss(part: Sequence[tuple[EncodedExample, EncodedExample]]) -> Tensor:

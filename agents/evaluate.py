@@ -133,7 +133,7 @@ def _over_vocabulary(
         part = sequences[start : start + rows]
         logp = policy.log_probs(part)
         logits, _ = env.model.evaluate(part, env.reference.adapter)
-        reference = log_probs(logits, env.reference.temperature, part.action_mask)
+        reference = log_probs(logits, env.reference.temperature, part.environment_mask())
         kls.append(exact_kl(logp, reference) * part.is_action)
         entropies.append(torch.special.entr(logp.exp()).sum(-1) * part.is_action)
     return torch.cat(kls).cpu(), torch.cat(entropies).cpu()

@@ -15,6 +15,7 @@ from agents import functional as F
 from agents.training import (
     Batch,
     Loss,
+    MasterWeights,
     Metrics,
     MicroBatches,
     MovingAverage,
@@ -116,6 +117,7 @@ class Learner:
         say: receives messages for the user, for example that memory ran out and the passes became smaller.
 
     Attributes:
+        weights: what the optimizer steps: the parameters, and float32 copies of those in half precision.
         metrics: means over the current update.
         position: number of updates (in supervised learning: steps) so far, including the current one.
         steps: number of optimizer steps since the last `summarise`.
@@ -139,8 +141,9 @@ class Learner:
         self.config = config
         self.seed = seed
         self.device = self.parameters[0].device
+        self.weights = MasterWeights(self.parameters)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True
+            self.weights.values, lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True
         )
         # On the device, so that shuffling needs no transfer of indices.
         self.generator = torch.Generator(device=self.device).manual_seed(seed)
@@ -148,10 +151,9 @@ class Learner:
         self.metrics = Metrics()
         self.position = 0
         self.steps = 0
-        self.average = MovingAverage(self.parameters, config.ema_decay)
-        self.micro_batches = MicroBatches(
-            self.parameters, self.metrics, config.micro_tokens, config.bucket, lambda text: self.say(text)
-        )
+        self.average = MovingAverage(self.weights, config.ema_decay)
+        passes = (config.micro_tokens, config.bucket, lambda text: self.say(text))
+        self.micro_batches = MicroBatches(self.parameters, self.weights, self.metrics, *passes)
         self.guard = StepGuard(self.parameters, on_bad_step)
         self._accumulating = False
         self._compiled: TokenPolicy | None = None
@@ -204,9 +206,9 @@ class Learner:
         return part
 
     def state(self) -> State:
-        """All that later steps depend on: parameters, moments, average, generator, position, registered parts."""
+        """All that later steps depend on: weights, moments, average, generator, position, registered parts."""
         tensors = self._tensors() | {"generator": self.generator.get_state()}
-        tensors |= moments_as_tensors(self.optimizer, self.parameters)
+        tensors |= moments_as_tensors(self.optimizer, self.weights.values)
         passes = {"pass_tokens": self.micro_batches.pass_tokens, "pass_items": self.micro_batches.pass_items}
         own = State({"position": self.position, "steps": self.steps, **passes}, tensors)
         return State.of({"learner": own} | {name: part.state() for name, part in self._registered.items()})
@@ -220,18 +222,19 @@ class Learner:
         own = state.part("learner")
         counts = {name: own.count(name) for name in ("position", "steps", "pass_tokens", "pass_items")}
         tensors = dict(own.tensors)
-        moments = take_moments(tensors, self.parameters)
+        moments = take_moments(tensors, self.weights.values)
         generator = torch.empty_like(self.generator.get_state())
         State({}, tensors).copy_to(self._tensors() | {"generator": generator})
+        self.weights.write()
         self.generator.set_state(generator)
-        for parameter, of in zip(self.parameters, moments, strict=True):
+        for parameter, of in zip(self.weights.values, moments, strict=True):
             self.optimizer.state[parameter] = of
         self.position, self.steps = counts["position"], counts["steps"]
         self.micro_batches.pass_tokens, self.micro_batches.pass_items = counts["pass_tokens"], counts["pass_items"]
         self._restored = state
 
     def _tensors(self) -> dict[str, Tensor]:
-        named = {f"parameter/{i:04}": p for i, p in enumerate(self.parameters)}
+        named = {f"parameter/{i:04}": p for i, p in enumerate(self.weights.values)}
         return named | {f"average/{i:04}": p for i, p in enumerate(self.average.values)}
 
     # Minibatches ---------------------------------------------------------------------------------------------------
@@ -329,10 +332,11 @@ class Learner:
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the gradient of the next step."""
         if not self._accumulating:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.weights.begin_step()
             self._accumulating = True
         with record_function("lmgym/backward"):
             loss.backward()
+        self.weights.take_gradients()
 
     def optimizer_step(self, examine: Examine | None = None) -> None:
         """Takes one step with the accumulated gradient, if the gradient is finite.
@@ -345,7 +349,7 @@ class Learner:
                 synchronisation, `drain` raises it instead.
         """
         self._accumulating = False
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
+        norm = nn.utils.clip_grad_norm_(self.weights.values, self.config.max_grad_norm or torch.inf)
         refused = ~norm.isfinite()
         self.guard.check(refused, examine, self._place)
         self.metrics.add("optimizer/grad_norm", norm, ~refused)
@@ -355,6 +359,7 @@ class Learner:
             # read it.
             self.optimizer.found_inf = refused.float()  # pyright: ignore[reportAttributeAccessIssue]
             self.optimizer.step()
+            self.weights.write()
         self.steps += 1
         self.average.update(refused)
 

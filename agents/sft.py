@@ -51,12 +51,17 @@ def nll(lm: LanguageModel, rows: Sequence[EncodedExample], adapter: str | None =
 
 @torch.no_grad()
 def evaluate(lm: LanguageModel, examples: Sequence[Example], config: Config, adapter: str | None = None) -> float:
-    """Mean negative log-likelihood of the examples' target tokens, in nats."""
+    """Mean negative log-likelihood of the examples' target tokens, in nats.
+
+    Raises:
+        ValueError: none of the examples has a target token within `max_tokens`.
+    """
     total, count = 0.0, 0
     rows = encode(lm, examples, config)
     for start in range(0, len(rows), 64):
         loss, mask = nll(lm, rows[start : start + 64], adapter)
         total, count = total + float(loss[mask].sum()), count + int(mask.sum())
+    require.something_to_learn([count > 0] * len(rows), "held-out examples", config.max_tokens)
     return total / max(1, count)
 
 
@@ -72,6 +77,9 @@ def train(
     if not examples:
         raise ValueError("there are no examples to fine-tune on: pass at least one")
     rows = encode(lm, examples, config)
+    learned = [len(ids) > given for ids, given in rows]
+    require.something_to_learn(learned, "examples", config.max_tokens, learner.say)
+    rows = [row for row, teaches in zip(rows, learned, strict=True) if teaches]
     steps = config.epochs * -(-len(rows) // config.minibatch_rows)
 
     def loss(part: Sequence[EncodedExample]) -> Tensor:
@@ -83,8 +91,8 @@ def train(
     for step, indices in learner.shuffled_minibatches(len(rows), config.minibatch_rows, config.epochs):
         measured = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out and not step else {}
         minibatch = [rows[i] for i in indices.tolist()]
-        learned = max(1, sum(len(ids) - given for ids, given in minibatch))
-        learner.minimise(minibatch, lambda part, n=learned: loss(part) / n, lambda row: repr(lm.text.decode(row[0])))
+        targets = sum(len(ids) - given for ids, given in minibatch)
+        learner.minimise(minibatch, lambda part, n=targets: loss(part) / n, lambda row: repr(lm.text.decode(row[0])))
         if held_out and step + 1 == steps:
             measured = {"loss/test": evaluate(lm, held_out, config, adapter)}
         yield learner.drain() | measured

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lmgym.env import TokenVectorEnv
 from lmgym.models import Sequences
-from lmgym.sampling import log_probs
+from lmgym.sampling import log_probs, pack_bits
 from lmgym.tasks.base import Completion, Prompt
 
 Path = tuple[int, ...]
@@ -110,19 +110,23 @@ def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, max_sequences: int = 100
     """
     if env.on_limit != "terminate" or env.stop:
         raise ValueError("only environments with on_limit='terminate' and without stop strings can be enumerated")
-    table, steps = env.action_mask_table, env.max_new_tokens
-    allowed = [row.nonzero()[:, 0].tolist() for row in table]
+    steps, eos = env.max_new_tokens, env.model.eos_ids
     open_paths: list[Path] = [()]
     paths: list[Path] = []
+    masks: dict[Path, UInt8[Tensor, " W"]] = {}
     for t in range(steps):
-        longer = [(*path, token) for path in open_paths for token in allowed[t]]
-        paths += [p for p in longer if p[-1] in env.model.eos_ids or t + 1 == steps]
-        open_paths = [p for p in longer if p[-1] not in env.model.eos_ids]
+        if not open_paths:
+            break
+        allowed = env.state.masks.after([prompt] * len(open_paths), open_paths)
+        masks |= zip(open_paths, pack_bits(allowed), strict=True)
+        longer = [(*open_paths[i], token) for i, token in allowed.nonzero().tolist()]
+        paths += [p for p in longer if p[-1] in eos or t + 1 == steps]
+        open_paths = [p for p in longer if p[-1] not in eos]
         if len(paths) + len(open_paths) > max_sequences:
             raise ValueError(
                 f"more than {max_sequences} completions of {prompt.text!r}: lower max_new_tokens or ban more tokens"
             )
-    sequences = _pack(env, prompt, paths)
+    sequences = _pack(env, prompt, paths, masks)
     completions = [
         Completion(
             env.model.text.decode_completion(env.model.text.encode_prompts([prompt])[0], list(path)),
@@ -137,7 +141,7 @@ def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, max_sequences: int = 100
         scores[unfinished] = env.missing_eos_score
     with torch.no_grad():
         logits, _ = env.model.evaluate(sequences, env.reference.adapter)
-        each = log_probs(logits, env.reference.temperature, table).double().cpu()
+        each = log_probs(logits, env.reference.temperature, sequences.environment_mask()).double().cpu()
     chosen = each.gather(2, sequences.tokens.cpu()[..., None])[..., 0]
     reference_logp = torch.where(sequences.is_action.cpu(), chosen, 0.0).sum(1)
     return Tree(
@@ -151,15 +155,19 @@ def policy_logp(tree: Tree, step_log_probs: Callable[[Sequences], Tensor]) -> Fl
         return tree.sequence_logp(step_log_probs(tree.sequences)).double().cpu()
 
 
-def _pack(env: TokenVectorEnv, prompt: Prompt, paths: list[Path]) -> Sequences:
+def _pack(env: TokenVectorEnv, prompt: Prompt, paths: list[Path], masks: dict[Path, Tensor]) -> Sequences:
     device, count, steps = env.model.device, len(paths), env.max_new_tokens
     ids = env.model.text.encode_prompts([prompt])[0]
     tokens: Int[Tensor, "N T"] = torch.full((count, steps), env.model.pad_id, device=device)
     is_action: Bool[Tensor, "N T"] = torch.zeros(count, steps, dtype=torch.bool, device=device)
+    text_mask: UInt8[Tensor, "N T W"] | None = None
+    if env.state.reads_text:
+        text_mask = torch.full((count, steps, len(masks[()])), 255, dtype=torch.uint8, device=device)
     for row, path in enumerate(paths):
         tokens[row, : len(path)] = torch.tensor(path, device=device)
         is_action[row, : len(path)] = True
+        for t in range(len(path) if text_mask is not None else 0):
+            text_mask[row, t] = masks[path[:t]]
     prompt_ids = torch.tensor(ids, device=device).repeat(count, 1)
-    return Sequences(
-        prompt_ids, torch.ones_like(prompt_ids, dtype=torch.bool), tokens, is_action, env.action_mask_table
-    )
+    prompt_mask = torch.ones_like(prompt_ids, dtype=torch.bool)
+    return Sequences(prompt_ids, prompt_mask, tokens, is_action, env.action_mask_table, text_mask=text_mask)

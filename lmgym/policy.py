@@ -289,7 +289,7 @@ class Policy:
         with torch.no_grad():
             if self.truncation.judge != self.adapter:
                 logits, _ = self.lm.evaluate(sequences, self.truncation.judge)
-            return self.truncation.mask(logits, self.temperature, sequences.action_mask)
+            return self.truncation.mask(logits, self.temperature, sequences.environment_mask())
 
     def evaluate(self, sequences: Sequences, entropies: bool = True) -> Evaluation:
         """Log-probability, value and entropy of tokens that were chosen earlier, in one differentiable pass.
@@ -302,9 +302,8 @@ class Policy:
         if replayable and self.lm.fused(self.adapter) is not None and not self.lm.head_is_trained:
             hidden = self.lm.hidden(sequences, self.adapter)
             head, mask = self.lm.output_head(self.temperature), self.lm.token_mask(sequences.action_mask)
-            sampling_mask = sequences.sampling_mask if self.truncates else None
-            tokens = sequences.tokens
-            chosen, entropy = chosen_log_probs_from_hidden(hidden, tokens, head, mask, sampling_mask, entropies)
+            bits, tokens = sequences.mask_bits(sampling=self.truncates), sequences.tokens
+            chosen, entropy = chosen_log_probs_from_hidden(hidden, tokens, head, mask, bits, entropies)
         else:
             logits, hidden = self.lm.evaluate(sequences, self.adapter)
             mask = self._behaviour_mask(sequences, logits)

@@ -75,9 +75,37 @@ BUFFER = "tests/test_rollout.py::test_what_a_buffer_holds"
 TRUNK, HEAD = "lmgym/fused", "lmgym/fused"
 TWIN = "tests/test_fast.py::test_values_and_gradients_are_those_of_transformers"
 AGREE = "tests/test_models.py::test_sampling_and_scoring_agree"
+GRAMMAR = "tests/test_action_masks.py::test_a_rollout_is_scored_under_the_grammar"
 GOES_ON = "tests/test_survival.py::test_a_learner_goes_on_in_another_process_as_it_were"
 
 MUTANTS = (
+    # Masks that depend on the text ------------------------------------------------------------------------------------
+    Mutant("text-mask-not-sampled", ROLLOUT, "allowed = env.state.action_mask(rows)", "pass",
+           "a mask that depends on the text is ignored in rollouts", (GRAMMAR,)),
+    Mutant("text-mask-not-scored", POLICY, "sequences.mask_bits(sampling=self.truncates)",
+           "sequences.sampling_mask if self.truncates else None",
+           "a mask that depends on the text is forgotten in scoring", (GRAMMAR,)),
+    Mutant("text-mask-not-in-reference", MODELS, "part.mask_bits(sampling=False)", "None",
+           "a mask that depends on the text is forgotten in the reference", (GRAMMAR,)),
+    Mutant("text-mask-stale", ENV, "for row in range(self.rows) if rows is None else rows.tolist():", "for row in ():",
+           "a mask that depends on the text stays that of the empty text", (GRAMMAR,)),
+    Mutant("text-mask-recorded-late", ENV, "self._chosen_under[new, self.length[new]]",
+           "self._chosen_under[new, (self.length[new] + 1).clamp(max=self.max_new_tokens - 1)]",
+           "a token is scored under the mask of the token after it", (GRAMMAR,)),
+    Mutant("copy-shares-its-state", ENV, "twin.__dict__.update(copy.deepcopy(whole.__dict__, memo))",
+           "twin.__dict__.update(whole.__dict__)",
+           "a copied environment moves the original",
+           ("tests/test_env.py::test_a_copy_in_the_middle_of_an_episode_goes_its_own_way",)),
+    # Texts and weights as they were given -----------------------------------------------------------------------------
+    Mutant("completion-gains-a-space", MODELS, "if whole == decoded[0] + text:", "if True:",
+           "the tokenizer puts a space before a completion",
+           ("tests/test_sft.py::test_the_tokens_of_a_completion_decode_to_it",)),
+    Mutant("text-ends-twice", "lmgym/reward", "added = count_added_ends(self.tokenizer) if self.ends_with_eos else 0",
+           "added = 0", "a text ends twice for a reward model whose tokenizer adds ends",
+           ("tests/test_reward_model.py::test_a_text_ends_once_if_it_has_ended_whatever_the_tokenizer_adds",)),
+    Mutant("half-steps-lost", "agents/training", "[p.detach().float() if p.dtype in HALF else p for p in parameters]",
+           "list(parameters)", "small steps of weights in half precision are rounded away",
+           ("tests/test_learner.py::test_small_steps_of_half_precision_are_not_lost",)),
     # Conversations ----------------------------------------------------------------------------------------------------
     Mutant("chat-smuggling", "lmgym/models/chat.py", "sanitize_control_tokens=True,", "sanitize_control_tokens=False,",
            "a message can contain control tokens",
@@ -413,7 +441,7 @@ MUTANTS = (
     Mutant("not-scheduled", LEARNER, "self.lr = self.config.lr * F.schedule_factor(",
            "_ = self.config.lr * F.schedule_factor(",
            "learning rate never scheduled", ("tests/test_learner.py::test_every_algorithm_follows_the_schedule",)),
-    Mutant("gradients-add-up", LEARNER, "self.optimizer.zero_grad(set_to_none=True)", "pass",
+    Mutant("gradients-add-up", LEARNER, "self.weights.begin_step()", "pass",
            "gradients of earlier steps added to the new one",
            ("tests/test_learner.py::test_a_step_goes_down_its_own_loss_alone",)),
     Mutant("average-forgets", "agents/training", "share = (1 - self.decay) * ~refused",

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 TESTED_BY: dict[str, tuple[str, ...]] = {
-    "lmgym/env/": ("test_env", "test_gymnasium"),
+    "lmgym/env/": ("test_env", "test_action_masks", "test_gymnasium"),
     "lmgym/rollout/": ("test_rollout", "test_cuda_graph"),
     "lmgym/models/": ("test_models", "test_safe_weights", "test_special_text", "test_adapter_base"),
     "lmgym/models/chat.py": ("test_chat", "test_chat_cli"),

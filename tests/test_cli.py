@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import lmgym
 from agents import cli
 from agents.cli import evaluate, short_help
 from agents.cli.names import setting_of
@@ -134,6 +135,9 @@ def test_importing_lmgym_is_quick_and_imports_no_torch() -> None:
         (["evaluate", "."], "no config.json"),
         (["train", "Sort", "--model", "no-such-model"], "no model 'no-such-model'"),
         (["train", "Sort", "--reward", "no/such/folder"], "no reward model 'no/such/folder'"),
+        (["train", "Sort", "--reward", "C:\\runs\\reward"], "no reward model 'C:"),
+        (["train", "Sort", "--reward", "run_10:30"], "no reward model 'run_10:30'"),
+        (["train", "Sort", "--reward", "my.py:"], "no function 'my.py:'"),
         (["train", "--preferences", "missing.jsonl"], "missing.jsonl"),
         (["train", "--prompts", "missing.jsonl", "--gold", "math:fsum"], "missing.jsonl"),
         (["train", "--gold", "math:fsum"], "--prompts"),
@@ -422,3 +426,12 @@ def test_prompts_of_your_own(tmp_path: Path) -> None:
     arguments = ["--prompts", str(prompts), "--opening-words", "6", "--gold", f"{scores}:short", "--out", str(out)]
     assert cli.main(["train", *arguments, *QUICK]) == 0
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["run_10:30", "a:b", "run:1/reward_model"])
+def test_a_reward_folder_may_have_a_colon_in_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lmgym.RewardModel.load("tiny-reward").save(name)
+    assert cli.main(["evaluate", "--reward", name, "--count", "2"]) == 0

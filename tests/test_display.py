@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import lmgym
 from agents import cli
 from agents.pipeline import load_algorithm as catalog
 from agents.runs import Run
 from lmgym import registry
 from lmgym.io import printable
+from lmgym.tasks import Sort
 
 MARKUP = "[bold]x[/bold] [link=https://evil.example]y[/link] :smile: "
 HOSTILE = MARKUP + "\x1b[31m\x1b]0;title\x07\x9b31m\r\b\u202eabc\u2028 \\[red]\\"
@@ -86,3 +88,27 @@ def test_complaints_about_a_line_are_literal(line: list[str], capsys: pytest.Cap
     assert "\ufffd" in said.err
     assert "\x1b[31m" not in said.err
     assert "\u202e" not in said.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("line", [["algorithms"], ["envs"], ["--help"], ["train", "--help"], ["evaluate", "--count=2"]])
+def test_a_console_of_any_encoding_ends_nothing(
+    encoding: str, line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A console of Windows or of a container: what it cannot show becomes a question mark."""
+    written = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, raw in written.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(raw, encoding=encoding, errors="strict", write_through=True))
+    monkeypatch.setattr(catalog, "available", lambda: {"β": "agents.best_of_n"})
+    status = cli.main(line)
+    said = written["stderr"].getvalue().decode(encoding)
+    assert status == 0, said
+    assert written["stdout"].getvalue()
+
+
+def test_texts_that_a_console_cannot_encode_are_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", errors="strict", write_through=True))
+    env = lmgym.TokenVectorEnv(1, task=Sort(), model=lmgym.load("tiny"), render_mode="human")
+    env.reset(options={"prompt": "a β ="})
+    assert b"a ? =" in raw.getvalue()

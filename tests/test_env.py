@@ -3,6 +3,7 @@
 import copy
 import inspect
 import itertools
+import pickle
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 import lmgym
 from lmgym import Completion, LanguageModel, Policy, Prompt, TokenAction, TokenEnv, TokenVectorEnv
 from lmgym.env import Finish
+from lmgym.reward import AdaptiveKL
 from lmgym.tasks.probe import Tree
 
 PAD, EOS, A, B, C, D = range(6)
@@ -552,6 +554,71 @@ def test_the_model_is_shared_by_copies_and_specs(probe: LanguageModel) -> None:
     assert again.unwrapped.row.model is probe
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["fused", "transformers"])
+@pytest.mark.parametrize("mode", ["Disabled", "NextStep", "SameStep"])
+def test_a_copy_in_the_middle_of_an_episode_goes_its_own_way(gpt2: LanguageModel, fast: bool, mode: str) -> None:
+    """Tree search: original and copy equal environments that nobody copied, in whichever order they move."""
+    gpt2.fast = fast
+    settings: dict[str, Any] = {"beta": AdaptiveKL(0.3), "autoreset_mode": mode, "kl": "sampled"}
+
+    def fresh(*steps: list[int]) -> tuple[TokenVectorEnv, list[Any]]:
+        env = make(gpt2, 3, **settings)
+        env.reset(seed=3)
+        return env, [env.step(TokenAction(torch.tensor(tokens), torch.zeros(3))) for tokens in steps]
+
+    env, _ = fresh([A, B, C], [B, B, D])
+    twin = copy.deepcopy(env)
+    assert twin.model is env.model
+    assert twin.task is env.task
+    assert twin.kl_controller is not env.kl_controller
+    assert twin.tokens is twin.state.tokens
+    plans = {id(env): ([C, D, A], [A, A, A]), id(twin): ([D, A, B], [B, C, D])}
+    found = {id(env): [], id(twin): []}
+    for step in (0, 1):
+        for one in (env, twin):
+            action = TokenAction(torch.tensor(plans[id(one)][step]), torch.zeros(3))
+            found[id(one)].append(one.step(action))
+    for one in (env, twin):
+        _, expected = fresh([A, B, C], [B, B, D], *plans[id(one)])
+        for mine, theirs in zip(found[id(one)], expected[2:], strict=True):
+            assert torch.equal(mine[0]["input_ids"], theirs[0]["input_ids"])
+            torch.testing.assert_close(mine[1], theirs[1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mine[4]["reference_logp"], theirs[4]["reference_logp"], atol=1e-5, rtol=1e-5)
+    restart = {"reset_mask": torch.tensor([True, False, False])}
+    drawn = [one.reset(options=restart)[0]["input_ids"][0] for one in (env, twin)]
+    assert torch.equal(*drawn), "the copy has its own generator, in the same state"
+
+
+def test_a_pickle_in_the_middle_of_an_episode_continues_it(gpt2: LanguageModel) -> None:
+    env = TokenVectorEnv(3, task=Tree(), model=gpt2, max_prompt_tokens=4, max_new_tokens=6)
+    env.reset(seed=3)
+    env.step(torch.tensor([A, B, C]))
+    twin = pickle.loads(pickle.dumps(env))
+    for tokens in ([B, C, D], [D, D, EOS]):
+        one, other = env.step(torch.tensor(tokens)), twin.step(torch.tensor(tokens))
+        assert torch.equal(one[0]["input_ids"], other[0]["input_ids"])
+        torch.testing.assert_close(one[1], other[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_copied_scalar_environment_and_a_copied_decoding(llama: LanguageModel) -> None:
+    env = gym.make("lmgym/Tree-v0", model=llama)
+    env.reset(seed=3)
+    env.step(A)
+    twin = copy.deepcopy(env)
+    observations = [one.step(token)[0]["input_ids"].tolist()[-1] for one, token in ((env, B), (twin, C))]
+    assert observations == [B, C]
+
+    ids = torch.tensor([[A, B], [C, D]])
+    decoding = llama.start(ids, torch.ones_like(ids))
+    other = copy.deepcopy(decoding)
+    decoding.advance(torch.tensor([D, D]))
+    other.advance(torch.tensor([A, B]))
+    for part, last in ((decoding, [D, D]), (other, [A, B])):
+        whole = torch.cat([ids, torch.tensor(last)[:, None]], 1)
+        expected = llama.start(whole, torch.ones_like(whole)).logits
+        torch.testing.assert_close(part.logits, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_rendering_is_data_not_terminal_commands(probe: LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
     env = make(probe, 2, render_mode="ansi", max_new_tokens=3)
     env.reset(seed=0, options={"prompt": [Prompt("ab"), Prompt("a")]})
@@ -627,8 +694,8 @@ def test_an_environment_is_this_unless_told_otherwise(probe: LanguageModel) -> N
         "num_envs": 1, "score": None, "split": "train", "max_prompt_tokens": 32, "max_new_tokens": 48,
         "min_new_tokens": 0, "on_limit": "terminate", "long_prompts": "error", "kl": "reference",
         "kl_estimator": "k1", "beta": 0.05, "temperature": 1.0, "reference_adapter": None, "banned_tokens": (),
-        "stop": (), "missing_eos_score": "task", "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP,
-        "output": "torch", "render_mode": None,
+        "action_mask": None, "stop": (), "missing_eos_score": "task",
+        "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP, "output": "torch", "render_mode": None,
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 
 def test_there_is_something_to_run() -> None:
     assert len(BLOCKS) >= 3
-    assert len(EXAMPLES) >= 8
+    assert len(EXAMPLES) >= 9
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -38,6 +38,7 @@ def test_example(
         "06": {"rollouts": 2, "updates": 1},
         "07": {"updates": 2, "rows": 8},
         "08": {"updates": 2, "skip": ALL_BUT_ONE},
+        "09": {"updates": 1},
     }
     runpy.run_path(str(path))["main"](**short.get(path.stem[:2], {}))
     printed = capsys.readouterr().out.strip()

@@ -146,3 +146,24 @@ def test_torch_observations_live_on_the_device(probe: lmgym.LanguageModel) -> No
     assert all(isinstance(value, torch.Tensor) for value in (*obs.values(), info["action_mask"]))
     obs, rewards, terminated, truncated, info = env.step(torch.tensor([1, 2]))
     assert (rewards.dtype, terminated.dtype, truncated.dtype) == (torch.float32, torch.bool, torch.bool)
+
+
+@pytest.mark.parametrize("name", ["RecordEpisodeStatistics", "NormalizeReward", "DictInfoToList"])
+def test_vector_wrappers_that_compute_in_numpy(probe: lmgym.LanguageModel, name: str) -> None:
+    """With torch output they would fail in the middle of their own code; with NumPy they work, stacked ones too."""
+    wrapper = getattr(gym.wrappers.vector, name)
+    torch_env = gym.make_vec("lmgym/Tree-v0", num_envs=2, model=probe)
+    stacked = gym.wrappers.vector.TransformReward(torch_env, lambda reward: reward)
+    for env in (torch_env, stacked):
+        with pytest.raises(ValueError, match=f"{name} computes in NumPy.*output='numpy'"):
+            wrapper(env).reset(seed=0)
+    assert isinstance(stacked.reset(seed=0)[0]["input_ids"], torch.Tensor), "other wrappers take torch as it is"
+    env = wrapper(gym.make_vec("lmgym/Tree-v0", num_envs=2, model=probe, output="numpy"))
+    env.reset(seed=0)
+    ended = 0
+    for _ in range(6):
+        _, _, terminated, _, infos = env.step(np.array([1, 2]))
+        ended += int(terminated.sum())
+        if name == "RecordEpisodeStatistics" and terminated.any():
+            assert infos["episode"]["l"][terminated].min() >= 1
+    assert ended

@@ -10,13 +10,27 @@ from conftest import step_down
 from test_ppo import Run, make, perturb
 from torch import Tensor
 
-from agents import a2c, distill, dpo, expert_iteration, grpo, nlpo, online_dpo, ppo, reinforce, rloo
+import lmgym
+from agents import (
+    a2c,
+    distill,
+    dpo,
+    expert_iteration,
+    grpo,
+    nlpo,
+    online_dpo,
+    ppo,
+    reinforce,
+    reward_modelling,
+    rloo,
+    sft,
+)
 from agents import functional as F
 from agents.learner import Learner, LearnerConfig
 from agents.training import State
 from lmgym import Policy, Prompt, RolloutBuffer, Stream, collect
 from lmgym.exact import enumerate_tree
-from lmgym.models import Sequences
+from lmgym.models import Example, Sequences, encode_example
 from lmgym.policy import Evaluation
 from lmgym.preferences import Comparison
 from lmgym.reward import AdaptiveKL
@@ -261,3 +275,149 @@ def test_items_are_halved_until_they_fit(rows: int) -> None:
     assert tries[0] == rows
     assert tries[-1] == 1
     assert len(set(tries)) == len(tries), "each try is smaller than the last"
+
+
+# Weights in half precision -------------------------------------------------------------------------------------------
+
+
+def tuned(dtype: str, **config: Any) -> tuple[lmgym.LanguageModel, Learner]:
+    """A model all of whose weights are trained."""
+    lm = lmgym.load("probe", dtype=dtype)
+    parameters = [p.requires_grad_(True) for p in lm.model.parameters()]
+    settings = {"lr": 1e-4, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.1} | config
+    return lm, Learner(parameters, LearnerConfig(**settings), say=lambda text: None)
+
+
+EXAMPLES = [Example("ab", "cd"), Example("c", "dab"), Example("ad", "b"), Example("d", "dd")]
+
+
+def steps(lm: lmgym.LanguageModel, learner: Learner, count: int) -> list[dict[str, float]]:
+    """`count` steps of fine-tuning in minibatches of two examples."""
+    rows = sft.train(lm, EXAMPLES, [], learner, sft.Config(epochs=4, minibatch_rows=2))
+    return [next(rows) for _ in range(count)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_small_steps_of_half_precision_are_not_lost(dtype: str) -> None:
+    """The oracle: AdamW by hand on float32 copies, which are rounded into the weights."""
+    lm, learner = tuned(dtype)
+    before = [p.detach().clone() for p in learner.parameters]
+    gradients: list[list[Tensor]] = []
+    take = learner.weights.take_gradients
+
+    def remember() -> None:
+        gradients.append([p.grad.float() for p in learner.parameters if p.grad is not None])
+        take()
+
+    learner.weights.take_gradients = remember
+    steps(lm, learner, 8)
+    masters = [p.float() for p in before]
+    first, second = ([torch.zeros_like(p) for p in masters] for _ in range(2))
+    for t, gradient in enumerate(gradients, start=1):
+        norm = torch.stack([g.norm() for g in gradient]).norm()
+        for p, g, m, v in zip(masters, gradient, first, second, strict=True):
+            g = g * min(1.0, 1.0 / (float(norm) + 1e-6))
+            m.mul_(0.9).add_(g, alpha=0.1)
+            v.mul_(0.999).add_(g * g, alpha=0.001)
+            p.mul_(1 - 1e-4 * 0.1)
+            p -= 1e-4 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-5)
+    for p, master, weight in zip(learner.parameters, masters, learner.weights.values, strict=True):
+        torch.testing.assert_close(weight, master, atol=1e-6, rtol=1e-5)
+        assert torch.equal(p, weight.to(p.dtype))
+    kept = torch.cat([(a.float() - b.float()).abs().flatten() for a, b in zip(before, masters, strict=True)])
+    assert float(kept.max()) > 5e-4, "eight steps of 1e-4"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_learns_about_as_much_as_float32(dtype: str) -> None:
+    gained = {}
+    for kind in ("float32", dtype):
+        lm, learner = tuned(kind, lr=2e-5)
+        start = sft.evaluate(lm, EXAMPLES, sft.Config())
+        list(sft.train(lm, EXAMPLES * 8, [], learner, sft.Config(epochs=8, minibatch_rows=4)))
+        gained[kind] = start - sft.evaluate(lm, EXAMPLES, sft.Config())
+    assert gained["float32"] > 0.02
+    assert gained[dtype] == pytest.approx(gained["float32"], rel=0.25)
+
+
+def test_gradients_of_several_passes_are_added_up_in_float32() -> None:
+    lm, learner = tuned("bfloat16")
+    expected = [torch.zeros_like(value) for value in learner.weights.values]
+    for example in EXAMPLES * 8:
+        for backward in (True, False):
+            loss, mask = sft.nll(lm, [encode_example(lm, example)])
+            share = torch.where(mask, loss, 0.0).sum() / 32
+            if backward:
+                learner.backward(share)
+                continue
+            for total, part in zip(expected, torch.autograd.grad(share, learner.parameters), strict=True):
+                total += part.float()
+    for value, total in zip(learner.weights.values, expected, strict=True):
+        assert value.grad is not None
+        assert value.grad.dtype == torch.float32
+        torch.testing.assert_close(value.grad, total, atol=1e-7, rtol=1e-5)
+    assert all(p.grad is None for p in learner.parameters)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_resumed_run_of_half_precision_is_the_same_to_the_bit(dtype: str) -> None:
+    whole, learner = tuned(dtype, ema_decay=0.9)
+    steps(whole, learner, 8)
+
+    half, first = tuned(dtype, ema_decay=0.9)
+    steps(half, first, 3)
+    state = first.state()
+    again, second = tuned(dtype, ema_decay=0.9)
+    second.restore(State(state.data, {name: t.clone() for name, t in state.tensors.items()}))
+    assert all(torch.equal(a, b) for a, b in zip(half.model.parameters(), again.model.parameters(), strict=True))
+    steps(again, second, 5)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(learner.weights.values, second.weights.values, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(learner.average.values, second.average.values, strict=True))
+
+
+def test_the_moving_average_of_half_precision_is_in_float32_and_is_swapped_in() -> None:
+    lm, learner = tuned("bfloat16", ema_decay=0.5)
+    steps(lm, learner, 2)
+    present = [p.detach().clone() for p in learner.parameters]
+    with learner.averaged():
+        for p, average in zip(learner.parameters, learner.average.values, strict=True):
+            assert average.dtype == torch.float32
+            assert torch.equal(p, average.to(torch.bfloat16))
+    assert all(torch.equal(a, b) for a, b in zip(present, learner.parameters, strict=True))
+    learner.use_average()
+    assert not all(torch.equal(a, b) for a, b in zip(present, learner.parameters, strict=True))
+
+
+def test_weights_that_are_loaded_between_steps_are_kept() -> None:
+    lm, learner = tuned("bfloat16")
+    steps(lm, learner, 1)
+    with torch.no_grad():
+        for p in learner.parameters:
+            p.copy_(torch.zeros_like(p))
+    loss = sum((p.float() * 0.0).sum() for p in learner.parameters)
+    assert isinstance(loss, Tensor)
+    step_down(learner, loss)
+    assert max(float(p.detach().abs().max()) for p in learner.parameters) < 1e-3
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_reward_model_of_half_precision_learns(rank: int) -> None:
+    """Loss before and after on the same weights in float32, so that only training is in half precision."""
+    pairs = [Comparison("a", ("bb", "cc")), Comparison("d", ("b", "c"))] * 16
+
+    def loss(model: lmgym.RewardModel) -> float:
+        model.model.float()
+        with torch.no_grad():
+            return float(torch.stack([F.ranking_loss(s) for s in reward_modelling.scores_of(model, pairs)]).mean())
+
+    gained = {}
+    for dtype in ("float32", "bfloat16"):
+        lm = lmgym.load("probe", dtype=dtype)
+        before = loss(lmgym.RewardModel.from_language_model(lm, rank=rank))
+        model = lmgym.RewardModel.from_language_model(lm, rank=rank)
+        learner = Learner(model.parameters(), LearnerConfig(lr=2e-5, schedule="constant", warmup=0.0))
+        list(reward_modelling.train(model, pairs, [], learner, reward_modelling.Config(epochs=8, minibatch_prompts=4)))
+        gained[dtype] = before - loss(model)
+    assert gained["float32"] > 0.01
+    assert gained["bfloat16"] == pytest.approx(gained["float32"], rel=0.3)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -425,3 +427,26 @@ def test_a_saved_adapter_is_the_same_file_in_every_process(probe: LanguageModel,
     modules = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
     assert len(modules) > 1
     assert modules == sorted(modules)
+
+
+def test_threads_that_load_models_do_not_disturb_one_another() -> None:
+    """Loading changes functions of torch and the global generator for a moment, in one thread at a time."""
+    expected = lmgym.load("tiny")
+    expected.adapters.add("policy", seed=7)
+    filters = list(warnings.filters)
+    torch.manual_seed(0)
+
+    def load(number: int) -> LanguageModel:
+        lm = lmgym.load("tiny" if number % 2 else "probe")
+        lm.adapters.add("policy", seed=7)
+        return lm
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(load, range(8)))
+    for lm in found[1::2]:
+        for mine, theirs in zip(lm.model.parameters(), expected.model.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+    drawn = torch.rand(4)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(4)), "the global generator is as it was"
+    assert warnings.filters == filters

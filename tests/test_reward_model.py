@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_gpt2
-from tokenizers import Tokenizer, decoders
+from conftest import random_gpt2, random_model
+from tokenizers import Tokenizer, decoders, processors
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
+from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -317,3 +317,28 @@ def test_every_held_out_comparison_counts_and_equal_scores_are_wrong(probe: Lang
     others = [Comparison("a", ("b", "c"))] * 32 + [Comparison("a", ("c", "b"))]
     assert training.evaluate(model, others)["accuracy/test"] == pytest.approx((1 + 31 * right) / 33)
     assert training.evaluate(model, [Comparison("a", ("b", "b"))])["accuracy/test"] == 0.0
+
+
+@pytest.mark.parametrize("template", ["$A", "[CLS] $A", "$A [SEP]", "[CLS] $A [SEP]"])
+def test_a_text_ends_once_if_it_has_ended_whatever_the_tokenizer_adds(template: str) -> None:
+    vocabulary = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "good": 4, "film": 5}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    special = [("[CLS]", 1), ("[SEP]", 2)]
+    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=template, special_tokens=special
+    )
+    names = {"pad_token": "[PAD]", "eos_token": "[SEP]", "bos_token": "[CLS]", "unk_token": "[UNK]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    lm = LanguageModel(random_model("LlamaConfig", vocab_size=6, eos_token_id=2).model, tokenizer)
+    begin = [1] * template.startswith("[CLS]")
+
+    model = RewardModel.from_language_model(lm, rank=0)
+    ids, mask = model.encode(["good film", "good film", "film"], [True, False, True])
+    rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+    assert rows == [[*begin, 4, 5, 2], [*begin, 4, 5], [*begin, 5, 2]]
+
+    foreign = RewardModel(model.model, tokenizer, ends_with_eos=False)
+    ids, _ = foreign.encode(["good film", "film good"], [True, False])
+    assert ids.tolist() == tokenizer(["good film", "film good"])["input_ids"], "as the model was trained elsewhere"
+    assert lm.text.encode("good film") == [*begin, 4, 5]

@@ -37,6 +37,7 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
@@ -757,3 +758,28 @@ def test_the_other_blocks_of_the_page_are_python() -> None:
     assert len(blocks) >= 3
     for block in blocks:
         compile(block, "docs/other_libraries.md", "exec")
+
+
+def test_make_vec_env_asks_for_images_and_gets_them() -> None:
+    """SB3's helper makes every environment with render_mode="rgb_array"."""
+    env = make_vec_env("lmgym/Tree-v0", n_envs=2, seed=0)
+    PPO("MultiInputPolicy", env, n_steps=8, batch_size=8, n_epochs=1, gamma=1.0, device="cpu").learn(16)
+    images = env.get_images()
+    assert [image is not None and image.dtype == np.uint8 for image in images] == [True, True]
+
+
+def test_masks_that_depend_on_the_text() -> None:
+    """Only MaskablePPO gets them; what it samples obeys them."""
+
+    def alternating(prompts: Any, tokens: Any) -> Any:
+        return np.array([[token in ((2, 3), (4, 5))[len(chosen) % 2] for token in range(6)] for chosen in tokens])
+
+    for name in ("PPO", "DQN"):
+        with pytest.raises(ValueError, match=r"by the text so far \(action_mask\).*MaskablePPO"):
+            make(2, action_mask=alternating).algorithm(name)
+    masked = make(2, action_mask=alternating)
+    masked.algorithm("MaskablePPO", n_steps=4, batch_size=8).learn(16)
+    for chosen, length in zip(
+        token_env(masked.env).tokens.tolist(), token_env(masked.env).length.tolist(), strict=True
+    ):
+        assert all(token in ((2, 3), (4, 5))[t % 2] for t, token in enumerate(chosen[:length]))

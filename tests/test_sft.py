@@ -1,15 +1,21 @@
 """Supervised fine-tuning: what is learned, what is masked, and that it learns."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from conftest import random_model
 from test_ppo import perturb
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from agents import sft
+from agents import dpo, sft
 from agents.learner import Learner, LearnerConfig
-from lmgym import LanguageModel, Policy
+from lmgym import LanguageModel, Policy, TokenVectorEnv
 from lmgym.models import Example, encode_example
+from lmgym.preferences import Comparison
+from lmgym.tasks.probe import Tree
 
 PAD, EOS, A, B, C, D = range(6)
 
@@ -103,3 +109,118 @@ def test_the_held_out_loss_of_a_single_token(probe: LanguageModel) -> None:
     example = Example("ab", "c", finished=False)
     ids, start = encode_example(probe, example)
     assert sft.evaluate(probe, [example], sft.Config()) == pytest.approx(by_hand(probe, ids, start)[0], abs=1e-5)
+
+
+# What is learned is what was given -----------------------------------------------------------------------------------
+
+TEXTS = [
+    "Once upon a time the cat sat on the mat.",
+    "She said: \"Hello\" and print('x') \n\n 12 + 34 = 46",
+    "playing it",
+]
+PAIRS = [
+    ("Once upon ", "a time"),
+    ("Once upon", " a time"),
+    ("the cat sat on the m", "at."),
+    ("print(", "'x')"),
+    ("play", "ing"),
+    ("12 + 34 =", "46"),
+    ("She said:", "\n\n Hello"),
+    ("a  ", "  on"),
+    ("cat", " "),
+]
+
+
+def tokenizer_of(kind: str) -> Any:
+    """A small tokenizer of a kind, trained on `TEXTS`: those of Llama, GPT-2, T5 and BERT."""
+    special = ["<pad>", "</s>", "<unk>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend: Any = Tokenizer(
+        models.WordPiece(unk_token="<unk>") if kind == "wordpiece" else models.BPE(unk_token="<unk>")
+    )
+    trainer: Any = trainers.BpeTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+    if kind.startswith("metaspace"):
+        scheme: Any = kind.partition(" ")[2]
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    elif kind == "prepended":  # Llama 1 and 2
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    elif kind.startswith("bytes"):
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space="space" in kind)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, special_tokens=special, show_progress=False, initial_alphabet=alphabet
+        )
+    else:
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece(cleanup=False)
+        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(TEXTS * 20, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def model_with(tokenizer: Any) -> LanguageModel:
+    return LanguageModel(random_model("LlamaConfig", vocab_size=len(tokenizer)).model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "kind", ["metaspace first", "metaspace always", "metaspace never", "prepended", "bytes", "bytes with a space"]
+)
+@pytest.mark.parametrize(("prompt", "completion"), PAIRS)
+def test_the_tokens_of_a_completion_decode_to_it(kind: str, prompt: str, completion: str) -> None:
+    """A tokenizer that puts a space before a text must not put one between a prompt and its completion."""
+    lm = model_with(tokenizer_of(kind))
+    ids, given = encode_example(lm, Example(prompt, completion))
+    assert ids[:given] == lm.text.encode(prompt), "the prompt's tokens are those that the policy sees"
+    assert ids[-1] == 1
+    assert lm.text.decode_completion(ids[:given], ids[given:]) == completion
+    assert lm.tokenizer.decode(ids[:-1]).removeprefix(" ") == prompt + completion
+
+
+def test_where_no_tokens_decode_to_the_completion_it_is_said() -> None:
+    lm = model_with(tokenizer_of("wordpiece"))
+    for prompt, completion in (("play", "ing"), ("sat", " on the mat"), ("Once upon ", "a time")):
+        ids, _ = encode_example(lm, Example(prompt, completion))
+        assert lm.text.decode(ids) == prompt + completion
+    with pytest.warns(UserWarning, match="do not decode to what was given"):
+        ids, given = encode_example(lm, Example("sat", " on the\n\nmat"))
+    assert lm.text.decode_completion(ids[:given], ids[given:]) == " on the mat"
+
+
+def test_prompts_that_fill_the_budget_are_left_out_and_counted(probe: LanguageModel) -> None:
+    probe.adapters.add("sft")
+    said: list[str] = []
+
+    def learner() -> Learner:
+        parameters = [p.requires_grad_(True) for p in probe.adapters.parameters("sft")]
+        return Learner(parameters, LearnerConfig(), say=said.append)
+
+    config = sft.Config(max_tokens=4, minibatch_rows=2)
+    good, long = Example("ab", "cd"), Example("abcdab", "cd")
+    rows = list(sft.train(probe, [good, long, good, long, long], [], learner(), config, "sft"))
+    assert len(rows) == 1, "two examples teach something: one step"
+    assert said == [
+        "3 of 5 examples have no token to learn within max_tokens=4 and are left out: the prompt alone fills it; raise "
+        "it, or shorten the prompts"
+    ]
+    with pytest.raises(ValueError, match=r"2 of 2 examples have no token to learn within max_tokens=4"):
+        list(sft.train(probe, [long, long], [], learner(), config, "sft"))
+    with pytest.raises(ValueError, match=r"1 of 1 held-out examples have no token to learn within max_tokens=4"):
+        list(sft.train(probe, [good], [long], learner(), config, "sft"))
+
+
+def test_pairs_whose_prompts_fill_the_budget_are_left_out_and_counted(probe: LanguageModel) -> None:
+    probe.adapters.add("policy")
+    policy = Policy(probe, critic="none")
+    env = TokenVectorEnv(2, task=Tree(), model=probe, kl="none", max_prompt_tokens=4, max_new_tokens=3)
+    said: list[str] = []
+    good, long = Comparison("a", ("b", "c", "d")), Comparison("abcdab", ("c", "d"))
+    config = dpo.Config(max_tokens=4, minibatch_pairs=8)
+    learner = Learner(policy.parameters(), LearnerConfig(), say=said.append)
+    (row,) = list(dpo.train(policy, env, learner, config, [long, good, long]))
+    assert row["loss/train"] == pytest.approx(math.log(2), abs=1e-6)
+    assert row["optimizer/grad_norm"] > 0
+    assert [text[:53] for text in said] == ["2 of 5 pairs have no token to learn within max_tokens"]
+    with pytest.raises(ValueError, match="1 of 1 pairs have no token to learn"):
+        list(dpo.train(policy, env, learner, config, [long]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from agents.cli.commands import COMMANDS, did_you_mean, run_command
 from agents.cli.help import asks_for_help, overview, short_help_text
 from lmgym import __version__
-from lmgym.io import printable
+from lmgym.io import printable, tolerate_characters
 
 __all__ = ["COMMANDS", "main"]
 
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 for success; 2 for an error that the user can correct, after one line on stderr that says
         how; 3, 130 or 143 for a run that stopped early.
     """
+    tolerate_characters()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv or argv[0] in ("-h", "--help", "--help-all", "help"):
         print(overview())

@@ -183,8 +183,10 @@ def score_named(name: str, device: str) -> Score:
     Raises:
         ValueError: there is no such function or reward model.
     """
-    if ":" in name:
-        return Score({name.rpartition(":")[2]: function_named(name)})
+    source, colon, function = name.rpartition(":")
+    # A path may hold colons too: "run_10:30", or "C:\\runs\\reward_model".
+    if colon and (function.isidentifier() or source.endswith(".py")) and not Path(name).is_dir():
+        return Score({function: function_named(name)})
     _refuse_typos("reward", name, (*REWARD_WORDS, *BUILT_IN_REWARD_MODELS))
     return Score({"reward_model": RewardModel.load(name, device)})
 

@@ -2,6 +2,7 @@
 
 from agents.training.batch import Batch, Loss
 from agents.training.extras import AdapterCopy, ReferenceRefresh, RunningScale, ScoreShaping, pretraining_loss
+from agents.training.master_weights import MasterWeights
 from agents.training.metrics import Metrics
 from agents.training.microbatch import MicroBatches
 from agents.training.minibatches import ShuffledMinibatches
@@ -14,6 +15,7 @@ __all__ = [
     "BadStep",
     "Batch",
     "Loss",
+    "MasterWeights",
     "Metrics",
     "MicroBatches",
     "MovingAverage",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.training.batch import Batch
+from agents.training.master_weights import MasterWeights
 from agents.training.metrics import Metrics
 from agents.training.nonfinite import out_of_memory
 from lmgym.models import buckets, default_pass_tokens
@@ -15,7 +16,8 @@ class MicroBatches:
     """Splits a minibatch into passes whose gradients add up to the gradient of the minibatch.
 
     Args:
-        parameters: the trained parameters; their gradients are cleared before a step is tried again.
+        parameters: the trained parameters.
+        weights: hold the gradients of the passes so far, which are cleared before a step is tried again.
         metrics: are restored before a step is tried again.
         max_tokens: maximum tokens in a pass, padding included; 0 chooses a number that suits the device.
         by_length: whether to put rows of similar length into the same pass, which reduces padding.
@@ -29,12 +31,13 @@ class MicroBatches:
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
+        weights: MasterWeights,
         metrics: Metrics,
         max_tokens: int,
         by_length: bool,
         notify: Callable[[str], object],
     ):
-        self.parameters = parameters
+        self.parameters, self.weights = parameters, weights
         self.metrics = metrics
         self.by_length = by_length
         self.notify = notify
@@ -114,7 +117,7 @@ class MicroBatches:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
             # Outside the handler, because the exception keeps the tensors of the failed pass alive.
             self.metrics.put_back(measured)
-            for parameter in self.parameters:
+            for parameter in (*self.parameters, *self.weights.values):
                 parameter.grad = None  # what the failed attempt has accumulated
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

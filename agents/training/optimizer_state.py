@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.training.stateful import State
 
 
-def moments_as_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+def moments_as_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
     """The moments of each parameter by name. A parameter has no moments before its first step."""
     moments = [optimizer.state.get(p, {}) for p in parameters]
     return {f"optimizer/{i:04}/{key}": t for i, of in enumerate(moments) for key, t in of.items()}
 
 
-def take_moments(tensors: dict[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[dict[str, Tensor]]:
+def take_moments(tensors: dict[str, Tensor], parameters: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     """Copies of the moments of each parameter. It removes them from `tensors`.
 
     Raises:
@@ -23,7 +23,7 @@ def take_moments(tensors: dict[str, Tensor], parameters: Sequence[nn.Parameter])
     return [_moments_of(i, parameter, tensors) for i, parameter in enumerate(parameters)]
 
 
-def _moments_of(number: int, parameter: nn.Parameter, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _moments_of(number: int, parameter: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     start = f"optimizer/{number:04}/"
     found = {name.removeprefix(start): tensors.pop(name) for name in list(tensors) if name.startswith(start)}
     step = torch.zeros((), device=parameter.device)

@@ -132,3 +132,23 @@ def given(value: Any, name: str, algorithm: str, remedy: str) -> None:
     """Raises if an argument that the algorithm needs is None or empty."""
     if value is None or (hasattr(value, "__len__") and len(value) == 0):
         raise ValueError(f"{algorithm} needs {name}, but got none: {remedy}")
+
+
+def something_to_learn(
+    learned: Sequence[bool], what: str, max_tokens: int, say: Callable[[str], object] = lambda text: None
+) -> None:
+    """Says how many texts teach nothing, because their prompts alone fill the token budget; raises if all do.
+
+    Args:
+        learned: of each text, whether it has a token to learn.
+        what: the texts, in words.
+        max_tokens: the budget.
+        say: receives the message.
+    """
+    wasted = len(learned) - sum(learned)
+    found = f"{wasted} of {len(learned)} {what} have no token to learn within max_tokens={max_tokens}"
+    remedy = "raise it, or shorten the prompts"
+    if wasted and wasted == len(learned):
+        raise ValueError(f"{found}: the prompts alone fill it; {remedy}")
+    if wasted:
+        say(f"{found} and are left out: the prompt alone fills it; {remedy}")

@@ -1,16 +1,13 @@
-"""Actions: which tokens are allowed, and how an agent's actions are parsed."""
+"""How an agent's actions are parsed."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.error import InvalidAction
-from jaxtyping import Bool
 from torch import Tensor
 
 from lmgym.io import quoted
-from lmgym.models import LanguageModel
 
 
 class TokenAction(NamedTuple):
@@ -23,25 +20,6 @@ class TokenAction(NamedTuple):
 
     token: Any
     logp: Any
-
-
-def make_action_mask_table(
-    model: LanguageModel, max_new_tokens: int, min_new_tokens: int, banned_tokens: Sequence[int]
-) -> Bool[Tensor, "T V"]:
-    """The action mask of every step: True where a token is allowed.
-
-    Raises:
-        ValueError: a banned token is outside the vocabulary, or a step allows no token.
-    """
-    wrong = [token for token in banned_tokens if not 0 <= token < model.vocabulary]
-    if wrong:
-        raise ValueError(f"banned_tokens {wrong} are outside the vocabulary of {model.vocabulary}")
-    table = torch.ones(max_new_tokens, model.vocabulary, dtype=torch.bool, device=model.device)
-    table[:, list({*model.banned_ids, *banned_tokens})] = False
-    table[:min_new_tokens, list(model.eos_ids)] = False
-    if not bool(table.any(1).all()):
-        raise ValueError("banned_tokens leave a step at which no token is allowed")
-    return table
 
 
 def parse_actions(actions: Any, rows: int, vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor | None]:

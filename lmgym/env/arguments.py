@@ -1,6 +1,7 @@
 """Checks of an environment's arguments. All of them run before anything is built."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -36,11 +37,13 @@ def check_arguments(
     stop: Any,
     missing_eos_score: Any,
     kl_estimator: str,
+    kind: type,
     **choices: Any,
 ) -> None:
     """Raises a ValueError unless the arguments of a `TokenVectorEnv` are valid and fit one another."""
     check_reward_estimator(kl_estimator)
     check_choices(**choices)
+    check_methods(kind)
     check_parts(num_envs, task, model)
     check_stop_strings("stop", stop)
     check_stop_strings("task.stop", task.stop)
@@ -54,6 +57,16 @@ def check_choices(**given: Any) -> None:
     for name, value in given.items():
         if value not in CHOICES[name]:
             raise ValueError(f"{name}={value!r} is unknown: choose from {', '.join(map(repr, CHOICES[name]))}")
+
+
+def check_methods(kind: type) -> None:
+    """Raises a ValueError if a subclass has action masks of its own that neither rewards nor rollouts would ask for."""
+    owner = next(base for base in kind.__mro__ if "action_masks" in vars(base))
+    if owner.__module__ != "lmgym.env.vector":
+        raise ValueError(
+            f"{owner.__name__} overrides action_masks(), which only reports the masks: rewards, rollouts and the "
+            "reference would ignore it. Pass super().__init__(..., action_mask=FUNCTION) instead; it holds everywhere"
+        )
 
 
 def check_parts(num_envs: int, task: Any, model: Any) -> None:
@@ -99,3 +112,26 @@ def check_budgets(
             f"max_prompt_tokens={max_prompt_tokens} plus max_new_tokens={max_new_tokens} exceed the {positions} "
             f"positions of the model {model.name!r}: lower one of them"
         )
+
+
+NUMPY_WRAPPERS = ("common", "dict_info_to_list", "stateful_observation", "stateful_reward")
+"""The modules of `gymnasium.wrappers.vector` whose wrappers compute in NumPy with what an environment returns."""
+
+
+def check_callers(env: Any) -> None:
+    """Raises a ValueError if a wrapper of Gymnasium that computes in NumPy resets an environment with torch output.
+
+    It would fail later, in the middle of its own code. An environment does not know its wrappers, but they call it.
+    """
+    frame = sys._getframe(1) if env.output == "torch" else None
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("gymnasium."):
+            wrapper = frame.f_locals.get("self")
+            package, _, module = type(wrapper).__module__.rpartition(".")
+            in_numpy = package == "gymnasium.wrappers.vector" and module in NUMPY_WRAPPERS
+            if in_numpy and getattr(wrapper, "unwrapped", None) is env:
+                raise ValueError(
+                    f"{type(wrapper).__name__} computes in NumPy, and this environment returns torch tensors: make it "
+                    "with output='numpy', for example gymnasium.make_vec(id, num_envs=8, output='numpy')"
+                )
+        frame = frame.f_back

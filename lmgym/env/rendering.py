@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from lmgym.env.row_state import Finish, RowState
-from lmgym.io import printable
+from lmgym.io import encodable, printable
 
 Colour = tuple[int, int, int]
 
@@ -43,7 +43,7 @@ def render_rows(state: RowState, token_rewards: Tensor, render_mode: str | None)
         case "rgb_array":
             return tuple(render_image(state, token_rewards, row) for row in rows)
         case "human":
-            print("\n".join(render_ansi(state, token_rewards, row) for row in rows))
+            print(encodable("\n".join(render_ansi(state, token_rewards, row) for row in rows)))
         case _:
             gym.logger.warn("render() needs a render_mode: make the environment with 'ansi', 'rgb_array' or 'human'")
     return None

@@ -11,7 +11,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmgym.devices import to_device
+from lmgym.env.action_masks import ActionMasks
 from lmgym.models import LanguageModel, Sequences
+from lmgym.sampling import pack_bits, packed_width
 from lmgym.tasks.base import Completion, Prompt
 
 
@@ -34,7 +36,7 @@ class RowState:
         model: gives the tokenizer, the device, and the end-of-sequence tokens.
         rows: B.
         max_prompt_tokens: P.
-        action_mask_table: [T, V] True where a token is allowed at a step.
+        masks: the tokens that are allowed at a step, and after a text.
         min_new_tokens: stop strings do not end a row before this many tokens.
         stop: strings that end a completion.
 
@@ -52,14 +54,14 @@ class RowState:
         model: LanguageModel,
         rows: int,
         max_prompt_tokens: int,
-        action_mask_table: Bool[Tensor, "T V"],
+        masks: ActionMasks,
         min_new_tokens: int = 0,
         stop: Sequence[str] = (),
     ):
         self.model, self.rows = model, rows
-        self.max_prompt_tokens, self.max_new_tokens = max_prompt_tokens, len(action_mask_table)
+        self.max_prompt_tokens, self.max_new_tokens = max_prompt_tokens, len(masks.table)
         self.min_new_tokens, self.stop = min_new_tokens, tuple(stop)
-        self.action_mask_table = action_mask_table
+        self.masks = masks
         device = model.device
         self.prompts: list[Prompt] = []
         self.prompt_ids = torch.zeros(rows, max_prompt_tokens, dtype=torch.long, device=device)
@@ -73,6 +75,19 @@ class RowState:
         self._finish_of_token = torch.zeros(model.vocabulary, dtype=torch.int8, device=device)
         self._finish_of_token[list(model.eos_ids)] = int(Finish.STOP)
         self._length_bound = 0  # no row is longer; the host knows it without reading `length`
+        # Masks that depend on the text: those of the present states, of which rows they are known, and, as bits, those
+        # under which each token was chosen.
+        self.reads_text = masks.function is not None
+        self._allowed = torch.ones(rows if self.reads_text else 0, model.vocabulary, dtype=torch.bool, device=device)
+        self._known = [False] * rows
+        shape = (len(self._allowed), self.max_new_tokens, packed_width(model.vocabulary))
+        self._chosen_under = torch.full(shape, 255, dtype=torch.uint8, device=device)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A pickle forgets that `tokens` is a part of `_tokens`. Other objects hold it too, so it is moved there.
+        whole = self._tokens
+        self.tokens.set_(whole.untyped_storage(), 0, (self.rows, self.max_new_tokens), whole.stride())
 
     def set_prompts(self, rows: Sequence[int], prompts: Sequence[Prompt], encoded: Sequence[list[int]]) -> None:
         """Starts these rows anew from prompts and their token ids, at most P each."""
@@ -91,11 +106,20 @@ class RowState:
         for tensor in (self.tokens, self.length, self.finish):
             tensor[index] = 0
         self._length_bound = 0 if everywhere else self._length_bound
+        for row in rows:
+            self._known[row] = False
 
     # Transition ----------------------------------------------------------------------------------------------------
 
     def append(self, token: Int[Tensor, " K"], rows: Int[Tensor, " K"] | None = None) -> None:
-        """Appends a token to all rows, or to `rows`. Rows that have ended stay as they are. Never synchronises."""
+        """Appends a token to all rows, or to `rows`. Rows that have ended stay as they are.
+
+        Never synchronises, unless the action mask depends on the text.
+        """
+        if self.reads_text:
+            self._read_texts()
+            for row in range(self.rows) if rows is None else rows.tolist():
+                self._known[row] = False
         if rows is None:
             running = self.finish == Finish.RUNNING
             self._tokens.scatter_(1, self.length[:, None], token[:, None])
@@ -157,9 +181,28 @@ class RowState:
             return self.finish != Finish.RUNNING, torch.zeros_like(full)
         return self.finish == Finish.STOP, full
 
-    def action_mask(self) -> Bool[Tensor, "B V"]:
-        """True where a token is allowed next."""
-        return self.action_mask_table[self.length.clamp(max=self.max_new_tokens - 1)]
+    def action_mask(self, rows: Int[Tensor, " K"] | None = None) -> Bool[Tensor, "K V"]:
+        """True where a token is allowed next, in all rows or in `rows`; in rows that have ended by the step alone."""
+        chosen: Any = slice(None) if rows is None else rows
+        by_step = self.masks.table[self.length[chosen].clamp(max=self.max_new_tokens - 1)]
+        if not self.reads_text:
+            return by_step
+        self._read_texts()
+        return torch.where((self.finish[chosen] == Finish.RUNNING)[:, None], self._allowed[chosen], by_step)
+
+    def _read_texts(self) -> None:
+        """Asks for the masks of the running rows whose text has changed, and records them for scoring."""
+        # A row that has written a stop string has ended: its mask is not asked for.
+        new = [row for row in self.running_rows() if not self._known[row]]
+        if not new:
+            return
+        lengths = self.length.tolist()
+        tokens = [chosen[: lengths[row]] for row, chosen in zip(new, self.tokens[new].tolist(), strict=True)]
+        allowed = self.masks.after([self.prompts[row] for row in new], tokens, new)
+        self._allowed[new] = allowed
+        self._chosen_under[new, self.length[new]] = pack_bits(allowed)
+        for row in new:
+            self._known[row] = True
 
     def prompt_block(self) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
         """Ids and mask of the prompts, left-padded to the longest of them, which may be less than P columns."""
@@ -171,7 +214,8 @@ class RowState:
         steps = torch.arange(self.max_new_tokens, device=self.model.device)
         is_action = steps < self.length[:, None]
         tokens = self.tokens.masked_fill(~is_action, self.model.pad_id)
-        return Sequences(prompt_ids.clone(), prompt_mask.clone(), tokens, is_action, self.action_mask_table)
+        masks = None if not self.reads_text else self._chosen_under.masked_fill(~is_action[..., None], 255)
+        return Sequences(prompt_ids.clone(), prompt_mask.clone(), tokens, is_action, self.masks.table, text_mask=masks)
 
     def observation(self) -> dict[str, Tensor]:
         """Prompt and tokens, shifted to the right edge: `input_ids` int64[B, L] and `attention_mask` int8[B, L]."""

@@ -1,6 +1,7 @@
 """The log-probabilities of an environment's actions under a model, from a KV cache that follows the rows."""
 
-from typing import Protocol, runtime_checkable
+import copy
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,6 +34,17 @@ class ScorerCache:
         self.state = state
         self.decoding: Decoding | None = None
         self.stale = torch.ones(state.rows, dtype=torch.bool, device=state.length.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ScorerCache":
+        # The scorer is a handle. A cache that cannot be copied is built anew from the texts so far.
+        memo[id(self)] = twin = ScorerCache(self.scorer, copy.deepcopy(self.state, memo))
+        everyone = torch.arange(self.state.rows, device=self.stale.device)
+        twin.decoding = None if self.decoding is None else self.decoding.select(everyone)
+        twin.stale = self.stale.clone()
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"decoding": None}
 
     def logp(self, token: Tensor, action_mask: Tensor) -> Tensor:
         """[B] log-probability of the next token of each row, in nats."""

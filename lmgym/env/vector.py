@@ -20,9 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.profiler import record_function
 
-from lmgym.env.actions import make_action_mask_table, parse_actions
-from lmgym.env.arguments import RENDER_MODES, LongPrompts, OnLimit, Output, RenderMode, check_arguments
+from lmgym.env.action_masks import ActionMaskFunction, ActionMasks
+from lmgym.env.actions import parse_actions
+from lmgym.env.arguments import RENDER_MODES, LongPrompts, OnLimit, Output, RenderMode, check_arguments, check_callers
 from lmgym.env.batch_outcome import Outcome
+from lmgym.env.copying import copy_all_but
 from lmgym.env.infos import convert, make_final_infos, make_infos
 from lmgym.env.prompts import check_options, encode_prompts, make_generators, make_prompts, parse_reset_mask, with_texts
 from lmgym.env.rendering import render_rows
@@ -65,6 +67,7 @@ class TokenVectorEnv(VectorEnv):
         temperature: the policy's temperature, at which the reference is measured too.
         reference_adapter: a frozen adapter of the model that is the reference; None is the model with adapters off.
         banned_tokens: ids that the action mask forbids, beyond the model's own (padding, special tokens).
+        action_mask: forbids more by the text so far, to policy and reference: a `lmgym.env.ActionMaskFunction`.
         stop: strings that end a completion, beyond the task's.
         missing_eos_score: the score of rows that reach the budget; "task" takes the task's rule, None scores the text.
         autoreset_mode: when finished rows restart, see `gymnasium.vector.AutoresetMode`.
@@ -91,6 +94,7 @@ class TokenVectorEnv(VectorEnv):
         temperature: float = 1.0,
         reference_adapter: str | None = None,
         banned_tokens: Sequence[int] = (),
+        action_mask: ActionMaskFunction | None = None,
         stop: Sequence[str] = (),
         missing_eos_score: float | Literal["task"] | None = "task",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -101,7 +105,7 @@ class TokenVectorEnv(VectorEnv):
             num_envs=num_envs, task=task, model=model, stop=stop, missing_eos_score=missing_eos_score,
             max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens,
             kl_estimator=kl_estimator, kl=kl, on_limit=on_limit, long_prompts=long_prompts, output=output, split=split,
-            render_mode=render_mode,
+            render_mode=render_mode, kind=type(self),
         )  # fmt: skip
         self.num_envs, self.task, self.model = num_envs, task, model
         self.score = score if isinstance(score, Score) else Score({task.name: score or task.score})
@@ -122,18 +126,21 @@ class TokenVectorEnv(VectorEnv):
         )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._make_state(banned_tokens)
+        self._make_state(ActionMasks(model, max_new_tokens, min_new_tokens, banned_tokens, action_mask))
 
-    def _make_state(self, banned_tokens: Sequence[int]) -> None:
-        model, shortest = self.model, self.min_new_tokens
-        self.action_mask_table = table = make_action_mask_table(model, self.max_new_tokens, shortest, banned_tokens)
-        self.state = RowState(model, self.num_envs, self.max_prompt_tokens, table, shortest, self.stop)
+    def _make_state(self, masks: ActionMasks) -> None:
+        self.action_mask_table = masks.table
+        self.state = RowState(self.model, self.num_envs, self.max_prompt_tokens, masks, self.min_new_tokens, self.stop)
         # The same tensors: they are written in place.
         self.prompt_ids, self.prompt_mask = self.state.prompt_ids, self.state.prompt_mask
         self.tokens, self.length, self.finish = self.state.tokens, self.state.length, self.state.finish
-        self.rewards = RowRewards(self.score.names, self.num_envs, self.max_new_tokens, model.device)
+        self.rewards = RowRewards(self.score.names, self.num_envs, self.max_new_tokens, self.model.device)
         self._scorers = {"reference": ScorerCache(self.reference, self.state)}
         self._rngs: list[np.random.Generator] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TokenVectorEnv":
+        """A copy in the same state that goes its own way, as tree search needs it. What is only read is shared."""
+        return copy_all_but(self, (self.model, self.task, self.score, self.state.masks, self.action_mask_table), memo)
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -156,6 +163,7 @@ class TokenVectorEnv(VectorEnv):
             ValueError: seed or options are malformed, or a prompt does not fit its budget. No row is changed.
             ResetNeeded: the first reset leaves out a row.
         """
+        check_callers(self)
         given, mask = check_options(options), None
         self._rngs = make_generators(seed, self.num_envs, self._rngs)
         if given.get("reset_mask") is not None:  # read, not popped: RecordEpisodeStatistics reads it afterwards
@@ -205,24 +213,19 @@ class TokenVectorEnv(VectorEnv):
         return *convert((self.observation(), rewards, terminated, truncated), self.output), infos
 
     def render(self) -> Any:
-        """The texts so far, one for each row.
+        """The texts so far, a tuple of strings ("ansi") or of images uint8[H, W, 3] ("rgb_array").
 
-        Returns:
-            A tuple of strings ("ansi") or of images uint8[H, W, 3] ("rgb_array"); None otherwise. "human" prints the
-            texts, coloured by token reward: green tokens gained reward, red ones lost reward.
+        "human" prints the texts, coloured by token reward: green tokens gained reward, red ones lost reward.
         """
         return render_rows(self.state, self.rewards.token_rewards, self.render_mode)
 
     # The bulk path -------------------------------------------------------------------------------------------------
 
     def append(self, token: Int[Tensor, " K"], rows: Int[Tensor, " K"] | None = None) -> None:
-        """Appends a token to every running row; ended rows stay as they are. Never synchronises with the device.
+        """Appends a token to every running row, or to each of `rows`; ended rows stay as they are.
 
-        Stop strings are found by `pay_rewards`, or by `running_rows`.
-
-        Args:
-            token: one for each row, or for each of `rows`.
-            rows: these rows only.
+        Never synchronises with the device, unless the action mask depends on the text. Stop strings are found by
+        `pay_rewards`, or by `running_rows`.
         """
         self.state.append(token, rows)
         for scorer in self._scorers.values():
@@ -291,7 +294,7 @@ class TokenVectorEnv(VectorEnv):
         return self.state.completions(rows)
 
     def action_masks(self) -> Any:
-        """[B, V] True where a token is allowed next; the name that sb3-contrib's MaskablePPO requires."""
+        """[B, V] True where a token is allowed next, for sb3-contrib's MaskablePPO; `action_mask` decides it."""
         return convert(self.state.action_mask(), self.output)
 
     def bind(self, policy: TokenScorer) -> None:

@@ -118,7 +118,7 @@ class _Steps(NamedTuple):
     """The masks of N = B · T tokens, in row-major order."""
 
     mask: TokenMask
-    sampling_mask: UInt8[Tensor, "N W"] | None
+    bits: UInt8[Tensor, "N W"] | None
 
     def logits(self, head: Head, hidden: Tensor, part: slice) -> Tensor:
         logits = head.logits(hidden[part], self.mask.added)
@@ -128,8 +128,8 @@ class _Steps(NamedTuple):
             at = torch.arange(part.start, part.start + len(logits), device=logits.device) % steps
             few = logits[:, self.mask.columns].masked_fill(self.mask.forbidden[at], low)
             logits[:, self.mask.columns] = few
-        if self.sampling_mask is not None:
-            logits.masked_fill_(~unpack_bits(self.sampling_mask[part], logits.shape[1]), low)
+        if self.bits is not None:
+            logits.masked_fill_(~unpack_bits(self.bits[part], logits.shape[1]), low)
         return logits
 
 
@@ -192,7 +192,7 @@ def chosen_log_probs_from_hidden(
     token: Int[Tensor, "B T"],
     head: Head,
     mask: TokenMask,
-    sampling_mask: UInt8[Tensor, "B T W"] | None = None,
+    bits: UInt8[Tensor, "B T W"] | None = None,
     entropies: bool = True,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """Log-probabilities of chosen tokens, and entropies of their distributions, in nats and float32.
@@ -204,13 +204,13 @@ def chosen_log_probs_from_hidden(
         token: the tokens.
         head: the output projection.
         mask: the tokens that were allowed.
-        sampling_mask: the tokens that truncated sampling kept, as bits.
+        bits: the tokens that the rows' own masks allowed: of truncated sampling, or of the text so far.
         entropies: whether to compute the entropies; zeros otherwise.
 
     Returns:
         Log-probabilities, −∞ for tokens that were not allowed; and entropies.
     """
-    steps = _Steps(mask, None if sampling_mask is None else sampling_mask.flatten(0, 1))
+    steps = _Steps(mask, None if bits is None else bits.flatten(0, 1))
     found = _Chosen.apply(hidden.flatten(0, 1), token.flatten(), head, steps, entropies)
     logp, entropy = found  # pyright: ignore[reportGeneralTypeIssues]
     return logp.view(token.shape), entropy.view(token.shape)

@@ -1,6 +1,8 @@
-"""Makes untrusted text, such as model output, safe to show in a terminal. Imports no large package."""
+"""Makes text, such as model output, safe to show in any terminal. Imports no large package."""
 
 import re
+import sys
+from typing import TextIO
 
 
 def printable(text: str) -> str:
@@ -16,3 +18,19 @@ def quoted(value: object, max_length: int = 200) -> str:
     """A value for an error message: its `repr` on one line, truncated to `max_length` characters."""
     text = re.sub(r"\s*\n\s*", " ", repr(value))
     return text if len(text) <= max_length else f"{text[:max_length]}…"
+
+
+def tolerate_characters() -> None:
+    """From now on, standard output shows "?" for a character that its encoding lacks, instead of raising an error.
+
+    For the entry point of a program: a console of Windows (cp1252), or of a container or cron (ASCII), must not end it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def encodable(text: str, stream: TextIO | None = None) -> str:
+    """The text with "?" for each character that a stream (by default standard output) cannot encode."""
+    encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

@@ -29,8 +29,8 @@ from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
 from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 from lmgym.models.sequences import Mask, Sequences, buckets, default_pass_tokens
-from lmgym.models.tokenising import TextCodec, eos_ids_of, token_ids
-from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
+from lmgym.models.tokenising import TextCodec, count_added_ends, eos_ids_of, token_ids
+from lmgym.models.transformers_quirks import disable_dropout, seeded, silence_libraries
 
 __all__ = [
     "BUILT_IN",
@@ -56,6 +56,7 @@ __all__ = [
     "check_names",
     "check_shapes",
     "collate_examples",
+    "count_added_ends",
     "default_pass_tokens",
     "disable_dropout",
     "encode_example",
@@ -72,6 +73,7 @@ __all__ = [
     "read_settings",
     "read_weights",
     "record_base",
+    "seeded",
     "set_template",
     "silence_libraries",
     "token_ids",

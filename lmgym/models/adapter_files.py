@@ -5,12 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from lmgym.models.safe_weights import check_shapes, first_line, read_settings, read_weights
-from lmgym.models.transformers_quirks import silence_libraries
+from lmgym.models.transformers_quirks import seeded, silence_libraries
 
 UNSUPPORTED = (
     "alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "lora_bias", "monteclora_config",
@@ -84,7 +83,7 @@ def attach_adapter(model: Any, config: LoraConfig, weights: Mapping[str, Tensor]
     file = Path(folder) / "adapter_model.safetensors"
     trained_on, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns where they differ
     try:
-        with torch.random.fork_rng(devices=[]), silence_libraries():
+        with seeded(0), silence_libraries():
             if isinstance(model, PeftModel):
                 model.add_adapter(name, config)
             else:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmgym.models.adapter_files import attach_adapter, detach_adapter, read_adapter
 from lmgym.models.base_weights import absolute, check_base, record_base, weights_checksum
-from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
+from lmgym.models.transformers_quirks import disable_dropout, seeded, silence_libraries
 
 SAMPLE = 64
 """Numbers of each weight that are compared to see whether the base weights are still those of a folder."""
@@ -92,8 +92,7 @@ class Adapters(Collection[str]):
                 r=rank, lora_alpha=alpha, target_modules=self._target_modules(targets, layers), task_type="CAUSAL_LM"
             )
         trained = self._trained()
-        with torch.random.fork_rng(devices=[]), silence_libraries():
-            torch.manual_seed(seed)
+        with seeded(seed), silence_libraries():
             if isinstance(self.model, PeftModel):
                 self.model.add_adapter(name, config)
             else:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, TemplateError
 
 from lmgym.io import quoted
+from lmgym.models.encode_after import encode_after
 from lmgym.tasks.messages import Message, check_messages
 
 
@@ -73,8 +74,7 @@ class ChatTemplate:
         if whole[: len(before)] == before:
             written = whole[len(before) :]
         else:
-            written = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True, verbose=False)
-            written = [*written["input_ids"], *self._turn_end(whole)]
+            written = [*encode_after(self.tokenizer, prompt, answer), *self._turn_end(whole)]
         text, end = self._split_at_end(written)
         return prompt, [*text, *(end or self._turn_end(whole))] if finished else text
 

@@ -1,6 +1,7 @@
 """The interface of decoding: `start` returns a `Decoding`, `act` reads it, and `advance` extends it by one token."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +21,16 @@ class Decoding:
     hidden: Float[Tensor, "B D"]
     critic: "Decoding | None" = field(default=None, kw_only=True)
     nucleus: "Decoding | None" = field(default=None, kw_only=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Decoding":
+        """A copy that reads other tokens from here on; the weights are shared."""
+        twin = self.select(torch.arange(len(self.hidden), device=self.hidden.device))
+        if twin is None:
+            raise NotImplementedError(
+                "the cache of this model cannot be copied: start() again from the texts so far, which gives the same"
+            )
+        memo[id(self)] = twin
+        return twin
 
     @property
     def logits(self) -> Float[Tensor, "B V"]:

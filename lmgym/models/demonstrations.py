@@ -9,9 +9,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lmgym.models.chat import assistant_turns
+from lmgym.models.encode_after import encode_after
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.sequences import Sequences
-from lmgym.models.tokenising import token_ids
 from lmgym.tasks.base import Prompt
 from lmgym.tasks.messages import Message
 
@@ -55,7 +55,7 @@ def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None =
     """The token ids of a text, and how many of them belong to the prompt.
 
     Prompt and completion are tokenised together if that does not change the prompt's tokens, which are those that the
-    policy will see. Otherwise they are tokenised separately.
+    policy will see. Otherwise they are tokenised separately, so that decoding gives the completion.
 
     Of a conversation, only the last answer is the completion; `encode_turns` learns every answer in it.
 
@@ -63,17 +63,28 @@ def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None =
         lm: gives the tokenizer.
         example: the text.
         max_tokens: cuts off what follows; None keeps everything.
+
+    Warns:
+        UserWarning: no tokens of this tokenizer decode to the completion, so that another text is learned.
     """
     if example.messages:
         prompt, answer = lm.text.chat.encode_answer(example.messages, example.completion, example.finished)
         return [*prompt, *answer][:max_tokens], len(prompt)
     prompt = lm.text.encode(example.prompt) if example.prompt else []
     whole = lm.text.encode(example.prompt + example.completion)
-    if whole[: len(prompt)] != prompt:
-        whole = prompt + token_ids(lm.tokenizer, [example.completion], add_special_tokens=False)[0]
+    joint = whole[len(prompt) :] if whole[: len(prompt)] == prompt else None
+    if joint is None or (prompt and not _is_faithful(lm, example, prompt, joint)):
+        whole = prompt + encode_after(lm.tokenizer, prompt, example.completion, joint)
     whole = [*whole, lm.eos_ids[0]] if example.finished else whole
     # Without a prompt the first token has no context to be predicted from, so it is given.
     return whole[:max_tokens], max(1, len(prompt))
+
+
+def _is_faithful(lm: LanguageModel, example: Example, prompt: list[int], ids: list[int]) -> bool:
+    """Whether the ids after the prompt decode to the completion, or all of them to the whole text."""
+    if lm.text.decode_completion(prompt, ids) == example.completion:
+        return True
+    return lm.text.decode([*prompt, *ids]) == example.prompt + example.completion
 
 
 def encode_turns(lm: LanguageModel, example: Example, max_tokens: int | None = None) -> list[EncodedExample]:

@@ -33,7 +33,7 @@ from lmgym.models.model_files import read_model
 from lmgym.models.sequences import Mask, Sequences
 from lmgym.models.tokenising import TextCodec, eos_ids_of
 from lmgym.models.transformers_decoding import TransformersPass
-from lmgym.models.transformers_quirks import silence_libraries
+from lmgym.models.transformers_quirks import seeded, silence_libraries
 
 
 class LanguageModel:
@@ -67,8 +67,7 @@ class LanguageModel:
         if pad_token is not None:
             tokenizer.add_special_tokens({"pad_token": pad_token})
             if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)  # the new rows are random, but the same each time that a model is loaded
+                with seeded(0):  # the new rows are random, but the same each time that a model is loaded
                     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self.text = TextCodec(tokenizer, eos_ids_of(model, tokenizer), self.vocabulary, name)
@@ -86,6 +85,10 @@ class LanguageModel:
     def __deepcopy__(self, memo: dict[int, Any]) -> "LanguageModel":
         # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was derived from the weights is derived again, in the process that reads the pickle.
+        return self.__dict__ | {"_fused": None, "_paths": {}, "_token_masks": {}, "_packed_head": None}
 
     @property
     def model(self) -> Any:

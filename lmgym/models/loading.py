@@ -16,6 +16,7 @@ from transformers import (
 from lmgym.models.base_weights import load_base
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
+from lmgym.models.transformers_quirks import seeded
 
 
 def load(
@@ -115,7 +116,6 @@ def _probe() -> LanguageModel:
         bos_token_id=None,
         initializer_range=0.3,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         model = GPT2LMHeadModel(config)
     return LanguageModel(model, tokenizer, "probe")

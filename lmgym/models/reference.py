@@ -56,11 +56,10 @@ class Reference:
         return found.masked_fill_(~sequences.is_action, 0.0)
 
     def _evaluate(self, part: Sequences) -> Tensor:
-        steps = torch.arange(part.tokens.shape[1], device=part.tokens.device)
-        allowed = part.action_mask[steps, part.tokens] | ~part.is_action
+        allowed = part.chosen_is_allowed() | ~part.is_action
         if self.lm.fused(self.adapter) is None or not bool(allowed.all()):
             logits, _ = self.lm.evaluate(part, self.adapter)
-            return chosen_log_probs(logits, part.tokens, self.temperature, part.action_mask)
+            return chosen_log_probs(logits, part.tokens, self.temperature, part.environment_mask())
         hidden, head = self.lm.hidden(part, self.adapter), self.lm.output_head(self.temperature)
-        mask = self.lm.token_mask(part.action_mask)
-        return chosen_log_probs_from_hidden(hidden, part.tokens, head, mask, entropies=False)[0]
+        mask, bits = self.lm.token_mask(part.action_mask), part.mask_bits(sampling=False)
+        return chosen_log_probs_from_hidden(hidden, part.tokens, head, mask, bits, entropies=False)[0]

@@ -26,6 +26,8 @@ class Sequences:
         action_mask: [T, V] True where the environment allowed a token at that step.
         sampling_mask: [B, T, W] the tokens that truncated sampling (top-k, top-p) kept, as bits; None if not truncated.
         frozen_prefix: the stored output of the layers below the adapters for these sequences, or None.
+        text_mask: [B, T, W] the tokens that the environment allowed, as bits, where that depends on the text; None if
+            `action_mask` says all.
     """
 
     prompt_ids: Int[Tensor, "B P"]
@@ -35,14 +37,16 @@ class Sequences:
     action_mask: Bool[Tensor, "T V"]
     sampling_mask: UInt8[Tensor, "B T W"] | None = None
     frozen_prefix: FrozenPrefix | None = None
+    text_mask: UInt8[Tensor, "B T W"] | None = None
 
     def __getitem__(self, rows: Any) -> "Sequences":
         sampling_mask = None if self.sampling_mask is None else self.sampling_mask[rows]
         frozen_prefix = (
             None if self.frozen_prefix is None else self.frozen_prefix._replace(hidden=self.frozen_prefix.hidden[rows])
         )
+        text_mask = None if self.text_mask is None else self.text_mask[rows]
         parts = (self.prompt_ids[rows], self.prompt_mask[rows], self.tokens[rows], self.is_action[rows])
-        return Sequences(*parts, self.action_mask, sampling_mask, frozen_prefix)
+        return Sequences(*parts, self.action_mask, sampling_mask, frozen_prefix, text_mask)
 
     def buckets(self, max_tokens: int = 0, by_length: bool = True) -> "list[tuple[Int[Tensor, ' R'], int]]":
         """The rows of each pass, and the number of steps of the longest of them; see the function `buckets`.
@@ -61,15 +65,41 @@ class Sequences:
 
     def first_steps(self, steps: int) -> "Sequences":
         """The first `steps` steps alone."""
-        sampling_mask = None if self.sampling_mask is None else self.sampling_mask[:, :steps]
+        sampling_mask, text_mask = (m if m is None else m[:, :steps] for m in (self.sampling_mask, self.text_mask))
         parts = (self.tokens[:, :steps], self.is_action[:, :steps], self.action_mask[:steps])
-        return Sequences(self.prompt_ids, self.prompt_mask, *parts, sampling_mask, self.frozen_prefix)
+        return Sequences(self.prompt_ids, self.prompt_mask, *parts, sampling_mask, self.frozen_prefix, text_mask)
+
+    # Masks ---------------------------------------------------------------------------------------------------------
+
+    def environment_mask(self) -> Bool[Tensor, "*rows T V"]:
+        """[T, V] or [B, T, V] True where the environment allowed a token: the mask of the reference."""
+        return self._with_bits(self.mask_bits(sampling=False))
 
     def behaviour_mask(self) -> Bool[Tensor, "*rows T V"]:
         """[T, V] or [B, T, V] True where the acting policy could have chosen a token."""
-        if self.sampling_mask is None:
-            return self.action_mask
-        return self.action_mask & unpack_bits(self.sampling_mask, self.action_mask.shape[1])
+        return self._with_bits(self.mask_bits(sampling=True))
+
+    def mask_bits(self, sampling: bool) -> UInt8[Tensor, "B T W"] | None:
+        """What the rows' own masks allow beside the table `action_mask`, as bits; None if that says all.
+
+        Args:
+            sampling: whether to include what truncated sampling kept.
+        """
+        if not sampling or self.sampling_mask is None:
+            return self.text_mask
+        return self.sampling_mask if self.text_mask is None else self.sampling_mask & self.text_mask
+
+    def _with_bits(self, bits: Tensor | None) -> Tensor:
+        return self.action_mask if bits is None else self.action_mask & unpack_bits(bits, self.action_mask.shape[1])
+
+    def chosen_is_allowed(self) -> Bool[Tensor, "B T"]:
+        """True where the environment allowed the chosen token; without an action it may be either."""
+        steps = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        allowed = self.action_mask[steps, self.tokens]
+        if self.text_mask is None:
+            return allowed
+        bits = self.text_mask.gather(2, (self.tokens // 8)[..., None])[..., 0] >> (self.tokens % 8)
+        return allowed & (bits % 2 == 1)
 
 
 def default_pass_tokens(device: torch.device) -> int:

@@ -176,6 +176,13 @@ def count_prefix_tokens(tokenizer: Any) -> int:
     return next(starts, 0)
 
 
+def count_added_ends(tokenizer: Any) -> int:
+    """The number of end-of-sequence tokens that a tokenizer itself puts after a text."""
+    (plain,), (whole,) = (token_ids(tokenizer, ["a"], add_special_tokens=special) for special in (False, True))
+    after = whole[count_prefix_tokens(tokenizer) + len(plain) :]
+    return len(after) if after and set(after) == {tokenizer.eos_token_id} else 0
+
+
 def eos_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """The ids that end a completion: all that the generation config, the config or the tokenizer names, in this order.
 

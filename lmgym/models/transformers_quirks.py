@@ -1,16 +1,39 @@
-"""Switches off what transformers and peft do by default: progress bars, warnings, dropout."""
+"""Tames transformers and peft: no progress bars, warnings or dropout, and one thread at a time."""
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
+
+ONE_AT_A_TIME = threading.RLock()
+"""Loading changes global state: transformers replaces functions of torch meanwhile, and here its messages are switched
+off and torch's generator is seeded. Two threads that did so together would spoil it for the whole process."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Runs the body with torch's global CPU generator seeded, in one thread at a time, and puts it back."""
+    with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Runs the body without progress bars, log messages and known harmless warnings of transformers and peft."""
+    """Runs the body without progress bars, log messages and known harmless warnings of transformers and peft.
+
+    One thread at a time: everything here that loads, saves or changes a model runs in it.
+    """
+    with ONE_AT_A_TIME, _silenced():
+        yield
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

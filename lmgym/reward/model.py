@@ -31,6 +31,7 @@ from lmgym.models import (
     check_base,
     check_folder,
     check_names,
+    count_added_ends,
     disable_dropout,
     eos_ids_of,
     first_line,
@@ -38,6 +39,7 @@ from lmgym.models import (
     read_adapter,
     read_settings,
     record_base,
+    seeded,
     silence_libraries,
     token_ids,
     weights_checksum,
@@ -95,6 +97,9 @@ class RewardModel:
         # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_fused": None}
+
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -145,7 +150,10 @@ class RewardModel:
         end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
         if not self.chat.available:
             texts = [text if isinstance(text, str) else text.prompt + text.completion for text in texts]
-        plain = iter(token_ids(self.tokenizer, [text for text in texts if isinstance(text, str)]))
+        # Whether a text has ended is said by `finished`, and not by the tokenizer.
+        added = count_added_ends(self.tokenizer) if self.ends_with_eos else 0
+        encoded = token_ids(self.tokenizer, [text for text in texts if isinstance(text, str)])
+        plain = iter(ids[: len(ids) - added] for ids in encoded)
         return [
             [*next(plain), *(end if done else [])] if isinstance(text, str) else self._encode_answer(text, done)
             for text, done in zip(texts, finished, strict=True)
@@ -217,8 +225,7 @@ class RewardModel:
             ends_with_eos: whether it reads the end-of-sequence token of finished texts. Use False if the texts to score
                 are cut off at a token budget, and train it on such texts.
         """
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), silence_libraries():
-            torch.manual_seed(seed)
+        with tempfile.TemporaryDirectory() as folder, seeded(seed), silence_libraries():
             lm.write(folder)
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False

@@ -31,12 +31,14 @@ class RolloutBuffer:
         finish: [B] why the row ended, a `lmgym.env.Finish` number.
         action_mask: [T, V] True where a token was allowed.
         sampling_mask: [B, T, W] the tokens that truncated sampling kept, as bits; None if the policy does not truncate.
+        text_mask: [B, T, W] the tokens that were allowed, as bits, if that depends on the text; None otherwise.
         prompt_width: the number of tokens of the longest prompt of this rollout.
         frozen_prefix: the activations below the policy's adapter; None if it adapts all layers.
         loop: the `CapturedLoop` that fills the buffer, if decoding steps are captured in a CUDA graph.
     """
 
     sampling_mask: UInt8[Tensor, "B T W"] | None = None
+    text_mask: UInt8[Tensor, "B T W"] | None = None
     frozen_prefix: FrozenPrefix | None = None
     loop: Any = None
 
@@ -83,6 +85,7 @@ class RolloutBuffer:
             self.action_mask,
             self.sampling_mask,
             self.frozen_prefix,
+            self.text_mask,
         )
 
     def at_last(self, x: Float[Tensor, " B"]) -> Float[Tensor, "B T"]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.profiler import record_function
 
 from lmgym.env import TokenVectorEnv
@@ -50,6 +51,7 @@ def collect(
         outcome = env.pay_rewards(buffer.logp, buffer.frozen_prefix)
         sequences = env.sequences()
     _keep_prompts(buffer, sequences)
+    buffer.text_mask = sequences.text_mask
     buffer.tokens.copy_(sequences.tokens)
     buffer.is_action.copy_(outcome.is_action)
     buffer.reference_logp.copy_(outcome.reference_logp)
@@ -75,18 +77,16 @@ def _rescore(policy: Policy, env: TokenVectorEnv, buffer: RolloutBuffer) -> None
     sequences = replace(env.sequences(), sampling_mask=buffer.sampling_mask, frozen_prefix=buffer.frozen_prefix)
     bootstrapped = env.on_limit == "truncate"
     if bootstrapped:
-        # The state after the last token is that of one more token, whatever it is.
-        ends = torch.zeros_like(sequences.tokens[:, :1])
-        mask = torch.cat([sequences.action_mask, sequences.action_mask[-1:]])
-        sampling_mask = (
-            None
-            if buffer.sampling_mask is None
-            else torch.cat([buffer.sampling_mask, torch.full_like(buffer.sampling_mask[:, :1], 255)], 1)
-        )
-        is_action = torch.cat([sequences.is_action, sequences.is_action[:, -1:]], 1)
-        tokens = torch.cat([sequences.tokens, ends], 1)
+        # The state after the last token is that of one more token, whatever it is and whatever is allowed there.
         sequences = Sequences(
-            sequences.prompt_ids, sequences.prompt_mask, tokens, is_action, mask, sampling_mask, buffer.frozen_prefix
+            sequences.prompt_ids,
+            sequences.prompt_mask,
+            torch.cat([sequences.tokens, torch.zeros_like(sequences.tokens[:, :1])], 1),
+            torch.cat([sequences.is_action, sequences.is_action[:, -1:]], 1),
+            torch.cat([sequences.action_mask, sequences.action_mask[-1:]]),
+            _with_everything_allowed(sequences.sampling_mask),
+            sequences.frozen_prefix,
+            _with_everything_allowed(sequences.text_mask),
         )
     for rows, steps in sequences.buckets():
         part, taken = sequences[rows].first_steps(steps), min(steps, buffer.logp.shape[1])
@@ -98,3 +98,8 @@ def _rescore(policy: Policy, env: TokenVectorEnv, buffer: RolloutBuffer) -> None
         buffer.values[rows, :taken] = values[:, :taken]
         if bootstrapped and steps > taken:
             buffer.bootstrap[rows] = values[:, taken]
+
+
+def _with_everything_allowed(mask: Tensor | None) -> Tensor | None:
+    """A mask of bits [B, T, W] with one more step, at which it allows all tokens."""
+    return None if mask is None else torch.cat([mask, torch.full_like(mask[:, :1], 255)], 1)

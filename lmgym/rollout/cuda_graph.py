@@ -35,6 +35,8 @@ def unsupported_reason(policy: TokenPolicy, env: TokenVectorEnv) -> str | None:
         return "capture is off"
     if policy.truncates:
         return "sampling is truncated"
+    if env.state.reads_text:
+        return "the action mask depends on the text"
     adapters = (policy.adapter, *(["value"] if policy.critic == "adapter" else []))
     return None if all(policy.lm.fused(a) for a in adapters) else "the model's passes go through transformers"
 

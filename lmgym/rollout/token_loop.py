@@ -201,10 +201,12 @@ class _Batch:
             assert rows is not None
             at: Any = (rows, env.length[rows].clamp(max=env.max_new_tokens - 1))
             allowed = env.action_mask_table[at[1]] if env.min_new_tokens else env.action_mask_table[0]
-            running = env.finish[rows] == Finish.RUNNING
         else:
             at = (slice(None) if rows is None else rows, t)
-            allowed, running = env.action_mask_table[t], None
+            allowed = env.action_mask_table[t]
+        if env.state.reads_text:
+            allowed = env.state.action_mask(rows)
+        running = env.finish[rows] == Finish.RUNNING if t is None else None
         action = self.policy.act(self.decoding, self.uniforms[at], allowed)
         for store, new in (
             (buffer.logp, action.logp),

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lmgym.env import TokenVectorEnv
 from lmgym.exact import Tree, enumerate_tree, policy_logp
+from lmgym.io import encodable
 from lmgym.reward import KLForm
 from lmgym.tasks.base import Completion, Prompt, ScoreFunction
 from lmgym.testing.algorithm_world import (
@@ -312,7 +313,7 @@ def check_algorithm(
     lines = [f"{'ok  ' if c.passed else 'FAIL'}  {c.name:58} {c.observed} (expected: {c.expected})" for c in checks]
     table = "\n".join(lines)
     if show:
-        print(table)
+        print(encodable(table))
     assert all(check.passed for check in checks), f"the algorithm breaks its contract:\n{table}"
     return checks
 

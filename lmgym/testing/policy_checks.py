@@ -74,9 +74,10 @@ def _check_evaluation(buffer: RolloutBuffer, evaluation: Evaluation, log_probs: 
 def _check_masks(buffer: RolloutBuffer, log_probs: Tensor) -> None:
     """Banned tokens have probability 0 and were not drawn."""
     sequences, mask = buffer.sequences, buffer.is_action
-    banned = torch.where(sequences.action_mask, -torch.inf, log_probs).amax(-1)
+    allowed = sequences.environment_mask().expand_as(log_probs)
+    banned = torch.where(allowed, -torch.inf, log_probs).amax(-1)
     assert float(banned[mask].max()) == -torch.inf, "log_probs() gives banned tokens a probability: mask them with −∞"
-    drawn = sequences.action_mask.expand_as(log_probs).gather(2, sequences.tokens[..., None])[..., 0]
+    drawn = allowed.gather(2, sequences.tokens[..., None])[..., 0]
     assert bool(drawn[mask].all()), "act() drew a token that the action mask forbids"
 
 
@@ -119,7 +120,7 @@ def _check_frequencies(policy: TokenPolicy, env: TokenVectorEnv, sequences: Sequ
     first: Any = sequences[torch.zeros(count, dtype=torch.long, device=policy.device)]
     grid = (torch.arange(count, device=policy.device) + 0.5) / count
     state = policy.start(first.prompt_ids, first.prompt_mask)
-    token = policy.act(state, grid, env.action_mask_table[0]).token
+    token = policy.act(state, grid, first.environment_mask()[..., 0, :]).token
     shares = torch.bincount(token, minlength=env.model.vocabulary) / count
     claimed = policy.log_probs(first[torch.arange(1, device=policy.device)])[0, 0].exp()
     gap = float((shares - claimed).abs().max())

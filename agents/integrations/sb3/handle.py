@@ -20,10 +20,12 @@ class LMHandle:
     Attributes:
         policy: language model, adapter, temperature and critic.
         action_mask: [T, V] True where the environment allows a token at that step.
+        reads_text: whether the environment forbids more by the text so far.
     """
 
     policy: Policy
     action_mask: Bool[Tensor, "T V"]
+    reads_text: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LMHandle":
         return self
@@ -47,11 +49,19 @@ class LMHandle:
         Raises:
             ValueError: they differ between steps.
         """
+        remedy = (
+            "use MaskablePPO with MaskableLMPolicy, which gets the masks (and pass them to predict(observation, "
+            "action_masks=...)), or make the environment "
+        )
+        if self.reads_text:
+            raise ValueError(
+                "the environment allows tokens by the text so far (action_mask), and an observation does not contain "
+                f"the prompt that its function needs: {remedy}without action_mask"
+            )
         if bool((self.action_mask != self.action_mask[0]).any()):
             raise ValueError(
                 "the environment allows different tokens at different steps (min_new_tokens), and an observation does "
-                "not contain the step: use MaskablePPO with MaskableLMPolicy, which gets the masks (and pass "
-                "them to predict(observation, action_masks=...)), or make the environment with min_new_tokens=0"
+                f"not contain the step: {remedy}with min_new_tokens=0"
             )
         return self.action_mask[0]
 

@@ -40,7 +40,7 @@ def policy_kwargs(policy: Policy, env: Any) -> dict[str, Any]:
     """
     environment = token_env(env)
     _check_policy(policy, environment)
-    return {"handle": LMHandle(policy, environment.action_mask_table)}
+    return {"handle": LMHandle(policy, environment.action_mask_table, environment.state.reads_text)}
 
 
 def _check_policy(policy: Policy, env: TokenVectorEnv) -> None:
