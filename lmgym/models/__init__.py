@@ -1,17 +1,19 @@
 """Language models: tokenizer, adapters, loading, cached decoding, and the frozen reference."""
 
 from lmgym.models.adapter_files import attach_adapter, read_adapter
-from lmgym.models.adapters import Adapters
+from lmgym.models.adapters import Adapters, never_adapted
 from lmgym.models.decoding import Decoding
 from lmgym.models.demonstrations import EncodedExample, Example, ExampleBatch, collate_examples, encode_example
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.loading import load, load_folder
 from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
+from lmgym.models.padding import choose_padding
+from lmgym.models.positions import position_limit
 from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 from lmgym.models.sequences import Mask, Sequences, buckets, default_pass_tokens
-from lmgym.models.tokenising import TextCodec, token_ids
+from lmgym.models.tokenising import TextCodec, count_prefix_tokens, last_tokens, token_ids
 from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
 
 __all__ = [
@@ -33,13 +35,18 @@ __all__ = [
     "check_folder",
     "check_names",
     "check_shapes",
+    "choose_padding",
     "collate_examples",
+    "count_prefix_tokens",
     "default_pass_tokens",
     "disable_dropout",
     "encode_example",
     "first_line",
+    "last_tokens",
     "load",
     "load_folder",
+    "never_adapted",
+    "position_limit",
     "read_adapter",
     "read_model",
     "read_settings",

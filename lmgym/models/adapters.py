@@ -85,7 +85,11 @@ class Adapters(Collection[str]):
             config = copy.deepcopy(self._configs[base])
         else:
             config = LoraConfig(
-                r=rank, lora_alpha=alpha, target_modules=self._target_modules(targets, layers), task_type="CAUSAL_LM"
+                r=rank,
+                lora_alpha=alpha,
+                target_modules=self._target_modules(targets, layers),
+                exclude_modules=never_adapted(self.model),
+                task_type="CAUSAL_LM",
             )
         trained = self._trained()
         with torch.random.fork_rng(devices=[]), silence_libraries():
@@ -268,6 +272,20 @@ class Adapters(Collection[str]):
         self.changes += 1
         self._lora_layers = _lora_layers_of(self.model)
         self._switch(None)
+
+
+def never_adapted(model: Any) -> str | None:
+    """A pattern of the names of modules that get no adapter; None if all may get one.
+
+    The Mamba family reads the weights of some projections past their modules, which makes an adapter there useless, and
+    peft refuses some of them. In a model of several modalities, those beside the text are not trained.
+    """
+    config = model.config
+    if config.model_type in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"):
+        return r".*\.(out_proj|x_proj|dt_proj)"
+    if config.get_text_config() is not config:
+        return r".*(vision|visual|image|audio|multi_modal).*"
+    return None
 
 
 def _lora_layers_of(model: nn.Module) -> list[BaseTunerLayer]:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -31,13 +32,22 @@ def silence_libraries() -> Iterator[None]:
 def disable_dropout(model: nn.Module) -> None:
     """Puts a model into evaluation mode and sets every dropout probability to zero, permanently.
 
-    With dropout, the probability ratios of the first PPO step are 0.77 to 1.26 instead of 1.
+    With dropout, the probability ratios of the first PPO step are 0.77 to 1.26 instead of 1. Many architectures have no
+    module for it, but read a number of their own or of their config in each pass; so do those that add noise to the
+    router of their experts.
     """
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    config = getattr(model, "config", None)
-    for key in vars(config) if config is not None else ():
-        if key.endswith(("dropout", "pdrop")) and isinstance(getattr(config, key), float):
-            setattr(config, key, 0.0)
+        _zero_noise(module)
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        _zero_noise(config)
+        _zero_noise(config.get_text_config())
+
+
+def _zero_noise(holder: Any) -> None:
+    for key, value in vars(holder).items():
+        if isinstance(value, float) and ("drop" in key or "jitter" in key):
+            setattr(holder, key, 0.0)

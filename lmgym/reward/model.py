@@ -7,7 +7,8 @@ reward models trained elsewhere can be loaded here.
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,25 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lmgym.fused import FusedModel, body_of, unsupported_reason
+from lmgym.fused import FusedModel, body_of, gather_positions, unsupported_reason
 from lmgym.models import (
     LanguageModel,
     attach_adapter,
     check_folder,
     check_names,
+    choose_padding,
+    count_prefix_tokens,
     disable_dropout,
     first_line,
+    last_tokens,
+    never_adapted,
+    position_limit,
     read_adapter,
     read_settings,
     silence_libraries,
     token_ids,
 )
+from lmgym.reward.reading import ends_of, last_linear, pad_for_reading, set_padding
 from lmgym.tasks.base import Completion, Prompt
 
 BUILT_IN = {"tiny-reward": "tiny"}
@@ -42,7 +49,7 @@ class RewardModel:
 
     Args:
         model: a sequence-classification model with one label.
-        tokenizer: its own tokenizer, with a padding token that does not end a text.
+        tokenizer: its own tokenizer.
         shift: is subtracted from every score, so that some reference texts have mean 0 (Stiennon et al. 2020, section
             3.4).
         gain: the factor by which the scores were multiplied after training: σ((r_a − r_b) / gain) is the probability
@@ -50,8 +57,11 @@ class RewardModel:
         ends_with_eos: whether finished texts are given with their end-of-sequence token. Reward models trained here
             expect it; others rarely do.
 
+    Attributes:
+        pad_id: fills rows up; masks tell it from text.
+
     Raises:
-        ValueError: more than one label, or no usable padding token.
+        ValueError: more than one label.
     """
 
     def __init__(self, model: Any, tokenizer: Any, shift: float = 0.0, ends_with_eos: bool = False, gain: float = 1.0):
@@ -60,18 +70,24 @@ class RewardModel:
                 f"a reward model returns one number, but this one has {model.config.num_labels} labels: load a model "
                 "with num_labels=1, or wrap a classifier in a function that returns one score per completion"
             )
-        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-            raise ValueError(
-                "the reward model's tokenizer needs a padding token other than its end-of-sequence token: the score is "
-                "read at the last token that is not padding. Set tokenizer.pad_token and model.config.pad_token_id"
-            )
-        model.config.pad_token_id = tokenizer.pad_token_id
+        config, own = model.config.get_text_config(), tokenizer.pad_token_id
+        embeddings = model.get_input_embeddings()
+        self.vocabulary: int = embeddings.weight.shape[0]
+        ends = ends_of(model, tokenizer)
+        proper = own is not None and own not in ends and own < self.vocabulary
+        # transformers reads the score at the last token that is not this one; None if it counts every token.
+        self._skipped_id: int | None = own if proper else config.pad_token_id
+        self.pad_id: int = own if proper else (choose_padding(tokenizer, ends, self.vocabulary) or 0)
+        set_padding(model, self.pad_id)
+        embeddings.padding_idx = None  # transformers leaves out the gradient of the padding, which may be an end
         disable_dropout(model)
         self.model = model
         self.tokenizer = tokenizer
         self.shift = shift
         self.ends_with_eos = ends_with_eos
         self.gain = gain
+        self._prefix_length = count_prefix_tokens(tokenizer)
+        self._longest = position_limit(model)
         self._fused: FusedModel | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RewardModel":
@@ -112,29 +128,52 @@ class RewardModel:
         return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
 
     def encode(self, texts: Sequence[str], finished: Sequence[bool]) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
-        """Right-padded token ids and attention mask; a text longer than the model allows loses its beginning."""
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        """Right-padded token ids and attention mask.
+
+        A text longer than the model allows loses its beginning, but for the special tokens before it.
+
+        Raises:
+            ValueError: a text has a token that the model does not have.
+        """
         end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
         rows = [
-            (ids + end if done else ids)[-longest if longest else 0 :]
-            for ids, done in zip(token_ids(self.tokenizer, texts), finished, strict=True)
+            ids + end if done else ids for ids, done in zip(token_ids(self.tokenizer, texts), finished, strict=True)
         ]
+        if self._longest is not None:
+            rows = [last_tokens(row, self._longest, self._prefix_length) for row in rows]
         width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
+        if int(ids.max()) >= self.vocabulary:
+            raise ValueError(
+                f"the reward model's tokenizer gives the token {int(ids.max())}, but its model has only "
+                f"{self.vocabulary}: the tokenizer is of another model, or tokens were added to it alone"
+            )
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         return ids.to(self.device), mask.to(self.device)
 
     def forward(self, input_ids: Int[Tensor, "N L"], attention_mask: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
         """The scores of encoded texts before `shift`, differentiable."""
+        counted = attention_mask.bool()
+        if self._skipped_id is not None:
+            counted = counted & (input_ids != self._skipped_id)
+        last = (torch.arange(input_ids.shape[1], device=input_ids.device) * counted).argmax(1, keepdim=True)
         fused = None if torch.is_grad_enabled() else self._fused_model()
-        if fused is None:
+        if fused is not None:
+            hidden = fused.forward(fused.weights.layers(), input_ids, last)[:, 0]
+            return nn.functional.linear(hidden, self._head().weight)[:, 0]
+
+        def at_last(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            # transformers looks for the last token by the padding id, which may also be text: at every position it
+            # finds the last token's state. An encoder's head gets one pooled state instead.
+            if args[0].ndim < 3:
+                return None
+            return (gather_positions(args[0], last).expand_as(args[0]), *args[1:])
+
+        hook = self._head().register_forward_pre_hook(at_last)
+        try:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
-        # As in transformers, the score is computed at the last token that is not padding.
-        column = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (column * (input_ids != self.tokenizer.pad_token_id)).argmax(1, keepdim=True)
-        hidden = fused.forward(fused.weights.layers(), input_ids, last)[:, 0]
-        return nn.functional.linear(hidden, self._head().weight)[:, 0]
+        finally:
+            hook.remove()
 
     def _fused_model(self) -> FusedModel | None:
         """The fused forward pass of the model, if it is supported."""
@@ -153,15 +192,13 @@ class RewardModel:
         if not gain > 0:
             raise ValueError(f"gain={gain} must be positive")
         with torch.no_grad():
-            self._head().weight.mul_(gain)
+            for parameter in self._head().parameters():
+                parameter.mul_(gain)
         self.shift *= gain
         self.gain *= gain
 
     def _head(self) -> nn.Linear:
-        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        head: Any = model.score
-        # peft stores the trained copy of a module beside the original.
-        return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
+        return last_linear(self.model)
 
     # Creating, loading and saving ----------------------------------------------------------------------------------
 
@@ -180,22 +217,51 @@ class RewardModel:
             seed: of the random weights of adapter and head.
             ends_with_eos: whether it reads the end-of-sequence token of finished texts. Use False if the texts to score
                 are cut off at a token budget, and train it on such texts.
+
+        Raises:
+            ValueError: transformers has no sequence-classification model of this architecture that reads a whole text.
         """
+        family = lm.model.config.model_type
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), silence_libraries():
             torch.manual_seed(seed)
             lm.save(folder)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
-            ).to(lm.device)
-            nn.init.normal_(model.score.weight, std=(lm.hidden_size + 1) ** -0.5)
+            try:
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
+                ).to(lm.device)
+                head = last_linear(model)
+            except Exception as error:  # an architecture may have no such model, or one that cannot be built like this
+                raise ValueError(
+                    f"no reward model can be made of {lm.name!r}: transformers has no sequence-classification model "
+                    f"for the architecture {family} ({first_line(error)}). Take another base, or a reward function"
+                ) from error
+            nn.init.normal_(head.weight, std=(lm.hidden_size + 1) ** -0.5)
             if rank:
+                name = next(name for name, module in model.named_modules() if module is head)
                 config = LoraConfig(
-                    r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="SEQ_CLS",
-                    modules_to_save=["score"],
-                )  # fmt: skip
+                    r=rank,
+                    lora_alpha=alpha,
+                    target_modules="all-linear",
+                    task_type="SEQ_CLS",
+                    modules_to_save=[name],
+                    exclude_modules=never_adapted(model),
+                )
                 model = get_peft_model(model, config)
                 model.peft_config["default"].base_model_name_or_path = lm.name
-        return cls(model, lm.tokenizer, ends_with_eos=ends_with_eos)
+        made = cls(model, pad_for_reading(model, lm.tokenizer), ends_with_eos=ends_with_eos)
+        if made._ignores_the_end(lm):
+            raise ValueError(
+                f"no reward model can be made of {lm.name!r}: transformers reads the score of the architecture "
+                f"{family} where the end of a text is not seen. Take another base, or a reward function"
+            )
+        return made
+
+    @torch.no_grad()
+    def _ignores_the_end(self, lm: LanguageModel) -> bool:
+        tokens = lm.text.text_tokens()
+        ids = torch.tensor([[tokens[0], tokens[-1]], [tokens[0], tokens[0]]], device=self.device)
+        one, other = self.forward(ids, torch.ones_like(ids)).tolist()
+        return one == other
 
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "RewardModel":
@@ -206,7 +272,7 @@ class RewardModel:
             device: where the weights are stored.
 
         Raises:
-            ValueError: there is no such model, it has several labels, or its tokenizer has no usable padding token.
+            ValueError: there is no such model, or it has several labels.
         """
         if name in BUILT_IN:
             root = files("lmgym") / "assets"
@@ -235,7 +301,7 @@ class RewardModel:
                     str(base), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **more
                 )
             if config:
-                model.config.pad_token_id = tokenizer.pad_token_id
+                tokenizer = pad_for_reading(model, tokenizer)
                 model = attach_adapter(model, config, weights, "default", folder).merge_and_unload()
             # transformers initialises missing weights at random, such as the head of a base model. The adapter may have
             # brought them.
@@ -254,23 +320,33 @@ class RewardModel:
     def save(self, folder: str | Path) -> None:
         """Saves an ordinary sequence-classification folder; adapters are merged.
 
-        Plain transformers loads it and computes the scores before `shift`. `lmgym.json` stores `shift`, `gain` and
-        `ends_with_eos`.
+        Plain transformers loads it and computes the scores before `shift`. Where the tokenizer has no token that could
+        be padding alone, it is saved without one: transformers then scores one text at a time, and refuses more.
+        `lmgym.json` stores `shift`, `gain` and `ends_with_eos`.
         """
         folder = Path(folder)
         if isinstance(self.model, PeftModel):
             self.model = self.model.merge_and_unload()
-        with silence_libraries():
+        with silence_libraries(), self._config_for_reading():
             self.model.save_pretrained(folder)
         self._save_settings(folder)
 
     def save_adapter(self, folder: str | Path) -> None:
         """Saves adapter and head without the base model, whose name the adapter stores."""
         folder = Path(folder)
-        with silence_libraries():
+        with silence_libraries(), self._config_for_reading():
             self.model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         self._save_settings(folder, tokenizer=False)
+
+    @contextmanager
+    def _config_for_reading(self) -> Iterator[None]:
+        """Gives the config the padding id by which transformers finds the last token."""
+        set_padding(self.model, self._skipped_id)
+        try:
+            yield
+        finally:
+            set_padding(self.model, self.pad_id)
 
     def _save_settings(self, folder: Path, tokenizer: bool = True) -> None:
         if tokenizer:
