@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTED_BY: dict[str, tuple[str, ...]] = {
     "lmgym/env/": ("test_env", "test_gymnasium"),
     "lmgym/rollout/": ("test_rollout", "test_cuda_graph"),
-    "lmgym/models/": ("test_models", "test_safe_weights", "test_special_text"),
+    "lmgym/models/": ("test_models", "test_architectures", "test_safe_weights", "test_special_text"),
     "lmgym/fused/": ("test_fast", "test_onednn"),
     "lmgym/reward/": ("test_reward", "test_reward_model"),
     "lmgym/policy.py": ("test_policy", "test_sampling"),

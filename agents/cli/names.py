@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from agents.cli.folder import MOST_THREADS
 from agents.cli.options import Common, check_numbers
 from agents.pipeline import Setting
 from agents.pipeline.load_algorithm import load_file
+from lmgym.io import printable
 from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.models import LanguageModel, load
 from lmgym.policy import Policy
@@ -165,6 +167,8 @@ def model_named(name: str, wanted: Any) -> LanguageModel:
     device = device_of(wanted)
     _refuse_typos("model", name, BUILT_IN_MODELS)
     lm = load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
+    if lm.text.padding_note:
+        print(f"lmgym: {printable(lm.text.padding_note)}", file=sys.stderr)
     torch.set_num_threads(wanted.threads or _default_threads(lm.model.num_parameters()))
     return lm
 

@@ -27,7 +27,8 @@ class Common:
     """Language model: "tiny", "probe", a folder, or a name on the Hugging Face hub. By default, the model of the
     environment."""
     pad_token: str | None = None
-    """Replaces the padding token of the tokenizer. A new token is added to the vocabulary."""
+    """Replaces the padding token of the tokenizer. A new token is added to the vocabulary. It is never necessary: any
+    token fills rows up."""
     prompts: str | None = None
     """Your own prompts instead of the task's: FILE.jsonl (field "prompt", or "text" with --opening-words), FILE.txt
     (one prompt per line), or the name of a dataset."""

@@ -1,7 +1,8 @@
 """Language models: tokenizer, adapters, loading, cached decoding, and the frozen reference."""
 
+from lmgym.models.adaptable import all_linear
 from lmgym.models.adapter_files import attach_adapter, read_adapter
-from lmgym.models.adapters import Adapters, never_adapted
+from lmgym.models.adapters import Adapters
 from lmgym.models.decoding import Decoding
 from lmgym.models.demonstrations import EncodedExample, Example, ExampleBatch, collate_examples, encode_example
 from lmgym.models.fused_decoding import FusedDecoding
@@ -30,6 +31,7 @@ __all__ = [
     "Reference",
     "Sequences",
     "TextCodec",
+    "all_linear",
     "attach_adapter",
     "buckets",
     "check_folder",
@@ -45,7 +47,6 @@ __all__ = [
     "last_tokens",
     "load",
     "load_folder",
-    "never_adapted",
     "position_limit",
     "read_adapter",
     "read_model",

@@ -15,8 +15,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from lmgym.models.adaptable import all_linear, linear_layers, unadaptable
 from lmgym.models.adapter_files import attach_adapter, detach_adapter, read_adapter
 from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
 
@@ -85,11 +85,7 @@ class Adapters(Collection[str]):
             config = copy.deepcopy(self._configs[base])
         else:
             config = LoraConfig(
-                r=rank,
-                lora_alpha=alpha,
-                target_modules=self._target_modules(targets, layers),
-                exclude_modules=never_adapted(self.model),
-                task_type="CAUSAL_LM",
+                r=rank, lora_alpha=alpha, target_modules=self._target_modules(targets, layers), task_type="CAUSAL_LM"
             )
         trained = self._trained()
         with torch.random.fork_rng(devices=[]), silence_libraries():
@@ -240,17 +236,16 @@ class Adapters(Collection[str]):
         """The names of the modules to adapt, in peft's form."""
         if targets not in ("all-linear", "attention"):
             raise ValueError(f"targets={targets!r} is unknown: choose 'all-linear' or 'attention'")
-        if targets == "all-linear" and not layers:
-            return targets
         model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if targets == "all-linear" and not layers:
+            return all_linear(model, model.get_output_embeddings())
         depth = model.config.get_text_config().num_hidden_layers
         if not 0 <= layers <= depth:
             raise ValueError(f"layers={layers}: the model has {depth} layers to adapt the top of")
-        found = []
-        for name, module in model.named_modules():
+        found, left_out = [], unadaptable(model)
+        for name, _ in linear_layers(model):
             place = re.search(r"\.(?:layers|h|blocks|block)\.(\d+)\.(.*)", f".{name}")
-            linear = isinstance(getattr(module, "base_layer", module), (nn.Linear, Conv1D))
-            if place is None or not linear or "lora_" in name or name.endswith("base_layer"):
+            if place is None or name in left_out:
                 continue
             in_attention = re.search("attn|attention", place[2]) is not None
             if int(place[1]) >= depth - (layers or depth) and (targets == "all-linear" or in_attention):
@@ -272,20 +267,6 @@ class Adapters(Collection[str]):
         self.changes += 1
         self._lora_layers = _lora_layers_of(self.model)
         self._switch(None)
-
-
-def never_adapted(model: Any) -> str | None:
-    """A pattern of the names of modules that get no adapter; None if all may get one.
-
-    The Mamba family reads the weights of some projections past their modules, which makes an adapter there useless, and
-    peft refuses some of them. In a model of several modalities, those beside the text are not trained.
-    """
-    config = model.config
-    if config.model_type in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"):
-        return r".*\.(out_proj|x_proj|dt_proj)"
-    if config.get_text_config() is not config:
-        return r".*(vision|visual|image|audio|multi_modal).*"
-    return None
 
 
 def _lora_layers_of(model: nn.Module) -> list[BaseTunerLayer]:

@@ -22,6 +22,7 @@ def silence_libraries() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", message="Adapter .* was active which is now deleted", category=UserWarning
             )
+            warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)

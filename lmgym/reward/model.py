@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lmgym.fused import FusedModel, body_of, gather_positions, unsupported_reason
 from lmgym.models import (
     LanguageModel,
+    all_linear,
     attach_adapter,
     check_folder,
     check_names,
@@ -30,7 +31,6 @@ from lmgym.models import (
     disable_dropout,
     first_line,
     last_tokens,
-    never_adapted,
     position_limit,
     read_adapter,
     read_settings,
@@ -239,29 +239,30 @@ class RewardModel:
             if rank:
                 name = next(name for name, module in model.named_modules() if module is head)
                 config = LoraConfig(
-                    r=rank,
-                    lora_alpha=alpha,
-                    target_modules="all-linear",
-                    task_type="SEQ_CLS",
+                    r=rank, lora_alpha=alpha, target_modules=all_linear(model, head), task_type="SEQ_CLS",
                     modules_to_save=[name],
-                    exclude_modules=never_adapted(model),
-                )
+                )  # fmt: skip
                 model = get_peft_model(model, config)
                 model.peft_config["default"].base_model_name_or_path = lm.name
         made = cls(model, pad_for_reading(model, lm.tokenizer), ends_with_eos=ends_with_eos)
-        if made._ignores_the_end(lm):
-            raise ValueError(
-                f"no reward model can be made of {lm.name!r}: transformers reads the score of the architecture "
-                f"{family} where the end of a text is not seen. Take another base, or a reward function"
-            )
+        made._check_reading(lm)
         return made
 
     @torch.no_grad()
-    def _ignores_the_end(self, lm: LanguageModel) -> bool:
+    def _check_reading(self, lm: LanguageModel) -> None:
+        """Refuses an architecture whose score does not depend on the last token of a text."""
         tokens = lm.text.text_tokens()
         ids = torch.tensor([[tokens[0], tokens[-1]], [tokens[0], tokens[0]]], device=self.device)
-        one, other = self.forward(ids, torch.ones_like(ids)).tolist()
-        return one == other
+        try:
+            one, other = self.forward(ids, torch.ones_like(ids)).tolist()
+        except ValueError:  # a head that reads at an end of sequence
+            one = other = 0.0
+        if math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6):
+            raise ValueError(
+                f"no reward model can be made of {lm.name!r}: transformers reads the score of the architecture "
+                f"{lm.model.config.model_type} where the end of a text is not seen. Take another base, or a reward "
+                "function"
+            )
 
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "RewardModel":
