@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmgym
 from lmgym import LanguageModel, Policy, TokenVectorEnv
-from lmgym.models import Decoding, FusedDecoding, Sequences, position_limit
+from lmgym.models import Decoding, FusedDecoding, Sequences, TextCodec, position_limit
 from lmgym.models.transformers_decoding import CachedDecoding
 from lmgym.sampling import log_probs
 from lmgym.tasks.probe import Tree
@@ -395,8 +395,9 @@ def test_a_tokenizer_longer_than_the_model(probe: LanguageModel) -> None:
     with pytest.raises(ValueError, match=r"'abe' has the token 6 \('e'\), but the model 'custom' has only 6"):
         lm.text.encode("abe")
     probe.model.generation_config.eos_token_id = 6
-    with pytest.raises(ValueError, match="the end of sequence of 'custom' is token 6, but the model has only 6"):
-        LanguageModel(probe.model, probe.tokenizer)
+    assert LanguageModel(probe.model, probe.tokenizer).eos_ids == (EOS,)
+    with pytest.raises(ValueError, match="the model 'mine' ends a text with token 6, but has only 6"):
+        TextCodec(probe.tokenizer, (6,), 6, "mine")
 
 
 def test_ids_that_the_tokenizer_leaves_out_are_banned(probe: LanguageModel) -> None:

@@ -1,9 +1,12 @@
 """Text to token ids and back: special tokens, the end of a completion, and a cache of encoded prompts."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lmgym.models.chat import ChatTemplate
 from lmgym.models.padding import choose_padding, padding_note
+from lmgym.tasks.base import Prompt
 
 
 class TextCodec:
@@ -18,23 +21,27 @@ class TextCodec:
         name: the model's name, for error messages.
 
     Attributes:
+        chat: the tokenizer's chat template, for prompts that are conversations.
         pad_id: fills rows up. It may be an end, or occur in texts: masks tell what is padding.
         padding_note: what to tell the user about it; None if the tokenizer has a padding token as it should be.
         banned_ids: tokens that are not text: padding, special tokens other than ends, and ids that the tokenizer does
             not know.
 
     Raises:
-        ValueError: an end is beyond the model's vocabulary.
+        ValueError: there is no end-of-sequence token that the model has.
     """
 
     CACHE_SIZE = 1 << 16
     """The number of prompts whose token ids are cached."""
 
     def __init__(self, tokenizer: Any, eos_ids: tuple[int, ...], vocabulary: int, name: str):
-        if max(eos_ids) >= vocabulary:
+        ends, eos_ids = eos_ids, tuple(i for i in eos_ids if i < vocabulary)
+        if not eos_ids:
+            problem = (
+                f"ends a text with token {ends[0]}, but has only {vocabulary}" if ends else "has no end of sequence"
+            )
             raise ValueError(
-                f"the end of sequence of {name!r} is token {max(eos_ids)}, but the model has only {vocabulary} tokens: "
-                "correct eos_token_id in its config or tokenizer"
+                f"the model {name!r} {problem}: set tokenizer.eos_token, or eos_token_id in the model's config"
             )
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
@@ -50,6 +57,35 @@ class TextCodec:
         self._prefix_length = count_prefix_tokens(tokenizer)
         self._never_text = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._encoded: dict[str, tuple[int, ...]] = {}
+        self.chat = ChatTemplate(tokenizer, eos_ids, name)
+        self._conversations: dict[str, tuple[int, ...]] = {}
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The token ids of prompts: texts, conversations (see `chat`), and token ids as they are.
+
+        Raises:
+            ValueError: as in `encode`; the chat template refuses a conversation; or a token id is too large.
+        """
+        texts = [prompt.text for prompt in prompts if not (prompt.messages or prompt.token_ids)]
+        encoded = iter(self.encode_all(texts))
+        return [self._encode_prompt(prompt, encoded) for prompt in prompts]
+
+    def _encode_prompt(self, prompt: Prompt, encoded_texts: Iterator[list[int]]) -> list[int]:
+        if prompt.token_ids:
+            if max(prompt.token_ids) >= self.vocabulary:
+                raise ValueError(
+                    f"the prompt has the token id {max(prompt.token_ids)}, but the model knows {self.vocabulary} "
+                    "tokens: encode the prompt with this model's tokenizer"
+                )
+            return list(prompt.token_ids)
+        if not prompt.messages:
+            return next(encoded_texts)
+        key = json.dumps(prompt.messages, sort_keys=True, default=repr)
+        if key not in self._conversations:
+            if len(self._conversations) > self.CACHE_SIZE:
+                self._conversations.clear()
+            self._conversations[key] = tuple(self.chat.encode(prompt.messages))
+        return list(self._conversations[key])
 
     def text_tokens(self) -> list[int]:
         """The tokens that are text: neither ends nor banned. All tokens, if fewer than two are."""
@@ -167,13 +203,13 @@ def count_prefix_tokens(tokenizer: Any) -> int:
 
 
 def eos_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a completion: from the generation config, else the config, else the tokenizer.
+    """The ids that end a completion: all that the generation config, the config or the tokenizer names, in this order.
 
-    Raises:
-        ValueError: none of them names one.
+    Models disagree with themselves: some name the end of a text in one place, and the end of a turn in another.
     """
-    for source in (model.generation_config, model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None) if source is not None else None
+    found: list[int] = []
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
         if ids is not None:
-            return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
-    raise ValueError("the model has no end-of-sequence token: set tokenizer.eos_token, or eos_token_id in its config")
+            found += ids if isinstance(ids, (list, tuple)) else [int(ids)]
+    return tuple(dict.fromkeys(found))

@@ -84,5 +84,5 @@ def collect_comparisons(
         if len(shown) >= 2:
             texts = list(shown)
             order = annotator.rank(list(shown.values()), rng)
-            found.append(Comparison(prompt.text, tuple(texts[i] for i in order)))
+            found.append(Comparison(prompt.text, tuple(texts[i] for i in order), prompt.messages))
     return found

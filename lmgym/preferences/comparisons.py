@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lmgym.io import atomic, read_numbered
+from lmgym.tasks.base import Prompt
+from lmgym.tasks.messages import Message
 
 
 @dataclass(frozen=True)
@@ -14,12 +16,25 @@ class Comparison:
     """A ranking of completions of one prompt.
 
     Attributes:
-        prompt: the prompt's text.
+        prompt: the prompt's text; with `messages`, their transcript by default.
         ranked: at least two completions, the best first.
+        messages: the conversation that the completions answer; see `lmgym.Prompt`.
     """
 
     prompt: str
     ranked: tuple[str, ...]
+    messages: Sequence[Message] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.messages):
+            prompt = self.as_prompt
+            object.__setattr__(self, "prompt", prompt.text)
+            object.__setattr__(self, "messages", prompt.messages)
+
+    @property
+    def as_prompt(self) -> Prompt:
+        """What the completions continue."""
+        return Prompt(self.prompt, messages=self.messages)
 
     @property
     def pairs(self) -> int:
@@ -45,7 +60,7 @@ def read_comparisons(path: str | os.PathLike[str]) -> list[Comparison]:
             )
         if len(set(ranked)) < len(ranked):
             raise ValueError(f"{path}, line {number}: a text is compared with itself; remove the row")
-        found.append(Comparison(row["prompt"], tuple(ranked)))
+        found.append(Comparison(row["prompt"], tuple(ranked), row.get("messages") or ()))
     return found
 
 
@@ -54,6 +69,8 @@ def write_comparisons(path: str | os.PathLike[str], comparisons: Iterable[Compar
     rows = []
     for comparison in comparisons:
         row: dict[str, object] = {"prompt": comparison.prompt}
+        if comparison.messages:
+            row["messages"] = list(comparison.messages)
         if len(comparison.ranked) == 2:
             row["chosen"], row["rejected"] = comparison.ranked
         else:

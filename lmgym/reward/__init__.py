@@ -13,6 +13,7 @@ from lmgym.reward.kl import (
     kl_reward,
 )
 from lmgym.reward.model import BUILT_IN, RewardModel
+from lmgym.reward.reading import read_text
 from lmgym.reward.score import LARGEST_SCORE, Score, ScoreError
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "exact_kl",
     "kl_estimates",
     "kl_reward",
+    "read_text",
 ]

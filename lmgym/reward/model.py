@@ -21,6 +21,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lmgym.fused import FusedModel, body_of, gather_positions, unsupported_reason
 from lmgym.models import (
+    ChatTemplate,
+    Example,
     LanguageModel,
     all_linear,
     attach_adapter,
@@ -29,15 +31,22 @@ from lmgym.models import (
     choose_padding,
     count_prefix_tokens,
     disable_dropout,
+    eos_ids_of,
     first_line,
     last_tokens,
     position_limit,
     read_adapter,
     read_settings,
     silence_libraries,
-    token_ids,
 )
-from lmgym.reward.reading import ends_of, last_linear, pad_for_reading, set_padding
+from lmgym.reward.reading import (
+    check_reading,
+    encode_texts,
+    last_linear,
+    pad_for_reading,
+    read_text,
+    set_padding,
+)
 from lmgym.tasks.base import Completion, Prompt
 
 BUILT_IN = {"tiny-reward": "tiny"}
@@ -73,7 +82,7 @@ class RewardModel:
         config, own = model.config.get_text_config(), tokenizer.pad_token_id
         embeddings = model.get_input_embeddings()
         self.vocabulary: int = embeddings.weight.shape[0]
-        ends = ends_of(model, tokenizer)
+        ends = eos_ids_of(model, tokenizer)
         proper = own is not None and own not in ends and own < self.vocabulary
         # transformers reads the score at the last token that is not this one; None if it counts every token.
         self._skipped_id: int | None = own if proper else config.pad_token_id
@@ -88,6 +97,7 @@ class RewardModel:
         self.gain = gain
         self._prefix_length = count_prefix_tokens(tokenizer)
         self._longest = position_limit(model)
+        self.chat = ChatTemplate(tokenizer, eos_ids_of(model, tokenizer), model.config.name_or_path)
         self._fused: FusedModel | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RewardModel":
@@ -100,26 +110,26 @@ class RewardModel:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """The score of each completion, minus `shift`: a `ScoreFunction`."""
-        texts = [prompt.text + completion.text for prompt, completion in zip(prompts, completions, strict=True)]
+        texts = [read_text(prompt, completion.text) for prompt, completion in zip(prompts, completions, strict=True)]
         finished = [completion.finish_reason == "stop" for completion in completions]
         return (self.score_texts(texts, finished) - self.shift).tolist()
 
     @torch.inference_mode()
     def score_texts(
-        self, texts: Sequence[str], finished: Sequence[bool] | None = None, rows: int = 64
+        self, texts: Sequence[str | Example], finished: Sequence[bool] | None = None, rows: int = 64
     ) -> Float[Tensor, " N"]:
         """The scores of texts before `shift`, as transformers computes them, on the CPU.
 
         Args:
-            texts: prompts with their completions.
+            texts: prompts with their completions; an answer to a conversation is an `Example` (see `read_text`).
             finished: whether each text has ended; all have by default.
             rows: how many texts a pass takes.
         """
         return self.raw_scores(texts, [True] * len(texts) if finished is None else finished, rows).cpu()
 
-    def raw_scores(self, texts: Sequence[str], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
+    def raw_scores(self, texts: Sequence[str | Example], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
         """The scores before `shift`, differentiable; a pass takes `rows` texts of similar length."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        order = sorted(range(len(texts)), key=lambda i: _length(texts[i]))
         parts = []
         for start in range(0, len(order), rows):
             part = order[start : start + rows]
@@ -127,7 +137,9 @@ class RewardModel:
         # In the order of the texts again.
         return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
 
-    def encode(self, texts: Sequence[str], finished: Sequence[bool]) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
+    def encode(
+        self, texts: Sequence[str | Example], finished: Sequence[bool]
+    ) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
         """Right-padded token ids and attention mask.
 
         A text longer than the model allows loses its beginning, but for the special tokens before it.
@@ -135,10 +147,7 @@ class RewardModel:
         Raises:
             ValueError: a text has a token that the model does not have.
         """
-        end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
-        rows = [
-            ids + end if done else ids for ids, done in zip(token_ids(self.tokenizer, texts), finished, strict=True)
-        ]
+        rows = encode_texts(self.tokenizer, self.chat, texts, finished, self.ends_with_eos)
         if self._longest is not None:
             rows = [last_tokens(row, self._longest, self._prefix_length) for row in rows]
         width = max(map(len, rows))
@@ -245,24 +254,8 @@ class RewardModel:
                 model = get_peft_model(model, config)
                 model.peft_config["default"].base_model_name_or_path = lm.name
         made = cls(model, pad_for_reading(model, lm.tokenizer), ends_with_eos=ends_with_eos)
-        made._check_reading(lm)
+        check_reading(made.forward, lm)
         return made
-
-    @torch.no_grad()
-    def _check_reading(self, lm: LanguageModel) -> None:
-        """Refuses an architecture whose score does not depend on the last token of a text."""
-        tokens = lm.text.text_tokens()
-        ids = torch.tensor([[tokens[0], tokens[-1]], [tokens[0], tokens[0]]], device=self.device)
-        try:
-            one, other = self.forward(ids, torch.ones_like(ids)).tolist()
-        except ValueError:  # a head that reads at an end of sequence
-            one = other = 0.0
-        if math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6):
-            raise ValueError(
-                f"no reward model can be made of {lm.name!r}: transformers reads the score of the architecture "
-                f"{lm.model.config.model_type} where the end of a text is not seen. Take another base, or a reward "
-                "function"
-            )
 
     @classmethod
     def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "RewardModel":
@@ -354,6 +347,13 @@ class RewardModel:
             self.tokenizer.save_pretrained(folder)
         settings = {"shift": self.shift, "ends_with_eos": self.ends_with_eos, "gain": self.gain}
         (folder / "lmgym.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _length(text: str | Example) -> int:
+    """A number that grows with the tokens of a text."""
+    if isinstance(text, str):
+        return len(text)
+    return len(text.completion) + sum(len(message["content"]) for message in text.messages)
 
 
 def _read_own_settings(path: Path) -> dict[str, Any]:

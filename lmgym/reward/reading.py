@@ -1,23 +1,74 @@
-"""Where a sequence-classification model of transformers reads its score, and the padding token that this depends on.
+"""What a reward model reads; where transformers then reads the score, and the padding token that this depends on.
 
 A decoder's score is read at the last token that is not `config.pad_token_id`. If that is also an end, the end of a text
 is never read; if it is None, transformers reads the very last token, and refuses several texts at a time.
 """
 
 import copy
+import math
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
+import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
-from lmgym.models import choose_padding
+from lmgym.models import ChatTemplate, Example, LanguageModel, choose_padding, eos_ids_of, token_ids
+from lmgym.tasks.base import Prompt
 
 
-def ends_of(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that a model's config or its tokenizer name as the end of a text."""
-    named = getattr(model.config.get_text_config(), "eos_token_id", None)
-    ids = named if isinstance(named, list | tuple) else [named]
-    return {i for i in (*ids, tokenizer.eos_token_id) if i is not None}
+def read_text(prompt: Prompt, completion: str) -> str | Example:
+    """What a reward model reads: prompt and completion as one text; or a conversation with its answer."""
+    return Example.of(prompt, completion) if prompt.messages else prompt.text + completion
+
+
+def encode_texts(
+    tokenizer: Any, chat: ChatTemplate, texts: Sequence[str | Example], finished: Sequence[bool], ends_with_eos: bool
+) -> list[list[int]]:
+    """The token ids of each text, with its end where the model reads one.
+
+    A conversation with its answer is encoded by the model's own chat template; without one, the prompt's `text` with
+    the answer is read like any other text. A reward model that was trained elsewhere reads a finished conversation as
+    its template writes it.
+    """
+    end = [tokenizer.eos_token_id] if ends_with_eos else []
+    if not chat.available:
+        texts = [text if isinstance(text, str) else text.prompt + text.completion for text in texts]
+    plain = iter(token_ids(tokenizer, [text for text in texts if isinstance(text, str)]))
+    rows = []
+    for text, done in zip(texts, finished, strict=True):
+        if isinstance(text, str):
+            rows.append([*next(plain), *(end if done else [])])
+        elif done and not ends_with_eos:
+            rows.append(chat.encode_whole([*text.messages, {"role": "assistant", "content": text.completion}]))
+        else:
+            rows.append([*chain(*chat.encode_answer(text.messages, text.completion, done))])
+    return rows
+
+
+@torch.no_grad()
+def check_reading(score: Callable[[Tensor, Tensor], Tensor], lm: LanguageModel) -> None:
+    """Refuses an architecture whose score does not depend on the last token of a text.
+
+    Args:
+        score: scores token ids with their mask.
+        lm: the language model that the reward model was made of.
+
+    Raises:
+        ValueError: two texts that differ in their last token get the same score.
+    """
+    tokens = lm.text.text_tokens()
+    ids = torch.tensor([[tokens[0], tokens[-1]], [tokens[0], tokens[0]]], device=lm.device)
+    try:
+        one, other = score(ids, torch.ones_like(ids)).tolist()
+    except ValueError:  # a head that reads at an end of sequence
+        one = other = 0.0
+    if math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6):
+        raise ValueError(
+            f"no reward model can be made of {lm.name!r}: transformers reads the score of the architecture "
+            f"{lm.model.config.model_type} where the end of a text is not seen. Take another base, or a reward function"
+        )
 
 
 def set_padding(model: Any, pad_id: int | None) -> None:
@@ -32,7 +83,7 @@ def pad_for_reading(model: Any, tokenizer: Any) -> Any:
     is, and so does the given tokenizer.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    pad_id = choose_padding(tokenizer, ends_of(model, tokenizer), vocabulary)
+    pad_id = choose_padding(tokenizer, eos_ids_of(model, tokenizer), vocabulary)
     set_padding(model, pad_id)
     if pad_id in (None, tokenizer.pad_token_id):
         return tokenizer

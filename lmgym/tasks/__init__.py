@@ -2,6 +2,8 @@
 
 from lmgym.tasks.arithmetic import Arithmetic
 from lmgym.tasks.base import Completion, FinishReason, Prompt, ScoreFunction, Split, Task, sample_in_split, split_of
+from lmgym.tasks.conversational import Conversational
+from lmgym.tasks.messages import Message, check_messages, transcript
 from lmgym.tasks.probe import Bandit, Tree
 from lmgym.tasks.prompt_list import PromptList
 from lmgym.tasks.reverse import Reverse
@@ -13,7 +15,9 @@ __all__ = [
     "Arithmetic",
     "Bandit",
     "Completion",
+    "Conversational",
     "FinishReason",
+    "Message",
     "Prompt",
     "PromptList",
     "Reverse",
@@ -24,6 +28,8 @@ __all__ = [
     "Split",
     "Task",
     "Tree",
+    "check_messages",
     "sample_in_split",
     "split_of",
+    "transcript",
 ]

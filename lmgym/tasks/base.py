@@ -13,21 +13,45 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lmgym.tasks.messages import Message, check_messages, transcript
+
 Split = Literal["train", "test"]
 FinishReason = Literal["running", "stop", "length"]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to continue.
+    """What the language model continues: a text, a conversation, or token ids.
 
     Attributes:
-        text: the text that the language model sees.
+        text: the text that the language model continues. With `messages`, it is for people, for score functions and for
+            the assignment to a split; by default it is their transcript ("user: Hello", line by line).
         data: information for scoring that the model does not see, such as the right answer.
+        messages: the conversation that the model answers, as {"role", "content"}; the tokenizer's chat template renders
+            it. The last message is the user's (or a tool's).
+        token_ids: the prompt's token ids, used as they are. Environments decode them into `text`, if it is empty.
+
+    Raises:
+        ValueError: the messages have the wrong form or order, or both messages and token ids are given, or there is
+            nothing to continue.
     """
 
-    text: str
+    text: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Message] = ()
+    token_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if not len(self.messages) and not len(self.token_ids):
+            return
+        if len(self.token_ids):
+            if len(self.messages):
+                raise ValueError("a prompt has messages or token_ids, not both")
+            object.__setattr__(self, "token_ids", _check_ids(self.token_ids))
+            return
+        object.__setattr__(self, "messages", check_messages(self.messages, last=("user", "tool")))
+        if not self.text:
+            object.__setattr__(self, "text", transcript(self.messages))
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,14 @@ class Completion:
     text: str
     finish_reason: FinishReason = "stop"
     tokens: int = 0
+
+
+def _check_ids(ids: Sequence[Any]) -> tuple[int, ...]:
+    checked = tuple(ids)
+    for index in checked:
+        if isinstance(index, bool) or not isinstance(index, int | np.integer) or index < 0:
+            raise ValueError(f"token_ids contain {index!r}: give integers of 0 or more, below the model's vocabulary")
+    return tuple(map(int, checked))
 
 
 ScoreFunction = Callable[[Sequence[Prompt], Sequence[Completion]], Sequence[float]]
