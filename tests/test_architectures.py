@@ -23,8 +23,8 @@ from lmgym.models import Sequences
 from lmgym.preferences import Comparison
 from lmgym.tasks.probe import Tree
 
-DEFAULT = ("gemma3_text", "lfm2", "mamba", "opt (projected)", "bart", "bert")
-"""A sliding window, a hybrid, no attention, a narrow head, padding counted as positions, and one that is refused."""
+DEFAULT = ("gemma3", "lfm2", "mamba", "opt (projected)", "bart", "bert")
+"""Text and vision, a hybrid, no attention, a narrow head, padding counted as positions, and one that is refused."""
 COMPARISONS = [Comparison("ab", ("cd", "d")), Comparison("c", ("a", "bbb"))]
 TEXTS = ["ab", "dcba", "c", "abcdabcd"]
 
@@ -75,7 +75,7 @@ def perturb(parameters: list[nn.Parameter]) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore:.*rank_pattern:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore:.*_pattern keys:RuntimeWarning")
 @sweep
 def test_a_family_goes_the_whole_way(family: str, folder: Path, tmp_path: Path) -> None:
     plain = plain_model(folder)
@@ -106,6 +106,9 @@ def test_a_family_goes_the_whole_way(family: str, folder: Path, tmp_path: Path) 
             logits = plain_logits(model, prompt + chosen)[len(prompt) - 1 : -1].masked_fill(~allowed, -torch.inf)
             expected = logits.log_softmax(-1).gather(1, torch.tensor(chosen)[:, None])[:, 0]
             torch.testing.assert_close(logp[row, : len(chosen)], expected, atol=1e-4, rtol=0)
+    refilled = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0), prompts, slots=3)
+    assert torch.equal(refilled.tokens, buffer.tokens)
+    torch.testing.assert_close(refilled.logp, buffer.logp, atol=2e-5, rtol=1e-5)
     again = policy.evaluate(sequences).logp
     torch.testing.assert_close(again, buffer.logp, atol=2e-5, rtol=1e-5)
     lm.model.train()
@@ -134,7 +137,7 @@ def one_row(prompt: list[int], tokens: list[int]) -> Sequences:
     return Sequences(ids, whole, chosen, torch.ones_like(chosen, dtype=torch.bool), allowed)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore:.*rank_pattern:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore:.*_pattern keys:RuntimeWarning")
 @sweep
 def test_a_reward_model_of_a_family(family: str, folder: Path, tmp_path: Path) -> None:
     decoding, scores = documented()[family]

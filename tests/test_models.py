@@ -317,12 +317,18 @@ def test_adapter_seeds_and_global_random_state(lm: LanguageModel) -> None:
     [
         ("OPTConfig", {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.3, "layerdrop": 0.3}),
         ("LlamaConfig", {"attention_dropout": 0.3}),
-        ("MixtralConfig", {"router_jitter_noise": 0.3, "num_local_experts": 2, "num_key_value_heads": 1}),
     ],
 )
-def test_noise_that_is_no_module_is_off_for_good(config: str, dropout: dict[str, Any]) -> None:
+def test_dropout_that_is_no_module_is_off_for_good(config: str, dropout: dict[str, Any]) -> None:
     lm = random_model(config, **dropout)
-    lm.fast = False
+    before = plain_logits(lm.model, [A, B, C, D])
+    lm.model.train()
+    assert lm.model.training
+    assert torch.equal(plain_logits(lm.model, [A, B, C, D]), before)
+
+
+def test_noise_of_routers_is_off_whatever_the_mode() -> None:
+    lm = random_model("MixtralConfig", router_jitter_noise=0.3, num_local_experts=2, num_key_value_heads=1)
     before = lm.evaluate(sequences())[0]
     lm.model.train()
     assert torch.equal(lm.evaluate(sequences())[0], before)

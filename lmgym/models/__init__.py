@@ -23,7 +23,7 @@ from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 from lmgym.models.sequences import Mask, Sequences, buckets, default_pass_tokens
 from lmgym.models.tokenising import TextCodec, count_prefix_tokens, eos_ids_of, last_tokens, token_ids
-from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
+from lmgym.models.transformers_quirks import disable_dropout, keep_evaluating, silence_libraries
 
 __all__ = [
     "BUILT_IN",
@@ -55,6 +55,7 @@ __all__ = [
     "encode_turns",
     "eos_ids_of",
     "first_line",
+    "keep_evaluating",
     "last_tokens",
     "load",
     "load_folder",

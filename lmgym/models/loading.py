@@ -35,7 +35,7 @@ def load(
         trust_remote_code: whether to run code that comes with the model.
 
     Raises:
-        ValueError: there is no such model, or its tokenizer has no usable padding token.
+        ValueError: there is no such model, or it is not a causal language model.
     """
     if isinstance(dtype, str):
         if dtype not in DTYPES:

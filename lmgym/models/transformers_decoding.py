@@ -15,6 +15,7 @@ from lmgym.models.adapters import Adapters
 from lmgym.models.caches import can_replace_rows, can_select_rows, new_cache, select_rows
 from lmgym.models.decoding import Decoding
 from lmgym.models.sequences import Sequences, left_align
+from lmgym.models.transformers_quirks import keep_evaluating
 
 SHARED_MASK_MODELS = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 """Model types in which all layers use the same mask, and only attention reads it; tested in test_models.py."""
@@ -99,6 +100,7 @@ class TransformersPass:
             return (seen[-1], *args[1:])
 
         model = self.adapters.model
+        keep_evaluating(model)
         hook = model.get_output_embeddings().register_forward_pre_hook(choose)
         try:
             with self.adapters.using(adapter):

@@ -33,6 +33,7 @@ from lmgym.models import (
     disable_dropout,
     eos_ids_of,
     first_line,
+    keep_evaluating,
     last_tokens,
     position_limit,
     read_adapter,
@@ -86,7 +87,8 @@ class RewardModel:
         proper = own is not None and own not in ends and own < self.vocabulary
         # transformers reads the score at the last token that is not this one; None if it counts every token.
         self._skipped_id: int | None = own if proper else config.pad_token_id
-        self.pad_id: int = own if proper else (choose_padding(tokenizer, ends, self.vocabulary) or 0)
+        chosen = own if proper else choose_padding(tokenizer, ends, self.vocabulary)
+        self.pad_id: int = chosen or 0  # any id fills rows up
         set_padding(model, self.pad_id)
         embeddings.padding_idx = None  # transformers leaves out the gradient of the padding, which may be an end
         disable_dropout(model)
@@ -178,6 +180,7 @@ class RewardModel:
                 return None
             return (gather_positions(args[0], last).expand_as(args[0]), *args[1:])
 
+        keep_evaluating(self.model)
         hook = self._head().register_forward_pre_hook(at_last)
         try:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]

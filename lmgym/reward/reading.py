@@ -56,15 +56,16 @@ def check_reading(score: Callable[[Tensor, Tensor], Tensor], lm: LanguageModel) 
         lm: the language model that the reward model was made of.
 
     Raises:
-        ValueError: two texts that differ in their last token get the same score.
+        ValueError: texts that differ in their last token get the same score.
     """
     tokens = lm.text.text_tokens()
-    ids = torch.tensor([[tokens[0], tokens[-1]], [tokens[0], tokens[0]]], device=lm.device)
+    last = [tokens[i * (len(tokens) - 1) // 3] for i in range(4)]
+    ids = torch.tensor([[tokens[0], token] for token in last], device=lm.device)
     try:
-        one, other = score(ids, torch.ones_like(ids)).tolist()
+        scores = score(ids, torch.ones_like(ids)).tolist()
     except ValueError:  # a head that reads at an end of sequence
-        one = other = 0.0
-    if math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6):
+        scores = [0.0]
+    if math.isclose(min(scores), max(scores), rel_tol=1e-4, abs_tol=1e-6):
         raise ValueError(
             f"no reward model can be made of {lm.name!r}: transformers reads the score of the architecture "
             f"{lm.model.config.model_type} where the end of a text is not seen. Take another base, or a reward function"
