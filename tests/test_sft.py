@@ -103,3 +103,10 @@ def test_the_held_out_loss_of_a_single_token(probe: LanguageModel) -> None:
     example = Example("ab", "c", finished=False)
     ids, start = encode_example(probe, example)
     assert sft.evaluate(probe, [example], sft.Config()) == pytest.approx(by_hand(probe, ids, start)[0], abs=1e-5)
+
+
+def test_a_text_longer_than_the_models_positions_is_refused(probe: LanguageModel) -> None:
+    """The probe has 64 positions."""
+    assert sft.nll(probe, [encode_example(probe, Example("", "a" * 63), None)])[0].shape == (1, 63)
+    with pytest.raises(ValueError, match="a text has 65 tokens, but the model 'probe' has only 64 positions"):
+        sft.nll(probe, [encode_example(probe, Example("", "a" * 64), None)])

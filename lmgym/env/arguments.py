@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lmgym.models import LanguageModel, position_limit
+from lmgym.models import LanguageModel
 from lmgym.reward import check_reward_estimator
 from lmgym.tasks.base import Task
 
@@ -93,7 +93,7 @@ def check_budgets(
         )
     if on_limit == "truncate" and max_new_tokens < 2:
         raise ValueError("on_limit='truncate' needs max_new_tokens of at least 2: a row may not end at its first step")
-    positions = position_limit(model.model)
+    positions = model.positions
     if positions is not None and max_prompt_tokens + max_new_tokens > positions:
         raise ValueError(
             f"max_prompt_tokens={max_prompt_tokens} plus max_new_tokens={max_new_tokens} exceed the {positions} "

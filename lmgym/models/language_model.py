@@ -29,6 +29,7 @@ from lmgym.models.adapters import Adapters
 from lmgym.models.decoding import Decoding
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.model_files import read_model
+from lmgym.models.positions import position_limit
 from lmgym.models.probe import probe_architecture
 from lmgym.models.sequences import Mask, Sequences, left_align
 from lmgym.models.tokenising import TextCodec, eos_ids_of
@@ -54,6 +55,7 @@ class LanguageModel:
         pad_id: fills rows up; masks tell it from text.
         eos_ids: the tokens that end a completion.
         banned_ids: tokens that are not text, see `TextCodec`.
+        positions: the largest number of tokens that the model can read; None without a limit.
         fast: whether passes use `lmgym.fused` if it supports the architecture; `path` says which way they take.
         capture: whether a rollout's decoding step may be captured in a CUDA graph (`lmgym.rollout.cuda_graph`).
 
@@ -78,6 +80,7 @@ class LanguageModel:
         # transformers leaves out the gradient of the padding's embedding, which may be an end.
         model.get_input_embeddings().padding_idx = None
         self.adapters = Adapters(model, name)
+        self.positions = position_limit(model)
         self.fast = True
         self.capture = True
         self._transformers = TransformersPass(self.adapters)

@@ -6,7 +6,6 @@ reward models trained elsewhere can be loaded here.
 
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -24,7 +23,6 @@ from lmgym.models import (
     ChatTemplate,
     Example,
     LanguageModel,
-    all_linear,
     attach_adapter,
     check_folder,
     check_names,
@@ -44,6 +42,7 @@ from lmgym.reward.reading import (
     check_reading,
     encode_texts,
     last_linear,
+    new_classifier,
     pad_for_reading,
     read_text,
     set_padding,
@@ -233,29 +232,7 @@ class RewardModel:
         Raises:
             ValueError: transformers has no sequence-classification model of this architecture that reads a whole text.
         """
-        family = lm.model.config.model_type
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), silence_libraries():
-            torch.manual_seed(seed)
-            lm.save(folder)
-            try:
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
-                ).to(lm.device)
-                head = last_linear(model)
-            except Exception as error:  # an architecture may have no such model, or one that cannot be built like this
-                raise ValueError(
-                    f"no reward model can be made of {lm.name!r}: transformers has no sequence-classification model "
-                    f"for the architecture {family} ({first_line(error)}). Take another base, or a reward function"
-                ) from error
-            nn.init.normal_(head.weight, std=(lm.hidden_size + 1) ** -0.5)
-            if rank:
-                name = next(name for name, module in model.named_modules() if module is head)
-                config = LoraConfig(
-                    r=rank, lora_alpha=alpha, target_modules=all_linear(model, head), task_type="SEQ_CLS",
-                    modules_to_save=[name],
-                )  # fmt: skip
-                model = get_peft_model(model, config)
-                model.peft_config["default"].base_model_name_or_path = lm.name
+        model = new_classifier(lm, rank, alpha, seed)
         made = cls(model, pad_for_reading(model, lm.tokenizer), ends_with_eos=ends_with_eos)
         check_reading(made.forward, lm)
         return made

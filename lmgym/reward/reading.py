@@ -6,15 +6,27 @@ is never read; if it is None, transformers reads the very last token, and refuse
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
-from lmgym.models import ChatTemplate, Example, LanguageModel, choose_padding, eos_ids_of, token_ids
+from lmgym.models import (
+    ChatTemplate,
+    Example,
+    LanguageModel,
+    all_linear,
+    choose_padding,
+    eos_ids_of,
+    first_line,
+    silence_libraries,
+    token_ids,
+)
 from lmgym.tasks.base import Prompt
 
 
@@ -105,3 +117,41 @@ def last_linear(model: Any) -> nn.Linear:
     if not heads:
         raise ValueError("the model has no linear layer with one output")
     return heads[-1]
+
+
+def new_classifier(lm: LanguageModel, rank: int, alpha: int, seed: int) -> Any:
+    """A sequence-classification model with one label on a copy of a language model's trunk.
+
+    Args:
+        lm: a model without adapters.
+        rank: of a LoRA adapter; 0 for none.
+        alpha: LoRA's scale is alpha / rank.
+        seed: of the random weights of adapter and head.
+
+    Raises:
+        ValueError: transformers has no such model of this architecture.
+    """
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), silence_libraries():
+        torch.manual_seed(seed)
+        lm.save(folder)
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
+            ).to(lm.device)
+            head = last_linear(model)
+        except Exception as error:  # an architecture may have no such model, or one that cannot be built like this
+            raise ValueError(
+                f"no reward model can be made of {lm.name!r}: transformers has no sequence-classification model for "
+                f"the architecture {lm.model.config.model_type} ({first_line(error)}). Take another base, or a reward "
+                "function"
+            ) from error
+        nn.init.normal_(head.weight, std=(lm.hidden_size + 1) ** -0.5)
+        if rank:
+            name = next(name for name, module in model.named_modules() if module is head)
+            config = LoraConfig(
+                r=rank, lora_alpha=alpha, target_modules=all_linear(model, head), task_type="SEQ_CLS",
+                modules_to_save=[name],
+            )  # fmt: skip
+            model = get_peft_model(model, config)
+            model.peft_config["default"].base_model_name_or_path = lm.name
+    return model
