@@ -180,6 +180,13 @@ def way_of(lm: LanguageModel) -> str:
     return "fused" if path == "fused" else "no cache" if "without a cache" in path else "cache"
 
 
+@pytest.mark.parametrize("family", ["mamba", "lfm2", "gemma2", "bart"])
+def test_rounding_is_no_fault(family: str) -> None:
+    """A model in bfloat16 decodes in the same way as in float32."""
+    model = make_model(family).bfloat16()
+    assert way_of(LanguageModel(model, lmgym.load("probe").tokenizer)) == documented()[family][0]
+
+
 def test_the_table_has_every_family() -> None:
     assert list(documented()) == list(FAMILIES)
     trained = {name.partition(" ")[0] for name, (way, _) in documented().items() if not way.startswith("refused")}

@@ -15,6 +15,8 @@ from lmgym.models.transformers_quirks import silence_libraries
 
 PREFIX = 4
 """Tokens that two probe texts share; as many follow."""
+STEPS = 2
+"""Tokens that are decoded with the cache."""
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def probe_architecture(model: TransformersPass, candidates: Sequence[int]) -> bo
         ) from error
     if not bool(torch.isfinite(whole).all()):
         raise ValueError(f"the model {name!r} gives logits that are not finite: its weights are damaged")
-    if not _equal(whole[0, :PREFIX], whole[1, :PREFIX]):
+    if not _equal(whole[0, :PREFIX], whole[1, :PREFIX], model.adapters.model.dtype):
         raise ValueError(
             f"the model {name!r} ({family}) is not causal: the logits of a token change with the tokens after it. A "
             "model that predicts the next token is needed; an encoder can only be a reward model"
@@ -64,20 +66,21 @@ def _cache_is_exact(model: TransformersPass, texts: Tensor, whole: Tensor) -> bo
     rows = torch.arange(2, device=texts.device)
     try:
         decoding = model.start(prompts, mask, None)
-        for step in range(2 * PREFIX - PREFIX - 1):
-            if not _equal(decoding.logits, whole[rows, at + step - 1]):
+        for step in range(STEPS + 1):
+            if step:
+                decoding = decoding.advance(texts[rows, at + step - 1])
+            if not _equal(decoding.logits, whole[rows, at + step - 1], model.adapters.model.dtype):
                 return False
-            decoding = decoding.advance(texts[rows, at + step])
     except Exception:  # a model without a cache, or with one of its own kind, may raise anything
         return False
     return True
 
 
-def _equal(found: Tensor, expected: Tensor) -> bool:
-    """Whether logits differ by no more than rounding does.
+def _equal(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits of a model of this dtype differ by no more than rounding does.
 
     A fault moves them by the order of their spread, rounding by that of their magnitude.
     """
-    expected = expected.float()
-    rounding = 4 * torch.finfo(found.dtype).eps * float(expected.abs().max())
-    return float((found.float() - expected).abs().max()) <= 1e-4 * float(expected.std()) + rounding
+    found, expected = found.float(), expected.float()
+    rounding = 8 * torch.finfo(dtype).eps * float(expected.abs().max())
+    return float((found - expected).abs().max()) <= 1e-4 * float(expected.std()) + rounding
