@@ -14,9 +14,10 @@ from lmgym.models.transformers_decoding import TransformersPass
 from lmgym.models.transformers_quirks import silence_libraries
 
 PREFIX = 4
-"""Tokens that two probe texts share; as many follow."""
+"""Tokens that two probe texts share."""
 STEPS = 2
-"""Tokens that are decoded with the cache."""
+"""Tokens that follow, and are decoded with the cache."""
+LENGTH = PREFIX + STEPS
 
 
 @torch.no_grad()
@@ -32,16 +33,16 @@ def probe_architecture(model: TransformersPass, candidates: Sequence[int]) -> bo
             depend on the tokens after it.
     """
     name, family = model.adapters.name, model.adapters.model.config.model_type
-    tokens = [candidates[i * (len(candidates) - 1) // (2 * PREFIX - 1)] for i in range(2 * PREFIX)]
+    tokens = [candidates[i * (len(candidates) - 1) // (LENGTH - 1)] for i in range(LENGTH)]
     device = model.adapters.model.device
-    # The same prefix with another suffix: the same tokens in reverse, and all others replaced.
-    texts = torch.tensor([tokens, tokens[:PREFIX] + tokens[:PREFIX][::-1]], device=device)
+    # The same prefix with another suffix.
+    texts = torch.tensor([tokens, tokens[:PREFIX] + tokens[:STEPS]], device=device)
     try:
         with silence_libraries():
-            whole, _ = model.read(None, texts, slice(0, 2 * PREFIX))
+            whole, _ = model.read(None, texts, slice(0, LENGTH))
     except Exception as error:  # the code of a model may raise anything
         raise ValueError(
-            f"the model {name!r} ({family}) cannot be used: a pass over {2 * PREFIX} tokens fails with "
+            f"the model {name!r} ({family}) cannot be used: a pass over {LENGTH} tokens fails with "
             f"{type(error).__name__} ({first_line(error)}); a text model that predicts the next token is needed"
         ) from error
     if not bool(torch.isfinite(whole).all()):
