@@ -109,6 +109,13 @@ def test_a_family_goes_the_whole_way(family: str, folder: Path, tmp_path: Path) 
     refilled = collect(policy, env, RolloutBuffer.like(env), Stream(0, 0), prompts, slots=3)
     assert torch.equal(refilled.tokens, buffer.tokens)
     torch.testing.assert_close(refilled.logp, buffer.logp, atol=2e-5, rtol=1e-5)
+    stepped = TokenVectorEnv(8, task=Tree(), model=lm, beta=0.1, max_prompt_tokens=4, max_new_tokens=6)
+    stepped.reset(seed=0, options={"prompt": prompts})
+    for t in range(6):  # rows that have ended start anew beside the others
+        running = buffer.is_action[:, t]
+        info = stepped.step(buffer.tokens[:, t].where(running, 2))[4]
+        found, expected = info["reference_logp"][running], buffer.reference_logp[running, t]
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     again = policy.evaluate(sequences).logp
     torch.testing.assert_close(again, buffer.logp, atol=2e-5, rtol=1e-5)
     lm.model.train()

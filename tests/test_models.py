@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmgym
 from lmgym import LanguageModel, Policy, TokenVectorEnv
-from lmgym.models import Decoding, FusedDecoding, Sequences, TextCodec, position_limit
+from lmgym.models import Decoding, FusedDecoding, Sequences, TextCodec, choose_padding, position_limit
 from lmgym.models.transformers_decoding import CachedDecoding
 from lmgym.sampling import log_probs
 from lmgym.tasks.probe import Tree
@@ -374,6 +374,20 @@ def test_the_padding_is_a_special_token_if_there_is_one() -> None:
     assert new.banned_ids == (PAD,)
     assert "also ends texts ('<eos>'): rows are filled up with '<pad>'" in str(new.text.padding_note)
     assert lmgym.load("probe").text.padding_note is None
+
+
+def test_which_special_token_becomes_the_padding() -> None:
+    """One that is meant for it, else that of unknown words, else that of the beginning, else any but an image's."""
+    tokenizer = lmgym.load("probe").tokenizer
+    tokenizer.pad_token = None
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|spare|>", "<|right_pad|>"]})
+    tokenizer.bos_token, tokenizer.unk_token = "a", "b"
+    order: list[int | None] = []
+    for _ in range(5):
+        taken = {EOS, *(i for i in order if i is not None)}
+        order.append(choose_padding(tokenizer, taken, vocabulary=9))
+    assert order == [8, B, A, 7, None]
+    assert choose_padding(tokenizer, {EOS}, vocabulary=8) == B, "a token that the model does not have"
 
 
 def test_a_padding_token_can_be_added(tmp_path: Path) -> None:

@@ -16,9 +16,13 @@ def choose_padding(tokenizer: Any, eos_ids: Collection[int], vocabulary: int) ->
         eos_ids: the tokens that end a text.
         vocabulary: V; ids from there on cannot be used.
     """
-    special = [i for i in tokenizer.all_special_ids if i is not None]
-    spare = sorted(i for i in special if "pad" in str(tokenizer.convert_ids_to_tokens(i)).lower())
-    wanted = [tokenizer.pad_token_id, *spare, tokenizer.unk_token_id, tokenizer.bos_token_id, *sorted(special)]
+    names = {i: str(tokenizer.convert_ids_to_tokens(i)).lower() for i in sorted(tokenizer.all_special_ids)}
+    # A model of several modalities may look for the places of its images.
+    special = [
+        i for i, name in names.items() if not any(word in name for word in ("image", "video", "vision", "audio"))
+    ]
+    spare = [i for i in special if "pad" in names[i]]
+    wanted = [tokenizer.pad_token_id, *spare, tokenizer.unk_token_id, tokenizer.bos_token_id, *special]
     return next((i for i in wanted if i is not None and i < vocabulary and i not in eos_ids), None)
 
 
