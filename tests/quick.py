@@ -17,7 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTED_BY: dict[str, tuple[str, ...]] = {
     "lmgym/env/": ("test_env", "test_action_masks", "test_gymnasium"),
     "lmgym/rollout/": ("test_rollout", "test_cuda_graph"),
-    "lmgym/models/": ("test_models", "test_safe_weights", "test_special_text", "test_adapter_base"),
+    "lmgym/models/": (
+        "test_models",
+        "test_architectures",
+        "test_safe_weights",
+        "test_special_text",
+        "test_adapter_base",
+    ),
     "lmgym/models/chat.py": ("test_chat", "test_chat_cli"),
     "lmgym/fused/": ("test_fast", "test_onednn"),
     "lmgym/reward/": ("test_reward", "test_reward_model"),

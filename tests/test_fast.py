@@ -179,7 +179,7 @@ def test_a_base_that_was_trained_is_read_anew(
 
 def test_what_it_does_not_know_goes_through_transformers_and_says_so() -> None:
     assert "gpt_neox is not of the GPT-2 or Llama families" in random_model("GPTNeoXConfig").path()
-    assert "sliding window" in random_model("MistralConfig", sliding_window=4).path()
+    assert "sliding window" in random_model("MistralConfig", sliding_window=4, num_key_value_heads=1).path()
     assert "not gelu_new" in random_model("GPT2Config", activation_function="relu").path()
     assert (
         "'yarn'"

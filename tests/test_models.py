@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_gpt2, random_model
+from families import make_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmgym
-from lmgym import LanguageModel, Policy
-from lmgym.models import Decoding, FusedDecoding, Sequences
+from lmgym import LanguageModel, Policy, TokenVectorEnv
+from lmgym.models import Decoding, FusedDecoding, Sequences, TextCodec, choose_padding, position_limit
 from lmgym.models.transformers_decoding import CachedDecoding
 from lmgym.sampling import log_probs
+from lmgym.tasks.probe import Tree
 
 PAD, EOS, A, B, C, D = range(6)
 
@@ -312,6 +314,28 @@ def test_adapter_seeds_and_global_random_state(lm: LanguageModel) -> None:
 # Dropout, padding, ends --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("config", "dropout"),
+    [
+        ("OPTConfig", {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.3, "layerdrop": 0.3}),
+        ("LlamaConfig", {"attention_dropout": 0.3}),
+    ],
+)
+def test_dropout_that_is_no_module_is_off_for_good(config: str, dropout: dict[str, Any]) -> None:
+    lm = random_model(config, **dropout)
+    before = plain_logits(lm.model, [A, B, C, D])
+    lm.model.train()
+    assert lm.model.training
+    assert torch.equal(plain_logits(lm.model, [A, B, C, D]), before)
+
+
+def test_noise_of_routers_is_off_whatever_the_mode() -> None:
+    lm = random_model("MixtralConfig", router_jitter_noise=0.3, num_local_experts=2, num_key_value_heads=1)
+    before = lm.evaluate(sequences())[0]
+    lm.model.train()
+    assert torch.equal(lm.evaluate(sequences())[0], before)
+
+
 def test_dropout_is_off_for_good() -> None:
     lm = random_gpt2()
     lm.adapters.add("policy")
@@ -321,15 +345,56 @@ def test_dropout_is_off_for_good() -> None:
     assert not [m.p for m in lm.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
 
 
-def test_pad_must_not_be_eos_and_the_remedy_works(tmp_path: Path) -> None:
-    lm = lmgym.load("probe")
-    lm.tokenizer.pad_token = "<eos>"
-    with pytest.raises(ValueError, match=r"padding token that also ends texts.*--pad-token"):
-        LanguageModel(lm.model, lm.tokenizer)
-    lm.tokenizer.pad_token = None
-    with pytest.raises(ValueError, match="no padding token"):
-        LanguageModel(lm.model, lm.tokenizer)
+@pytest.mark.parametrize("own", ["<eos>", None, "<far>"])
+def test_any_id_fills_rows_up(own: str | None) -> None:
+    """A tokenizer without a padding token, or whose padding is its end, or is beyond the model's vocabulary."""
+    lm, expected = lmgym.load("probe"), {}
+    for ids in ([A], [C, D, A]):
+        expected[len(ids)] = plain_logits(lm.model, ids)[-1]
+    if own == "<far>":
+        lm.tokenizer.add_special_tokens({"pad_token": "<far>"})
+    lm.tokenizer.pad_token = own
+    lm.model.config.pad_token_id = None
+    new = LanguageModel(lm.model, lm.tokenizer)
+    assert (new.pad_id, new.vocabulary) == (EOS, 6)
+    assert EOS not in new.banned_ids, "an end that is also the padding stays allowed"
+    assert new.model.config.pad_token_id is None, "an end in the config would be taken for padding by others"
+    assert new.text.padding_note is not None
+    assert "'<eos>'" in new.text.padding_note
+    for fast in (True, False):
+        new.fast = fast
+        decoding = new.start(torch.tensor([[EOS, EOS, A], [C, D, A]]), torch.tensor([[0, 0, 1], [1, 1, 1]]))
+        torch.testing.assert_close(decoding.logits, torch.stack([expected[1], expected[3]]), atol=1e-5, rtol=0)
 
+
+def test_the_padding_is_a_special_token_if_there_is_one() -> None:
+    lm = lmgym.load("probe")
+    lm.tokenizer.unk_token = "<pad>"
+    lm.tokenizer.pad_token = "<eos>"
+    new = LanguageModel(lm.model, lm.tokenizer)
+    assert new.pad_id == PAD
+    assert new.banned_ids == (PAD,)
+    assert "also ends texts ('<eos>'): rows are filled up with '<pad>'" in str(new.text.padding_note)
+    assert lmgym.load("probe").text.padding_note is None
+
+
+def test_which_special_token_becomes_the_padding() -> None:
+    """One that is meant for it, else that of unknown words, else that of the beginning, else any but an image's."""
+    tokenizer = lmgym.load("probe").tokenizer
+    tokenizer.pad_token = None
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|spare|>", "<|right_pad|>"]})
+    tokenizer.bos_token, tokenizer.unk_token = "a", "b"
+    order: list[int | None] = []
+    for _ in range(5):
+        taken = {EOS, *(i for i in order if i is not None)}
+        order.append(choose_padding(tokenizer, taken, vocabulary=9))
+    assert order == [8, B, A, 7, None]
+    assert choose_padding(tokenizer, {EOS}, vocabulary=8) == B, "a token that the model does not have"
+
+
+def test_a_padding_token_can_be_added(tmp_path: Path) -> None:
+    lm = lmgym.load("probe")
+    lm.tokenizer.pad_token = None
     before = plain_logits(lm.model, [A, B])
     known = LanguageModel(lm.model, lm.tokenizer, pad_token="<pad>")
     assert (known.pad_id, known.vocabulary) == (PAD, 6)
@@ -343,6 +408,29 @@ def test_pad_must_not_be_eos_and_the_remedy_works(tmp_path: Path) -> None:
     grown.save(tmp_path)
     again = lmgym.load(str(tmp_path))
     assert (again.pad_id, again.vocabulary) == (6, 7)
+
+
+def test_a_tokenizer_longer_than_the_model(probe: LanguageModel) -> None:
+    probe.tokenizer.add_tokens(["e"])
+    lm = LanguageModel(probe.model, probe.tokenizer)
+    assert lm.text.encode("ab") == [A, B]
+    with pytest.raises(ValueError, match=r"'abe' has the token 6 \('e'\), but the model 'custom' has only 6"):
+        lm.text.encode("abe")
+    probe.model.generation_config.eos_token_id = 6
+    assert LanguageModel(probe.model, probe.tokenizer).eos_ids == (EOS,)
+    with pytest.raises(ValueError, match="the model 'mine' ends a text with token 6, but has only 6"):
+        TextCodec(probe.tokenizer, (6,), 6, "mine")
+
+
+def test_ids_that_the_tokenizer_leaves_out_are_banned(probe: LanguageModel) -> None:
+    """A vocabulary may have gaps: its length is then not its largest id."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    gaps = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1, "a": 2, "d": 5}, unk_token="<pad>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=gaps, pad_token="<pad>", eos_token="<eos>")
+    assert LanguageModel(probe.model, tokenizer).banned_ids == (PAD, 3, 4)
 
 
 def test_ids_beyond_the_tokenizer_are_banned() -> None:
@@ -366,6 +454,33 @@ def test_a_beginning_token_is_kept_and_an_end_is_not() -> None:
 def test_several_ends_come_from_the_generation_config(probe: LanguageModel) -> None:
     probe.model.generation_config.eos_token_id = [1, 4]
     assert LanguageModel(probe.model, probe.tokenizer).eos_ids == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("family", "limit"),
+    [("gpt2", 64), ("mpt", 64), ("roberta (decoder)", 63), ("gemma3", 64), ("mamba", None), ("bloom", None)],
+)
+def test_how_many_positions_a_model_has(family: str, limit: int | None) -> None:
+    model = make_model(family)
+    assert position_limit(model) == limit
+    if limit is not None and family in ("gpt2", "roberta (decoder)"):  # those that cannot read more at all
+        model(input_ids=torch.full((1, limit), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, limit + 1), 5))
+
+
+def test_a_prompt_that_is_cut_keeps_its_beginning_token(probe: LanguageModel) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    probe.tokenizer.bos_token = "d"
+    backend = probe.tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single="d $A", special_tokens=[("d", D)])
+    lm = LanguageModel(probe.model, probe.tokenizer)
+    env = TokenVectorEnv(1, task=Tree(), model=lm, max_prompt_tokens=3, max_new_tokens=2, long_prompts="truncate")
+    observation, _ = env.reset(options={"prompt": "abcab"})
+    assert observation["input_ids"][0, -3:].tolist() == [D, A, B]
+    assert lm.text.last_tokens([A, B, C, A], 2) == [C, A], "only special tokens are kept"
+    assert lm.text.last_tokens([D, A, B], 1) == [B]
 
 
 # Loading -----------------------------------------------------------------------------------------------------------

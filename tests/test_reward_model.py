@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import random_gpt2, random_model
 from tokenizers import Tokenizer, decoders, processors
 from tokenizers.models import WordLevel
@@ -111,13 +112,118 @@ def test_texts_that_are_too_long_lose_their_beginning() -> None:
     torch.testing.assert_close(model.score_texts(["abcdab"]), model.score_texts(["dab"]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("own", [None, "<eos>"])
+@pytest.mark.parametrize("other", [None, "<pad>"])
+def test_a_tokenizer_without_a_padding_token_of_its_own(
+    lm: LanguageModel, own: str | None, other: str | None, tmp_path: Path
+) -> None:
+    """The end is read. Plain transformers gives the same scores for single texts, and for batches or refuses these."""
+    lm.tokenizer.pad_token = own
+    lm.tokenizer.unk_token = other
+    lm = LanguageModel(lm.model, lm.tokenizer)
+    model = perturbed(lm, rank=4)
+    expected = [float(model.score_texts([text])) for text in TEXTS]
+    assert lm.tokenizer.pad_token == own, "the language model's tokenizer stays as it is"
+    unfinished = model.score_texts(TEXTS, [False] * len(TEXTS))
+    assert float((unfinished - torch.tensor(expected)).abs().min()) > 1e-3, "the end makes a difference"
+    with torch.enable_grad():  # through transformers
+        torch.testing.assert_close(
+            model.raw_scores(TEXTS, [True] * 5, rows=5).detach(), torch.tensor(expected), atol=1e-5, rtol=0
+        )
+    model.save_adapter(tmp_path / "adapter")
+    lm.save(tmp_path / "base")
+    adapter = tmp_path / "adapter" / "adapter_config.json"
+    adapter.write_text(adapter.read_text().replace(f'"{lm.name}"', f'"{tmp_path / "base"}"'))
+    model.save(tmp_path / "whole")
+    assert plain_scores(tmp_path / "whole", TEXTS, end=True) == pytest.approx(expected, abs=1e-5)
+    for folder in ("adapter", "whole"):
+        again = RewardModel.load(tmp_path / folder)
+        assert again.score_texts(TEXTS).tolist() == pytest.approx(expected, abs=1e-5)
+
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
+    ends = [text + "<eos>" for text in TEXTS]
+    if other is not None:
+        with torch.no_grad():
+            found = plain(**tokenizer(ends, padding=True, return_tensors="pt")).logits[:, 0]
+        assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    else:
+        with pytest.raises(ValueError, match="Cannot handle batch sizes > 1"):
+            plain(input_ids=torch.tensor([[2, 1], [3, 1]]))
+
+
+def test_a_foreign_model_is_read_where_transformers_reads_it() -> None:
+    """With the end as padding in its config, as others train reward models, the end of a text is not read."""
+    tokenizer = lmgym.load("probe").tokenizer
+    tokenizer.pad_token = "<eos>"
+    classifier = random_classifier(vocabulary=6)
+    classifier.config.pad_token_id = 1
+    with torch.no_grad():
+        expected = classifier(input_ids=torch.tensor([[2, 3, 1], [4, 1, 1]]))[0][:, 0].tolist()
+    model = RewardModel(classifier, tokenizer, ends_with_eos=True)
+    assert model.score_texts(["ab", "c"]).tolist() == pytest.approx(expected, abs=1e-5)
+    model.ends_with_eos = False
+    assert model.score_texts(["ab", "c"]).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+ENCODERS = {
+    "BertConfig": {}, "RobertaConfig": {"pad_token_id": 5}, "ElectraConfig": {"embedding_size": 16},
+    "DebertaV2Config": {"relative_attention": True}, "ModernBertConfig": {"cls_token_id": 1, "sep_token_id": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ENCODERS)
+def test_an_encoder_scores_long_texts_from_their_first_token(config: str, tmp_path: Path) -> None:
+    """A text too long keeps [CLS], at which the score is read, and its last words. RoBERTa has fewer positions."""
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.processors import TemplateProcessing
+
+    pad: int = ENCODERS[config].get("pad_token_id", 0)  # pyright: ignore[reportAssignmentType]
+    vocabulary = {"[PAD]": pad, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "good": 4, "film": 6}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    words.post_processor = TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = {"pad_token": "[PAD]", "eos_token": "[SEP]", "bos_token": "[CLS]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(tmp_path)
+    sizes = {
+        "vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+        "num_labels": 1, "pad_token_id": 0, "initializer_range": 0.3, "max_position_embeddings": 16, "bos_token_id": 1,
+        "eos_token_id": 2,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = AutoModelForSequenceClassification.from_config(
+            getattr(transformers, config)(**(sizes | ENCODERS[config]))
+        ).eval()
+    made.save_pretrained(tmp_path)
+    model = RewardModel.load(tmp_path)
+    most = 10 if config == "RobertaConfig" else 16
+    ids, mask = model.encode(["good film " * 20 + "film", "film"], [True, True])
+    kept = [1, *([4, 6] * 20 + [6])[2 - most :], 2]
+    assert ids.tolist() == [kept, [1, 6, 2] + [pad] * (most - 3)]
+    assert mask.sum(1).tolist() == [most, 3]
+    scores = model.score_texts(["good film " * 20 + "film", "film"])
+    with torch.no_grad():
+        expected = [made(input_ids=torch.tensor([row])).logits[0, 0] for row in (kept, [1, 6, 2])]
+    torch.testing.assert_close(scores, torch.stack(expected), atol=1e-5, rtol=0)
+    training.normalise(model, ["good", "film", "good film"])
+    assert float(model.score_texts(["good", "film", "good film"]).std()) == pytest.approx(1, abs=1e-4)
+
+
+def test_tokens_that_the_model_does_not_have_are_refused() -> None:
+    tokenizer = lmgym.load("probe").tokenizer
+    tokenizer.add_tokens(["e"])
+    model = RewardModel(random_classifier(vocabulary=6), tokenizer)
+    with pytest.raises(ValueError, match="gives the token 6, but its model has only 6"):
+        model.score_texts(["ab", "abe"])
+
+
 def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     tokenizer = lmgym.load("probe").tokenizer
     with pytest.raises(ValueError, match="this one has 2 labels"):
         RewardModel(random_classifier(vocabulary=6, labels=2), tokenizer)
-    tokenizer.pad_token = tokenizer.eos_token
-    with pytest.raises(ValueError, match="other than its end-of-sequence token"):
-        RewardModel(random_classifier(vocabulary=6), tokenizer)
     with pytest.raises(ValueError, match=r"no reward model .*missing.*: built in is tiny-reward"):
         RewardModel.load(tmp_path / "missing")
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from agents.cli.folder import MOST_THREADS
 from agents.cli.options import Common, check_numbers, field_names, note
 from agents.pipeline import Setting
 from agents.pipeline.load_algorithm import load_file
+from lmgym.io import printable
 from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.models import LanguageModel, load, set_template
 from lmgym.policy import Policy
@@ -222,6 +224,8 @@ def model_named(name: str, wanted: Any) -> LanguageModel:
     device = device_of(wanted)
     _refuse_typos("model", name, BUILT_IN_MODELS)
     lm = load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
+    if lm.text.padding_note:
+        print(f"lmgym: {printable(lm.text.padding_note)}", file=sys.stderr)
     set_template(lm.tokenizer, *chat_options(wanted))
     torch.set_num_threads(wanted.threads or _default_threads(lm.model.num_parameters()))
     return lm

@@ -27,7 +27,8 @@ class Common:
     """Language model: "tiny", "probe", a folder, or a name on the Hugging Face hub. By default, the model of the
     environment."""
     pad_token: str | None = None
-    """Replaces the padding token of the tokenizer. A new token is added to the vocabulary."""
+    """Replaces the padding token of the tokenizer. A new token is added to the vocabulary. It is never necessary: any
+    token fills rows up."""
     prompts: str | None = None
     """Your own prompts instead of the task's: a file (.jsonl, .json, .csv, .tsv, .parquet, .txt; also .gz), a saved
     data set, or OWNER/NAME[:CONFIG[:SPLIT]] on the hub. Rows have "prompt" or "messages" (docs/data.md)."""

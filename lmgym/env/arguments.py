@@ -106,7 +106,7 @@ def check_budgets(
         )
     if on_limit == "truncate" and max_new_tokens < 2:
         raise ValueError("on_limit='truncate' needs max_new_tokens of at least 2: a row may not end at its first step")
-    positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    positions = model.positions
     if positions is not None and max_prompt_tokens + max_new_tokens > positions:
         raise ValueError(
             f"max_prompt_tokens={max_prompt_tokens} plus max_new_tokens={max_new_tokens} exceed the {positions} "

@@ -120,6 +120,8 @@ def encode_prompts(
 ) -> list[list[int]]:
     """The token ids of each prompt, at most `max_prompt_tokens`: of a longer prompt the last ones.
 
+    The special tokens with which a prompt begins are kept.
+
     Raises:
         ValueError: a prompt is longer and `long_prompts` is "error", or a prompt has no tokens.
     """
@@ -130,7 +132,7 @@ def encode_prompts(
                 f"the prompt {prompt.text[:80]!r} has {len(ids)} tokens and the budget is {max_prompt_tokens}: raise "
                 "max_prompt_tokens, or pass long_prompts='truncate' to keep the last tokens"
             )
-    return [ids[-max_prompt_tokens:] for ids in encoded]
+    return [model.text.last_tokens(ids, max_prompt_tokens) for ids in encoded]
 
 
 def with_texts(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:

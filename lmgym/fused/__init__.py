@@ -11,6 +11,7 @@ from lmgym.fused.head import (
     draw_from_logits,
     mask_value,
 )
+from lmgym.fused.kernels import gather_positions
 from lmgym.fused.kv_cache import KVCache
 from lmgym.fused.onednn import PackedLinear, can_pack, pack_linear
 from lmgym.fused.weights import Layer, tensors_of, weight_version
@@ -28,6 +29,7 @@ __all__ = [
     "can_pack",
     "chosen_log_probs_from_hidden",
     "draw_from_logits",
+    "gather_positions",
     "mask_value",
     "pack_linear",
     "tensors_of",

@@ -1,5 +1,6 @@
 """Language models: tokenizer, adapters, loading, cached decoding, and the frozen reference."""
 
+from lmgym.models.adaptable import all_linear
 from lmgym.models.adapter_files import attach_adapter, read_adapter
 from lmgym.models.adapters import Adapters
 from lmgym.models.base_weights import (
@@ -26,11 +27,20 @@ from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.loading import load, load_folder
 from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
+from lmgym.models.padding import choose_padding
+from lmgym.models.positions import position_limit
 from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 from lmgym.models.sequences import Mask, Sequences, buckets, default_pass_tokens
-from lmgym.models.tokenising import TextCodec, count_added_ends, eos_ids_of, token_ids
-from lmgym.models.transformers_quirks import disable_dropout, seeded, silence_libraries
+from lmgym.models.tokenising import (
+    TextCodec,
+    count_added_ends,
+    count_prefix_tokens,
+    eos_ids_of,
+    last_tokens,
+    token_ids,
+)
+from lmgym.models.transformers_quirks import disable_dropout, keep_evaluating, seeded, silence_libraries
 
 __all__ = [
     "BUILT_IN",
@@ -49,24 +59,30 @@ __all__ = [
     "Reference",
     "Sequences",
     "TextCodec",
+    "all_linear",
     "attach_adapter",
     "buckets",
     "check_base",
     "check_folder",
     "check_names",
     "check_shapes",
+    "choose_padding",
     "collate_examples",
     "count_added_ends",
+    "count_prefix_tokens",
     "default_pass_tokens",
     "disable_dropout",
     "encode_example",
     "encode_turns",
     "eos_ids_of",
     "first_line",
+    "keep_evaluating",
+    "last_tokens",
     "load",
     "load_base",
     "load_folder",
     "name_base",
+    "position_limit",
     "read_adapter",
     "read_checksum",
     "read_model",

@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from lmgym.models.adaptable import all_linear, linear_layers, unadaptable
 from lmgym.models.adapter_files import attach_adapter, detach_adapter, read_adapter
 from lmgym.models.base_weights import absolute, check_base, record_base, weights_checksum
 from lmgym.models.transformers_quirks import disable_dropout, seeded, silence_libraries
@@ -257,17 +257,16 @@ class Adapters(Collection[str]):
         """The names of the modules to adapt, in peft's form."""
         if targets not in ("all-linear", "attention"):
             raise ValueError(f"targets={targets!r} is unknown: choose 'all-linear' or 'attention'")
-        if targets == "all-linear" and not layers:
-            return targets
         model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if targets == "all-linear" and not layers:
+            return all_linear(model, model.get_output_embeddings())
         depth = model.config.get_text_config().num_hidden_layers
         if not 0 <= layers <= depth:
             raise ValueError(f"layers={layers}: the model has {depth} layers to adapt the top of")
-        found = []
-        for name, module in model.named_modules():
+        found, left_out = [], unadaptable(model)
+        for name, _ in linear_layers(model):
             place = re.search(r"\.(?:layers|h|blocks|block)\.(\d+)\.(.*)", f".{name}")
-            linear = isinstance(getattr(module, "base_layer", module), (nn.Linear, Conv1D))
-            if place is None or not linear or "lora_" in name or name.endswith("base_layer"):
+            if place is None or name in left_out:
                 continue
             in_attention = re.search("attn|attention", place[2]) is not None
             if int(place[1]) >= depth - (layers or depth) and (targets == "all-linear" or in_attention):

@@ -82,12 +82,16 @@ class Decoding:
         Returns:
             False, without any change, if the model's cache does not support it.
         """
-        pairs = list(zip(self.parts, fresh.parts, strict=True))
-        if not all(own._replaceable for own, _ in pairs):
+        if not self.replaceable:
             return False
-        for own, other in pairs:
+        for own, other in zip(self.parts, fresh.parts, strict=True):
             own._replace_rows(rows, other, max_length)
         return True
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether `replace_rows` is supported."""
+        return all(part._replaceable for part in self.parts)
 
     _replaceable = True
 

@@ -104,8 +104,16 @@ def encode_turns(lm: LanguageModel, example: Example, max_tokens: int | None = N
 
 
 def collate_examples(lm: LanguageModel, rows: Sequence[EncodedExample]) -> ExampleBatch:
-    """Encoded texts as right-padded tensors."""
+    """Encoded texts as right-padded tensors.
+
+    Raises:
+        ValueError: a text is longer than the model can read.
+    """
     width = max(len(ids) for ids, _ in rows)
+    if lm.positions is not None and width > lm.positions:
+        raise ValueError(
+            f"a text has {width} tokens, but the model {lm.name!r} has only {lm.positions} positions: lower max_tokens"
+        )
     ids = torch.tensor([ids + [lm.pad_id] * (width - len(ids)) for ids, _ in rows], device=lm.device)
     position = torch.arange(1, width, device=lm.device)
     first = torch.tensor([start for _, start in rows], device=lm.device)[:, None]

@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 
-from lmgym.devices import host_reads_are_free
 from lmgym.fused import (
     FusedModel,
     Head,
@@ -30,7 +29,9 @@ from lmgym.models.adapters import Adapters
 from lmgym.models.decoding import Decoding
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.model_files import read_model
-from lmgym.models.sequences import Mask, Sequences
+from lmgym.models.positions import position_limit
+from lmgym.models.probe import probe_architecture
+from lmgym.models.sequences import Mask, Sequences, left_align
 from lmgym.models.tokenising import TextCodec, eos_ids_of
 from lmgym.models.transformers_decoding import TransformersPass
 from lmgym.models.transformers_quirks import seeded, silence_libraries
@@ -51,14 +52,15 @@ class LanguageModel:
         tokenizer: the tokenizer.
         name: the name that it was loaded by.
         vocabulary: V, the width of the logits, which may exceed the tokenizer's length.
-        pad_id: fills rows up; never an end-of-sequence id.
+        pad_id: fills rows up; masks tell it from text.
         eos_ids: the tokens that end a completion.
-        banned_ids: tokens that are not text: padding, other special tokens, and ids that the tokenizer does not know.
+        banned_ids: tokens that are not text, see `TextCodec`.
+        positions: the largest number of tokens that the model can read; None without a limit.
         fast: whether passes use `lmgym.fused` if it supports the architecture; `path` says which way they take.
         capture: whether a rollout's decoding step may be captured in a CUDA graph (`lmgym.rollout.cuda_graph`).
 
     Raises:
-        ValueError: there is no end-of-sequence token, or no usable padding token.
+        ValueError: there is no end-of-sequence token, or the model is not a causal language model.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "custom", pad_token: str | None = None):
@@ -72,8 +74,12 @@ class LanguageModel:
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self.text = TextCodec(tokenizer, eos_ids_of(model, tokenizer), self.vocabulary, name)
         self.pad_id, self.eos_ids, self.banned_ids = self.text.pad_id, self.text.eos_ids, self.text.banned_ids
-        model.config.pad_token_id = self.pad_id
+        if self.text.padding_note is None:
+            model.config.pad_token_id = self.pad_id
+        # transformers leaves out the gradient of the padding's embedding, which may be an end.
+        model.get_input_embeddings().padding_idx = None
         self.adapters = Adapters(model, name)
+        self.positions = position_limit(model)
         self.fast = True
         self.capture = True
         self._transformers = TransformersPass(self.adapters)
@@ -81,6 +87,9 @@ class LanguageModel:
         self._paths: dict[tuple[int, str | None], tuple[str | None, list[Mapping[int, Any]]]] = {}
         self._token_masks: dict[Any, tuple[Tensor, TokenMask]] = {}
         self._packed_head: tuple[Any, PackedLinear | None] | None = None
+        # The fused pass is tested for each architecture that it supports.
+        if unsupported_reason(model) is not None:
+            self._transformers.cached = probe_architecture(self._transformers, self.text.text_tokens())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LanguageModel":
         # gymnasium's env.spec deep-copies every argument of make(): a handle is shared, not copied.
@@ -101,8 +110,8 @@ class LanguageModel:
 
     @property
     def hidden_size(self) -> int:
-        """D, the width of the hidden states."""
-        return self.model.config.get_text_config().hidden_size
+        """D, the width of the hidden states that the output head reads."""
+        return self.model.get_output_embeddings().weight.shape[1]
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "LanguageModel":
         """Moves the model to a device or dtype, in place."""
@@ -218,7 +227,7 @@ class LanguageModel:
         fused = self.fused(adapter)
         if fused is None:
             return self._transformers.start(input_ids, attention_mask.long(), adapter)
-        ids, length, longest, equal = _left_align(input_ids, attention_mask)
+        ids, length, longest, equal = left_align(input_ids, attention_mask)
         layers = fused.weights.layers(adapter, decode=True)
         frozen_layers = fused.weights.frozen_layers(adapter) if store_frozen_prefix else 0
         like = layers[0].first_norm[0]
@@ -233,17 +242,7 @@ class LanguageModel:
         fused = self.fused(adapter)
         if fused is None:
             return self._transformers.evaluate(sequences, adapter)[1]
-        steps = sequences.tokens.shape[1]
-        ids, length, longest, equal = _left_align(sequences.prompt_ids, sequences.prompt_mask)
-        whole = torch.cat([sequences.prompt_ids, sequences.tokens[:, :-1]], 1)
-        width = sequences.prompt_ids.shape[1]
-        if equal:
-            whole = whole[:, width - longest :]
-        else:
-            column = torch.arange(longest + steps - 1, device=ids.device) + (width - length)[:, None]
-            whole = whole.gather(1, column.clamp(max=whole.shape[1] - 1))
-        step = torch.arange(steps, device=ids.device)
-        positions = slice(longest - 1, longest - 1 + steps) if equal else (length - 1)[:, None] + step
+        whole, positions = sequences.left_aligned()
         layers, prefix = fused.weights.layers(adapter), sequences.frozen_prefix
         if prefix is not None and prefix.owner is fused and prefix.layers <= fused.weights.frozen_layers(adapter):
             return fused.forward(layers, whole, positions, prefix.hidden[:, : whole.shape[1]], prefix.layers)
@@ -273,7 +272,10 @@ class LanguageModel:
     def path(self, adapter: str | None = None) -> str:
         """Which way the model's passes take, and why, in words."""
         reason = self._unsupported_reason(adapter)
-        return "fused" if reason is None else f"through transformers: {reason}"
+        if reason is None:
+            return "fused"
+        how = "" if self._transformers.cached else ", without a cache (each step reads the whole text again)"
+        return f"through transformers{how}: {reason}"
 
     def _unsupported_reason(self, adapter: str | None) -> str | None:
         if not self.fast:
@@ -298,25 +300,3 @@ class LanguageModel:
         if reason is None and any(getattr(h, "__module__", "") != own for kind in hooks for h in kind.values()):
             return "the model has forward hooks, which only the model's own forward pass runs"
         return reason
-
-
-def _left_align(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int, bool]:
-    """Moves left-padded texts to the left edge.
-
-    On a CPU the lengths are read; elsewhere that would synchronise with the device.
-
-    Returns:
-        ids: [B, P] the texts, left-aligned.
-        length: [B] their lengths.
-        longest: the largest length, or P where lengths are not read.
-        equal: whether all lengths are known to be equal.
-    """
-    width, length = ids.shape[1], mask.sum(1)
-    longest, equal = width, False
-    if host_reads_are_free(ids.device):
-        longest = int(length.max())
-        equal = longest == int(length.min())
-    if equal:
-        return ids[:, width - longest :].long(), length, longest, True
-    column = torch.arange(width, device=ids.device) + (width - length)[:, None]
-    return ids.gather(1, column.clamp(max=width - 1)).long(), length, longest, False

@@ -40,8 +40,8 @@ def load(
         trust_remote_code: whether to run code that comes with the model.
 
     Raises:
-        ValueError: there is no such model, or its tokenizer has no usable padding token; or the base of an adapter is
-            not there, or is another one.
+        ValueError: there is no such model, it is not a causal language model, or the base of an adapter is not there or
+            is another one.
     """
     if isinstance(dtype, str):
         if dtype not in DTYPES:

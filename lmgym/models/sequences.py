@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
+from lmgym.devices import host_reads_are_free
 from lmgym.fused import FrozenPrefix
 from lmgym.sampling import unpack_bits
 
@@ -75,6 +76,18 @@ class Sequences:
         """[T, V] or [B, T, V] True where the environment allowed a token: the mask of the reference."""
         return self._with_bits(self.mask_bits(sampling=False))
 
+    def left_aligned(self) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B T"] | slice]:
+        """Whole texts without their last token, left-aligned, and the positions from which each token was chosen."""
+        steps = self.tokens.shape[1]
+        ids, length, longest, equal = left_align(self.prompt_ids, self.prompt_mask)
+        whole = torch.cat([self.prompt_ids, self.tokens[:, :-1]], 1)
+        width = self.prompt_ids.shape[1]
+        if equal:
+            return whole[:, width - longest :], slice(longest - 1, longest - 1 + steps)
+        column = torch.arange(longest + steps - 1, device=ids.device) + (width - length)[:, None]
+        whole = whole.gather(1, column.clamp(max=whole.shape[1] - 1))
+        return whole, (length - 1)[:, None] + torch.arange(steps, device=ids.device)
+
     def behaviour_mask(self) -> Bool[Tensor, "*rows T V"]:
         """[T, V] or [B, T, V] True where the acting policy could have chosen a token."""
         return self._with_bits(self.mask_bits(sampling=True))
@@ -100,6 +113,28 @@ class Sequences:
             return allowed
         bits = self.text_mask.gather(2, (self.tokens // 8)[..., None])[..., 0] >> (self.tokens % 8)
         return allowed & (bits % 2 == 1)
+
+
+def left_align(ids: Int[Tensor, "B P"], mask: Mask) -> tuple[Int[Tensor, "B L"], Int[Tensor, " B"], int, bool]:
+    """Moves left-padded texts to the left edge.
+
+    On a CPU the lengths are read; elsewhere that would synchronise with the device.
+
+    Returns:
+        ids: [B, L] the texts, left-aligned; L is P, or their length where all are known to be equal.
+        length: [B] their lengths.
+        longest: the largest length, or P where lengths are not read.
+        equal: whether all lengths are known to be equal.
+    """
+    width, length = ids.shape[1], mask.sum(1)
+    longest, equal = width, False
+    if host_reads_are_free(ids.device):
+        longest = int(length.max())
+        equal = longest == int(length.min())
+    if equal:
+        return ids[:, width - longest :].long(), length, longest, True
+    column = torch.arange(width, device=ids.device) + (width - length)[:, None]
+    return ids.gather(1, column.clamp(max=width - 1)).long(), length, longest, False
 
 
 def default_pass_tokens(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmgym.models.chat import ChatTemplate
+from lmgym.models.padding import choose_padding, padding_note
 from lmgym.tasks.base import Prompt
 
 
@@ -14,39 +15,43 @@ class TextCodec:
     Text stays text: the name of a special token inside a prompt, such as "<eos>", is encoded as its letters.
 
     Args:
-        tokenizer: of transformers, with a padding token that does not end a text.
+        tokenizer: of transformers.
         eos_ids: the tokens that end a completion.
         vocabulary: V, the width of the model's logits.
         name: the model's name, for error messages.
 
     Attributes:
         chat: the tokenizer's chat template, for prompts that are conversations.
-        pad_id: fills rows up; never one of `eos_ids`.
-        banned_ids: tokens that are not text: padding, other special tokens, and ids that the tokenizer does not know.
+        pad_id: fills rows up. It may be an end, or occur in texts: masks tell what is padding.
+        padding_note: what to tell the user about it; None if the tokenizer has a padding token as it should be.
+        banned_ids: tokens that are not text: padding, special tokens other than ends, and ids that the tokenizer does
+            not know.
 
     Raises:
-        ValueError: there is no end-of-sequence token, or no usable padding token.
+        ValueError: there is no end-of-sequence token that the model has.
     """
 
     CACHE_SIZE = 1 << 16
     """The number of prompts whose token ids are cached."""
 
     def __init__(self, tokenizer: Any, eos_ids: tuple[int, ...], vocabulary: int, name: str):
+        ends, eos_ids = eos_ids, tuple(i for i in eos_ids if i < vocabulary)
         if not eos_ids:
-            raise ValueError(
-                f"{name!r} has no end-of-sequence token: set tokenizer.eos_token, or eos_token_id in the model's config"
+            problem = (
+                f"ends a text with token {ends[0]}, but has only {vocabulary}" if ends else "has no end of sequence"
             )
-        if tokenizer.pad_token_id is None or tokenizer.pad_token_id in eos_ids:
-            problem = "no padding token" if tokenizer.pad_token_id is None else "a padding token that also ends texts"
             raise ValueError(
-                f"the tokenizer of {name!r} has {problem}: an end of sequence could not be told from padding. Give "
-                "another with pad_token (--pad-token '<|pad|>'); one that is not in the vocabulary is added to it"
+                f"the model {name!r} {problem}: set tokenizer.eos_token, or eos_token_id in the model's config"
             )
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
-        self.pad_id: int = tokenizer.pad_token_id
-        special = {i for i in tokenizer.all_special_ids if i not in eos_ids}
-        self.banned_ids = tuple(sorted(special | {self.pad_id} | set(range(len(tokenizer), vocabulary))))
+        self.vocabulary, self.name = vocabulary, name
+        chosen = choose_padding(tokenizer, eos_ids, vocabulary)
+        self.pad_id = eos_ids[0] if chosen is None else chosen
+        self.padding_note = padding_note(tokenizer, self.pad_id, eos_ids, name)
+        unknown = set(range(vocabulary)).difference(tokenizer.get_vocab().values())
+        banned = (unknown | {*tokenizer.all_special_ids, self.pad_id}).difference(eos_ids)
+        self.banned_ids = tuple(sorted(i for i in banned if i < vocabulary))
         # The text itself begins after `_prefix_length` special tokens and must not contain any. Two exceptions: the
         # unknown token marks an unknown word, and an end that is an ordinary token (a line feed) may occur in a text.
         self._prefix_length = count_prefix_tokens(tokenizer)
@@ -54,7 +59,6 @@ class TextCodec:
         self._encoded: dict[str, tuple[int, ...]] = {}
         self.chat = ChatTemplate(tokenizer, eos_ids, name)
         self._conversations: dict[str, tuple[int, ...]] = {}
-        self._vocabulary = vocabulary
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """The token ids of prompts: texts, conversations (see `chat`), and token ids as they are.
@@ -68,9 +72,9 @@ class TextCodec:
 
     def _encode_prompt(self, prompt: Prompt, encoded_texts: Iterator[list[int]]) -> list[int]:
         if prompt.token_ids:
-            if max(prompt.token_ids) >= self._vocabulary:
+            if max(prompt.token_ids) >= self.vocabulary:
                 raise ValueError(
-                    f"the prompt has the token id {max(prompt.token_ids)}, but the model knows {self._vocabulary} "
+                    f"the prompt has the token id {max(prompt.token_ids)}, but the model knows {self.vocabulary} "
                     "tokens: encode the prompt with this model's tokenizer"
                 )
             return list(prompt.token_ids)
@@ -82,6 +86,11 @@ class TextCodec:
                 self._conversations.clear()
             self._conversations[key] = tuple(self.chat.encode(prompt.messages))
         return list(self._conversations[key])
+
+    def text_tokens(self) -> list[int]:
+        """The tokens that are text: neither ends nor banned. All tokens, if fewer than two are."""
+        found = sorted(set(range(self.vocabulary)).difference(self.banned_ids, self.eos_ids))
+        return found if len(found) > 1 else list(range(self.vocabulary))
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a prompt, with the model's beginning-of-sequence token if it has one, and without an end.
@@ -111,10 +120,21 @@ class TextCodec:
                     f"the prompt {text[:80]!r} contains what this tokenizer reads as its special token {special!r}: "
                     "the token's name or a character that it does not know. Remove it from the text"
                 )
+            if ids and max(ids) >= self.vocabulary:
+                unknown = self.tokenizer.convert_ids_to_tokens(max(ids))
+                raise ValueError(
+                    f"the text {text[:80]!r} has the token {max(ids)} ({unknown!r}), but the model {self.name!r} has "
+                    f"only {self.vocabulary}: the tokenizer is of another model, or tokens were added to it alone"
+                )
             if not ids:
                 raise ValueError(f"the prompt {text!r} has no tokens; a prompt needs at least one")
             self._encoded[text] = tuple(ids)
         return [list(self._encoded[text]) for text in texts]
+
+    def last_tokens(self, ids: list[int], most: int) -> list[int]:
+        """The last tokens of a prompt that is too long, after the special tokens that it begins with."""
+        begins = self._never_text.issuperset(ids[: self._prefix_length])
+        return last_tokens(ids, most, self._prefix_length if begins else 0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
@@ -167,6 +187,12 @@ def token_ids(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool = T
     return tokenizer(list(texts), add_special_tokens=add_special_tokens, split_special_tokens=True, verbose=False)[
         "input_ids"
     ]
+
+
+def last_tokens(ids: list[int], most: int, prefix: int) -> list[int]:
+    """At most `most` of the token ids of a text: its first `prefix` ones and its last ones."""
+    prefix = prefix if prefix < most else 0
+    return ids if len(ids) <= most else ids[:prefix] + ids[len(ids) - most + prefix :]
 
 
 def count_prefix_tokens(tokenizer: Any) -> int:

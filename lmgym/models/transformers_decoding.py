@@ -4,81 +4,112 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from lmgym.fused import gather_positions
 from lmgym.models.adapters import Adapters
+from lmgym.models.caches import can_replace_rows, can_select_rows, new_cache, select_rows
 from lmgym.models.decoding import Decoding
-from lmgym.models.sequences import Sequences
+from lmgym.models.sequences import Sequences, left_align
+from lmgym.models.transformers_quirks import keep_evaluating
 
 SHARED_MASK_MODELS = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 """Model types in which all layers use the same mask, and only attention reads it; tested in test_models.py."""
+
+CACHE_ARGUMENTS = ("past_key_values", "cache_params")
+"""The names under which models take and return their cache."""
 
 
 class TransformersPass:
     """Forward passes through a transformers model, with one of its adapters switched on.
 
+    Whole texts are left-aligned and have no mask: in a causal model, whatever follows a text does not affect it. So
+    these passes are exact for every causal model, whatever it does with masks and positions. Decoding with a cache
+    needs left-padded rows, which not all models support; `lmgym.models.probe` finds out.
+
     Args:
         adapters: the model and its adapters.
+
+    Attributes:
+        cached: whether decoding uses the model's cache; otherwise every step reads the whole text again.
     """
 
     def __init__(self, adapters: Adapters):
         self.adapters = adapters
-        self._takes_position_ids = "position_ids" in inspect.signature(adapters.model.forward).parameters
+        self.cached = True
+        taken = inspect.signature(adapters.model.forward).parameters
+        self._takes_position_ids = "position_ids" in taken
+        self._cache_argument = next((name for name in CACHE_ARGUMENTS if name in taken), CACHE_ARGUMENTS[0])
 
-    def start(self, input_ids: Int[Tensor, "B P"], mask: Int[Tensor, "B P"], adapter: str | None) -> "CachedDecoding":
+    def start(self, input_ids: Int[Tensor, "B P"], mask: Int[Tensor, "B P"], adapter: str | None) -> Decoding:
         """Reads left-padded prompts."""
+        if not self.cached:
+            ids, length, longest, _ = left_align(input_ids, mask)
+            return RecomputedDecoding.of(partial(self.read, adapter), ids[:, :longest], length)
         # By default a model would count the padding as positions: an error of 3.7 to 5 nats with absolute positions.
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
-        out = self._forward(
-            adapter,
-            input_ids.long(),
-            mask,
-            position_ids,
-            past_key_values=growing_cache(),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        newest = (out.logits[:, -1], mask, position_ids[:, -1], out.past_key_values)
-        return CachedDecoding(out.hidden_states[-1][:, -1], partial(self._step, adapter), *newest)
+        cache = new_cache(self.adapters.model.config)
+        logits, hidden, cache = self._forward(adapter, input_ids.long(), mask, position_ids, cache)
+        return CachedDecoding(hidden, partial(self._step, adapter), logits, mask, position_ids[:, -1], cache)
 
     def evaluate(
         self, sequences: Sequences, adapter: str | None
     ) -> tuple[Float[Tensor, "B T V"], Float[Tensor, "B T D"]]:
         """One pass over whole sequences: the logits and hidden states from which each token was chosen."""
-        input_ids = torch.cat([sequences.prompt_ids, sequences.tokens[:, :-1]], 1)
-        mask = torch.cat([sequences.prompt_mask, sequences.is_action[:, :-1]], 1).long()
-        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
-        steps = sequences.tokens.shape[1]
-        out = self._forward(adapter, input_ids, mask, position_ids, use_cache=False, logits_to_keep=steps)
-        return out.logits[:, -steps:], out.hidden_states[-1][:, -steps:]
+        return self.read(adapter, *sequences.left_aligned())
+
+    def read(
+        self, adapter: str | None, ids: Int[Tensor, "B L"], positions: Int[Tensor, "B T"] | slice
+    ) -> tuple[Float[Tensor, "B T V"], Float[Tensor, "B T D"]]:
+        """One pass over whole, left-aligned texts: logits and hidden states at some positions."""
+        out, hidden = self._run(adapter, positions, input_ids=ids, use_cache=False)
+        return out.logits, hidden
 
     def _step(self, adapter: str | None, token: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Any:
         """Reads one more token [B, 1] per row, and extends the model's own cache in place."""
-        return self._forward(
-            adapter,
-            token,
-            self._step_mask(mask),
-            position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        # A state that is not a list of positions takes no mask of them: the padding is not in it.
+        step_mask = self._step_mask(mask) if self._cache_argument == CACHE_ARGUMENTS[0] else None
+        return self._forward(adapter, token, step_mask, position[:, None], cache)
 
     def _forward(
-        self, adapter: str | None, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **more: Any
-    ) -> Any:
-        if self._takes_position_ids:
-            more["position_ids"] = position_ids
-        with self.adapters.using(adapter):
-            return self.adapters.model(
-                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, return_dict=True, **more
-            )
+        self, adapter: str | None, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Any
+    ) -> tuple[Tensor, Tensor, Any]:
+        """The logits and hidden states at the last position of each row, and the cache."""
+        more = {"position_ids": position_ids} if self._takes_position_ids else {}
+        out, hidden = self._run(
+            adapter,
+            slice(-1, None),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=True,
+            **{self._cache_argument: cache},
+            **more,
+        )
+        return out.logits[:, -1], hidden[:, -1], getattr(out, self._cache_argument)
+
+    def _run(self, adapter: str | None, positions: Tensor | slice, **inputs: Any) -> tuple[Any, Tensor]:
+        """Runs the model, its output head at some positions alone; returns its output and the head's input."""
+        seen: list[Tensor] = []
+
+        def choose(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            seen.append(gather_positions(args[0], positions))
+            return (seen[-1], *args[1:])
+
+        model = self.adapters.model
+        keep_evaluating(model)
+        hook = model.get_output_embeddings().register_forward_pre_hook(choose)
+        try:
+            with self.adapters.using(adapter):
+                out = model(return_dict=True, **inputs)
+        finally:
+            hook.remove()
+        if len(seen) != 1:
+            raise ValueError(f"the model {self.adapters.name!r} ran its output head {len(seen)} times, not once")
+        return out, seen[0]
 
     def _step_mask(self, mask: Tensor) -> Tensor:
         """The mask for one more token: [B, 1, 1, S] where the model allows it, since transformers uses it as it is.
@@ -95,14 +126,15 @@ class CachedDecoding(Decoding):
     """Decoding through the model's own cache.
 
     Attributes:
-        step: reads one more token: takes token [B, 1], mask, position and cache; the cache is extended in place.
+        step: reads one more token: takes token [B, 1], mask, position and cache, which is extended in place; returns
+            logits, hidden state and cache.
         newest_logits: [B, V] the logits at the newest token.
         attention_mask: [B, S] over the cached positions.
         position: [B] the position id of the newest token.
         cache: keys and values of the S cached positions, or another state of the model.
     """
 
-    step: Callable[[Tensor, Tensor, Tensor, Any], Any]
+    step: Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Tensor, Any]]
     newest_logits: Float[Tensor, "B V"]
     attention_mask: Int[Tensor, "B S"]
     position: Int[Tensor, " B"]
@@ -117,25 +149,21 @@ class CachedDecoding(Decoding):
     def _advance(self, token: Tensor) -> None:
         self.attention_mask = nn.functional.pad(self.attention_mask, (0, 1), value=1)
         self.position = self.position + 1
-        out = self.step(token[:, None], self.attention_mask, self.position, self.cache)
-        self.newest_logits, self.hidden = out.logits[:, -1], out.hidden_states[-1][:, -1]
-        self.cache = out.past_key_values
+        found = self.step(token[:, None], self.attention_mask, self.position, self.cache)
+        self.newest_logits, self.hidden, self.cache = found
 
     def _rewind_ended(self, running: Tensor) -> None:
         self.position = self.position * running
 
     def _select(self, rows: Tensor) -> "CachedDecoding | None":
-        if not self._replaceable:
+        if not can_select_rows(self.cache):
             return None
-        cache = growing_cache()
-        for i, layer in enumerate(self.cache.layers):
-            cache.update(layer.keys[rows], layer.values[rows], i)
         parts = (self.newest_logits[rows], self.attention_mask[rows], self.position[rows])
-        return CachedDecoding(self.hidden[rows], self.step, *parts, cache)
+        return CachedDecoding(self.hidden[rows], self.step, *parts, select_rows(self.cache, rows))
 
     @property
     def _replaceable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(isinstance(layer, GrowingLayer) for layer in self.cache.layers)
+        return can_replace_rows(self.cache)
 
     def _replace_rows(self, rows: Tensor, fresh: Decoding, max_length: int | None) -> None:
         assert isinstance(fresh, CachedDecoding)
@@ -151,52 +179,56 @@ class CachedDecoding(Decoding):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(fresh, name)))
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values with spare columns: a step writes one position, while transformers' own layer copies all."""
+@dataclass
+class RecomputedDecoding(Decoding):
+    """Decoding without a cache: every step reads the whole texts again.
 
-    SPARE = 64
-    """The number of spare columns in a new allocation."""
+    Attributes:
+        read: one pass: takes left-aligned texts and positions [B, 1]; returns logits and hidden states.
+        newest_logits: [B, V] the logits at the newest token.
+        ids: [B, S] the texts so far, left-aligned.
+        length: [B] their lengths.
+    """
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        used = self.get_seq_length() if self.is_initialized else 0
-        end = used + key_states.shape[-2]
-        if not self.is_initialized or end > self._store[0].shape[-2]:
-            self._reserve(key_states, value_states, end + self.SPARE, used)
-        for store, new in zip(self._store, (key_states, value_states), strict=True):
-            store[:, :, used:end] = new
-        self.keys, self.values = (store[:, :, :end] for store in self._store)
-        return self.keys, self.values
+    read: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    newest_logits: Float[Tensor, "B V"]
+    ids: Int[Tensor, "B S"]
+    length: Int[Tensor, " B"]
 
-    def _reserve(self, keys: Tensor, values: Tensor, columns: int, used: int) -> None:
-        old = cast(tuple[Tensor, Tensor], (self.keys, self.values))
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._store = tuple(x.new_empty(*x.shape[:2], columns, x.shape[3]) for x in (keys, values))
-        if used:
-            for store, x in zip(self._store, old, strict=True):
-                store[:, :, :used] = x
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, read: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], ids: Tensor, length: Tensor
+    ) -> "RecomputedDecoding":
+        """Reads left-aligned texts."""
+        logits, hidden = read(ids, length[:, None] - 1)
+        return cls(hidden[:, 0], read, logits[:, 0], ids, length)
 
-    def replace_rows(self, rows: Tensor, fresh: DynamicLayer, max_length: int) -> None:
-        """Writes the rows of `fresh` at the right edge of these rows, and drops all but the newest positions."""
-        assert self.keys is not None
-        assert self.values is not None
-        assert fresh.keys is not None
-        assert fresh.values is not None
-        width, used = fresh.keys.shape[-2], min(max_length, self.keys.shape[-2])
-        if width > used:
-            padding = (width - used, 0)  # on the left, hidden by the attention mask
-            self.keys, self.values = (nn.functional.pad(x, (0, 0, *padding)) for x in (self.keys, self.values))
-            self._reserve(self.keys, self.values, width + self.SPARE, width)
-            self.keys, self.values = (store[:, :, :width] for store in self._store)
-        elif used < self.keys.shape[-2]:
-            self.keys, self.values = self.keys[:, :, -used:], self.values[:, :, -used:]
-            self._reserve(self.keys, self.values, used + self.SPARE, used)
-            self.keys, self.values = (store[:, :, :used] for store in self._store)
-        self.keys[rows, :, -width:] = fresh.keys
-        self.values[rows, :, -width:] = fresh.values
+    @property
+    def logits(self) -> Float[Tensor, "B V"]:
+        """[B, V] for the next token."""
+        return self.newest_logits
 
+    @torch.no_grad()
+    def _advance(self, token: Tensor) -> None:
+        width = int(self.length.max()) + 1  # waits for the device, which is little beside a pass over whole texts
+        ids = nn.functional.pad(self.ids, (0, max(0, width - self.ids.shape[1])))[:, :width]
+        self.ids = ids.scatter(1, self.length[:, None], token[:, None])
+        self.length = self.length + 1
+        logits, hidden = self.read(self.ids, self.length[:, None] - 1)
+        self.newest_logits, self.hidden = logits[:, 0], hidden[:, 0]
 
-def growing_cache() -> DynamicCache:
-    """A cache of transformers whose layers grow without copying."""
-    cache = DynamicCache()
-    cache.layer_class_to_replicate = GrowingLayer
-    return cache
+    def _rewind_ended(self, running: Tensor) -> None:
+        self.length = self.length * running
+
+    def _select(self, rows: Tensor) -> "RecomputedDecoding":
+        parts = (self.newest_logits[rows], self.ids[rows], self.length[rows])
+        return RecomputedDecoding(self.hidden[rows], self.read, *parts)
+
+    def _replace_rows(self, rows: Tensor, fresh: Decoding, max_length: int | None) -> None:
+        assert isinstance(fresh, RecomputedDecoding)
+        width = max(self.ids.shape[1], fresh.ids.shape[1])
+        own, new = (nn.functional.pad(x.ids, (0, width - x.ids.shape[1])) for x in (self, fresh))
+        self.ids = own.index_copy(0, rows, new)
+        for name in ("newest_logits", "hidden", "length"):
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(fresh, name)))

@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +45,9 @@ def _silenced() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", message="Adapter .* was active which is now deleted", category=UserWarning
             )
+            warnings.filterwarnings(
+                "ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning
+            )
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -54,13 +58,27 @@ def _silenced() -> Iterator[None]:
 def disable_dropout(model: nn.Module) -> None:
     """Puts a model into evaluation mode and sets every dropout probability to zero, permanently.
 
-    With dropout, the probability ratios of the first PPO step are 0.77 to 1.26 instead of 1.
+    With dropout, the probability ratios of the first PPO step are 0.77 to 1.26 instead of 1. Many architectures have no
+    module for it, but read a number of their own or of their config in each pass.
     """
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    config = getattr(model, "config", None)
-    for key in vars(config) if config is not None else ():
-        if key.endswith(("dropout", "pdrop")) and isinstance(getattr(config, key), float):
-            setattr(config, key, 0.0)
+        _zero_dropout(module)
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        _zero_dropout(config)
+        _zero_dropout(config.get_text_config())
+
+
+def _zero_dropout(holder: Any) -> None:
+    for key, value in vars(holder).items():
+        if isinstance(value, float) and "drop" in key:
+            setattr(holder, key, 0.0)
+
+
+def keep_evaluating(model: nn.Module) -> None:
+    """Puts a model back into evaluation mode if somebody has changed that: some add noise to the routing of experts."""
+    if model.training:
+        model.train(mode=False)

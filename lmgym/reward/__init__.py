@@ -12,7 +12,8 @@ from lmgym.reward.kl import (
     kl_estimates,
     kl_reward,
 )
-from lmgym.reward.model import BUILT_IN, RewardModel, read_text
+from lmgym.reward.model import BUILT_IN, RewardModel
+from lmgym.reward.reading import read_text
 from lmgym.reward.score import LARGEST_SCORE, Score, ScoreError
 
 __all__ = [

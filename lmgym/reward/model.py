@@ -6,21 +6,19 @@ reward models trained elsewhere can be loaded here.
 
 import json
 import math
-import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.resources import as_file, files
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lmgym.fused import FusedModel, body_of, unsupported_reason
+from lmgym.fused import FusedModel, body_of, gather_positions, unsupported_reason
 from lmgym.models import (
     CHECKSUM,
     BaseMismatch,
@@ -31,18 +29,29 @@ from lmgym.models import (
     check_base,
     check_folder,
     check_names,
-    count_added_ends,
+    choose_padding,
+    count_prefix_tokens,
     disable_dropout,
     eos_ids_of,
     first_line,
+    keep_evaluating,
+    last_tokens,
     load_base,
+    position_limit,
     read_adapter,
     read_settings,
     record_base,
-    seeded,
     silence_libraries,
-    token_ids,
     weights_checksum,
+)
+from lmgym.reward.reading import (
+    check_reading,
+    encode_texts,
+    last_linear,
+    new_classifier,
+    pad_for_reading,
+    read_text,
+    set_padding,
 )
 from lmgym.tasks.base import Completion, Prompt
 
@@ -55,7 +64,7 @@ class RewardModel:
 
     Args:
         model: a sequence-classification model with one label.
-        tokenizer: its own tokenizer, with a padding token that does not end a text.
+        tokenizer: its own tokenizer.
         shift: is subtracted from every score, so that some reference texts have mean 0 (Stiennon et al. 2020, section
             3.4).
         gain: the factor by which the scores were multiplied after training: σ((r_a − r_b) / gain) is the probability
@@ -64,11 +73,12 @@ class RewardModel:
             expect it; others rarely do.
 
     Attributes:
+        pad_id: fills rows up; masks tell it from text.
         base: the folder or name of the language model that its adapter was made for, and the checksum of the trunk;
             None without an adapter.
 
     Raises:
-        ValueError: more than one label, or no usable padding token.
+        ValueError: more than one label.
     """
 
     def __init__(self, model: Any, tokenizer: Any, shift: float = 0.0, ends_with_eos: bool = False, gain: float = 1.0):
@@ -77,12 +87,17 @@ class RewardModel:
                 f"a reward model returns one number, but this one has {model.config.num_labels} labels: load a model "
                 "with num_labels=1, or wrap a classifier in a function that returns one score per completion"
             )
-        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-            raise ValueError(
-                "the reward model's tokenizer needs a padding token other than its end-of-sequence token: the score is "
-                "read at the last token that is not padding. Set tokenizer.pad_token and model.config.pad_token_id"
-            )
-        model.config.pad_token_id = tokenizer.pad_token_id
+        config, own = model.config.get_text_config(), tokenizer.pad_token_id
+        embeddings = model.get_input_embeddings()
+        self.vocabulary: int = embeddings.weight.shape[0]
+        ends = eos_ids_of(model, tokenizer)
+        proper = own is not None and own not in ends and own < self.vocabulary
+        # transformers reads the score at the last token that is not this one; None if it counts every token.
+        self._skipped_id: int | None = own if proper else config.pad_token_id
+        chosen = own if proper else choose_padding(tokenizer, ends, self.vocabulary)
+        self.pad_id: int = chosen or 0  # any id fills rows up
+        set_padding(model, self.pad_id)
+        embeddings.padding_idx = None  # transformers leaves out the gradient of the padding, which may be an end
         disable_dropout(model)
         self.model = model
         self.tokenizer = tokenizer
@@ -90,7 +105,9 @@ class RewardModel:
         self.ends_with_eos = ends_with_eos
         self.gain = gain
         self.base: tuple[str | None, str] | None = None
-        self.chat = ChatTemplate(tokenizer, eos_ids_of(model, tokenizer), model.config.name_or_path)
+        self._prefix_length = count_prefix_tokens(tokenizer)
+        self._longest = position_limit(model)
+        self.chat = ChatTemplate(tokenizer, ends, model.config.name_or_path)
         self._fused: FusedModel | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RewardModel":
@@ -136,49 +153,50 @@ class RewardModel:
     def encode(
         self, texts: Sequence[str | Example], finished: Sequence[bool]
     ) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
-        """Right-padded token ids and attention mask; a text longer than the model allows loses its beginning."""
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        rows = [ids[-longest if longest else 0 :] for ids in self._encode_all(texts, finished)]
+        """Right-padded token ids and attention mask.
+
+        A text longer than the model allows loses its beginning, but for the special tokens before it.
+
+        Raises:
+            ValueError: a text has a token that the model does not have.
+        """
+        rows = encode_texts(self.tokenizer, self.chat, texts, finished, self.ends_with_eos)
+        if self._longest is not None:
+            rows = [last_tokens(row, self._longest, self._prefix_length) for row in rows]
         width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
+        if int(ids.max()) >= self.vocabulary:
+            raise ValueError(
+                f"the reward model's tokenizer gives the token {int(ids.max())}, but its model has only "
+                f"{self.vocabulary}: the tokenizer is of another model, or tokens were added to it alone"
+            )
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         return ids.to(self.device), mask.to(self.device)
 
-    def _encode_all(self, texts: Sequence[str | Example], finished: Sequence[bool]) -> list[list[int]]:
-        """The token ids of each text, with its end where the model reads one."""
-        end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
-        if not self.chat.available:
-            texts = [text if isinstance(text, str) else text.prompt + text.completion for text in texts]
-        # Whether a text has ended is said by `finished`, and not by the tokenizer.
-        added = count_added_ends(self.tokenizer) if self.ends_with_eos else 0
-        encoded = token_ids(self.tokenizer, [text for text in texts if isinstance(text, str)])
-        plain = iter(ids[: len(ids) - added] for ids in encoded)
-        return [
-            [*next(plain), *(end if done else [])] if isinstance(text, str) else self._encode_answer(text, done)
-            for text, done in zip(texts, finished, strict=True)
-        ]
-
-    def _encode_answer(self, text: Example, finished: bool) -> list[int]:
-        """The token ids of a conversation with its answer, by the model's own chat template.
-
-        A reward model that was trained elsewhere reads a finished conversation as its template writes it. One without a
-        chat template reads the prompt's `text` with the answer, like any other text.
-        """
-        if finished and not self.ends_with_eos:
-            return self.chat.encode_whole([*text.messages, {"role": "assistant", "content": text.completion}])
-        return [*chain(*self.chat.encode_answer(text.messages, text.completion, finished))]
-
     def forward(self, input_ids: Int[Tensor, "N L"], attention_mask: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
         """The scores of encoded texts before `shift`, differentiable."""
+        counted = attention_mask.bool()
+        if self._skipped_id is not None:
+            counted = counted & (input_ids != self._skipped_id)
+        last = (torch.arange(input_ids.shape[1], device=input_ids.device) * counted).argmax(1, keepdim=True)
         fused = None if torch.is_grad_enabled() else self._fused_model()
-        if fused is None:
+        if fused is not None:
+            hidden = fused.forward(fused.weights.layers(), input_ids, last)[:, 0]
+            return nn.functional.linear(hidden, self._head().weight)[:, 0]
+
+        def at_last(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            # transformers looks for the last token by the padding id, which may also be text: at every position it
+            # finds the last token's state. An encoder's head gets one pooled state instead.
+            if args[0].ndim < 3:
+                return None
+            return (gather_positions(args[0], last).expand_as(args[0]), *args[1:])
+
+        keep_evaluating(self.model)
+        hook = self._head().register_forward_pre_hook(at_last)
+        try:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
-        # As in transformers, the score is computed at the last token that is not padding.
-        column = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (column * (input_ids != self.tokenizer.pad_token_id)).argmax(1, keepdim=True)
-        hidden = fused.forward(fused.weights.layers(), input_ids, last)[:, 0]
-        return nn.functional.linear(hidden, self._head().weight)[:, 0]
+        finally:
+            hook.remove()
 
     def _fused_model(self) -> FusedModel | None:
         """The fused forward pass of the model, if it is supported."""
@@ -197,15 +215,13 @@ class RewardModel:
         if not gain > 0:
             raise ValueError(f"gain={gain} must be positive")
         with torch.no_grad():
-            self._head().weight.mul_(gain)
+            for parameter in self._head().parameters():
+                parameter.mul_(gain)
         self.shift *= gain
         self.gain *= gain
 
     def _head(self) -> nn.Linear:
-        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        head: Any = model.score
-        # peft stores the trained copy of a module beside the original.
-        return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
+        return last_linear(self.model)
 
     # Creating, loading and saving ----------------------------------------------------------------------------------
 
@@ -224,23 +240,14 @@ class RewardModel:
             seed: of the random weights of adapter and head.
             ends_with_eos: whether it reads the end-of-sequence token of finished texts. Use False if the texts to score
                 are cut off at a token budget, and train it on such texts.
+
+        Raises:
+            ValueError: transformers has no sequence-classification model of this architecture that reads a whole text.
         """
-        with tempfile.TemporaryDirectory() as folder, seeded(seed), silence_libraries():
-            lm.write(folder)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
-            ).to(lm.device)
-            nn.init.normal_(model.score.weight, std=(lm.hidden_size + 1) ** -0.5)
-            base = None
-            if rank:
-                base = lm.adapters.base(lm.name), weights_checksum(body_of(model))
-                config = LoraConfig(
-                    r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="SEQ_CLS",
-                    modules_to_save=["score"],
-                )  # fmt: skip
-                model = get_peft_model(model, config)
-        made = cls(model, lm.tokenizer, ends_with_eos=ends_with_eos)
-        made.base = base
+        model = new_classifier(lm, rank, alpha, seed)
+        made = cls(model, pad_for_reading(model, lm.tokenizer), ends_with_eos=ends_with_eos)
+        made.base = (lm.adapters.base(lm.name), weights_checksum(body_of(model))) if rank else None
+        check_reading(made.forward, lm)
         return made
 
     @classmethod
@@ -252,8 +259,8 @@ class RewardModel:
             device: where the weights are stored.
 
         Raises:
-            ValueError: there is no such model, it has several labels, its tokenizer has no usable padding token, or the
-                base of an adapter is not there or is another one.
+            ValueError: there is no such model, or it has several labels; or the base of an adapter is not there or is
+                another one.
         """
         if name in BUILT_IN:
             root = files("lmgym") / "assets"
@@ -283,7 +290,7 @@ class RewardModel:
                     str(base), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **more
                 )
             if config:
-                model.config.pad_token_id = tokenizer.pad_token_id
+                tokenizer = pad_for_reading(model, tokenizer)
                 check_base(folder, body_of(model), str(base))
                 model = attach_adapter(model, config, weights, "default", folder).merge_and_unload()
             # transformers initialises missing weights at random, such as the head of a base model. The adapter may have
@@ -305,13 +312,14 @@ class RewardModel:
     def save(self, folder: str | Path) -> None:
         """Saves an ordinary sequence-classification folder; adapters are merged.
 
-        Plain transformers loads it and computes the scores before `shift`. `lmgym.json` stores `shift`, `gain` and
-        `ends_with_eos`.
+        Plain transformers loads it and computes the scores before `shift`. Where the tokenizer has no token that could
+        be padding alone, it is saved without one: transformers then scores one text at a time, and refuses more.
+        `lmgym.json` stores `shift`, `gain` and `ends_with_eos`.
         """
         folder = Path(folder)
         if isinstance(self.model, PeftModel):
             self.model = self.model.merge_and_unload()
-        with silence_libraries():
+        with silence_libraries(), self._config_for_reading():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         (folder / "lmgym.json").write_text(json.dumps(self._own_settings(), indent=2) + "\n")
@@ -325,18 +333,22 @@ class RewardModel:
         if not isinstance(self.model, PeftModel) or self.base is None:
             raise ValueError("only a model that from_language_model() made with rank > 0 has an adapter: use save()")
         folder = Path(folder)
-        with silence_libraries():
+        with silence_libraries(), self._config_for_reading():
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         record_base(folder, *self.base, **self._own_settings())
 
+    @contextmanager
+    def _config_for_reading(self) -> Iterator[None]:
+        """Gives the config the padding id by which transformers finds the last token."""
+        set_padding(self.model, self._skipped_id)
+        try:
+            yield
+        finally:
+            set_padding(self.model, self.pad_id)
+
     def _own_settings(self) -> dict[str, Any]:
         return {"shift": self.shift, "ends_with_eos": self.ends_with_eos, "gain": self.gain}
-
-
-def read_text(prompt: Prompt, completion: str) -> str | Example:
-    """What a reward model reads: prompt and completion as one text; or a conversation with its answer."""
-    return Example.of(prompt, completion) if prompt.messages else prompt.text + completion
 
 
 def _length(text: str | Example) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lmgym.devices import host_reads_are_free
 from lmgym.env import Finish, TokenVectorEnv
+from lmgym.models import Decoding
 from lmgym.policy import Policy, SelectingPolicy, TokenPolicy
 from lmgym.rollout.agreement import check_agreement
 from lmgym.rollout.buffer import RolloutBuffer
@@ -147,7 +148,8 @@ class _Batch:
         ids, mask = env.prompt_block()
         self.rows = torch.arange(slots, device=device)
         self.decoding = policy.start(ids[:slots], mask[:slots])
-        if policy.select(self.decoding, self.rows[:1]) is None:
+        restarts = not isinstance(self.decoding, Decoding) or self.decoding.replaceable
+        if not restarts or policy.select(self.decoding, self.rows[:1]) is None:
             self.rows = None
             return False
         waiting, began = list(range(slots, env.num_envs)), [0] * slots
