@@ -100,7 +100,7 @@ MUTANTS = (
     Mutant("completion-gains-a-space", MODELS, "if whole == decoded[0] + text:", "if True:",
            "the tokenizer puts a space before a completion",
            ("tests/test_sft.py::test_the_tokens_of_a_completion_decode_to_it",)),
-    Mutant("text-ends-twice", "lmgym/reward", "added = count_added_ends(self.tokenizer) if self.ends_with_eos else 0",
+    Mutant("text-ends-twice", "lmgym/reward", "added = count_added_ends(tokenizer) if ends_with_eos else 0",
            "added = 0", "a text ends twice for a reward model whose tokenizer adds ends",
            ("tests/test_reward_model.py::test_a_text_ends_once_if_it_has_ended_whatever_the_tokenizer_adds",)),
     Mutant("half-steps-lost", "agents/training", "[p.detach().float() if p.dtype in HALF else p for p in parameters]",

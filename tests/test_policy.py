@@ -27,7 +27,7 @@ def policy(probe: LanguageModel) -> Policy:
 def standing_at(logits: Tensor, policy: Policy) -> Decoding:
     hidden = torch.zeros(logits.shape[0], policy.lm.hidden_size)
     nothing = torch.zeros(logits.shape[0], 0, dtype=torch.long)
-    return CachedDecoding(hidden, lambda *_: None, logits, nothing, nothing.sum(1), None)
+    return CachedDecoding(hidden, lambda *_: (logits, hidden, None), logits, nothing, nothing.sum(1), None)
 
 
 def frequencies(policy: Policy, logits: Tensor, mask: Tensor, count: int = 200_000) -> Tensor:

@@ -274,6 +274,6 @@ def test_by_default_every_token_can_be_sampled() -> None:
     assert not Truncation().active
     assert Truncation(top_k=1).active
     assert Truncation(top_p=0.5).active
-    for wrong in ({"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}):
+    for top_k, top_p in ((-1, 1.0), (0, 0.0), (0, 1.5)):
         with pytest.raises(ValueError, match="must lie in"):
-            Truncation(**wrong)
+            Truncation(top_k, top_p)

@@ -193,8 +193,9 @@ def test_prompts_that_fill_the_budget_are_left_out_and_counted(probe: LanguageMo
     said: list[str] = []
 
     def learner() -> Learner:
-        parameters = [p.requires_grad_(True) for p in probe.adapters.parameters("sft")]
-        return Learner(parameters, LearnerConfig(), say=said.append)
+        for parameter in probe.adapters.parameters("sft"):
+            parameter.requires_grad_(True)
+        return Learner(probe.adapters.parameters("sft"), LearnerConfig(), say=said.append)
 
     config = sft.Config(max_tokens=4, minibatch_rows=2)
     good, long = Example("ab", "cd"), Example("abcdab", "cd")
