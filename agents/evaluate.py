@@ -125,10 +125,14 @@ def distinct(texts: Sequence[str], n: int = 2) -> float:
 
 
 def _over_vocabulary(
-    policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32
+    policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32, max_logits: int = 2**23
 ) -> tuple[Tensor, Tensor]:
-    """[B, T] exact KL to the reference and [B, T] entropy, in nats, at each visited state; 0 outside the actions."""
+    """[B, T] exact KL to the reference and [B, T] entropy, in nats, at each visited state; 0 outside the actions.
+
+    A pass takes at most `rows` rows, and fewer where they would have more than `max_logits` logits.
+    """
     kls, entropies = [], []
+    rows = max(1, min(rows, max_logits // (sequences.tokens.shape[1] * env.model.vocabulary)))
     for start in range(0, sequences.tokens.shape[0], rows):
         part = sequences[start : start + rows]
         logp = policy.log_probs(part)

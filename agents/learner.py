@@ -27,8 +27,10 @@ from agents.training import (
 )
 from agents.training.nonfinite import Examine, examine_batch, examine_items
 from agents.training.optimizer_state import moments_as_tensors, take_moments
+from agents.training.pass_memory import Trained
 from lmgym.env import Finish
-from lmgym.models import Example, ExampleBatch, LanguageModel, collate_examples, encode_example
+from lmgym.fused import gradient_checkpointing
+from lmgym.models import Example, ExampleBatch, LanguageModel, collate_examples, default_pass_tokens, encode_example
 from lmgym.policy import Evaluation, Policy, TokenPolicy
 from lmgym.reward import kl_estimates
 from lmgym.rollout import RolloutBuffer
@@ -54,7 +56,10 @@ class LearnerConfig:
     """Decoupled weight decay, as in AdamW."""
     micro_tokens: int = 0
     """Maximum tokens in one pass through the model, padding included. A smaller number needs less memory and gives the
-    same step (gradient accumulation). 0 chooses a number that suits the device."""
+    same step (gradient accumulation). 0 chooses a number by the size of the model and of the memory."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each layer, and compute the rest again in the backward pass. A step takes a third longer,
+    and its activations take a tenth of the memory; the gradients are the same. For texts that are too long without."""
     bucket: bool = True
     """Put completions of similar length into the same pass, which reduces padding."""
     compile: bool = False
@@ -70,6 +75,8 @@ class LearnerConfig:
         require.in_range(self, "warmup", least=0, most=1)
         require.in_range(self, "adam_eps", above=0)
         require.in_range(self, "ema_decay", least=0, below=1)
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("compile and gradient_checkpointing exclude one another: choose one")
 
 
 ROLLOUT_METRICS = {
@@ -150,7 +157,12 @@ class Learner:
         self.steps = 0
         self.average = MovingAverage(self.parameters, config.ema_decay)
         self.micro_batches = MicroBatches(
-            self.parameters, self.metrics, config.micro_tokens, config.bucket, lambda text: self.say(text)
+            self.parameters,
+            self.metrics,
+            config.micro_tokens,
+            config.bucket,
+            lambda text: self.say(text),
+            config.gradient_checkpointing,
         )
         self.guard = StepGuard(self.parameters, on_bad_step)
         self._accumulating = False
@@ -238,6 +250,7 @@ class Learner:
 
     def minibatches(self, batch: Batch, rows: int) -> Iterator[Batch]:
         """Minibatches of `rows` rows of a batch, in random order; 0 gives one minibatch of all rows."""
+        self.micro_batches.epoch.begin(len(batch))
         for indices in self.minibatch_indices(len(batch), rows):
             yield batch[indices]
 
@@ -280,17 +293,20 @@ class Learner:
             _compile(policy)
             self._compiled = policy
         require.gradients(self.parameters, self.say)
+        self.micro_batches.fit(policy, most=default_pass_tokens(self.device))
         weights = weigh(minibatch.mask)
 
         def backward(part: Batch, rows: Tensor, steps: int) -> None:
-            with record_function("lmgym/forward"):
+            with record_function("lmgym/forward"), self._checkpointing():
                 weighted = self._weighted(policy, part, loss, weights[rows, :steps])
             self.backward(weighted)
 
         self.micro_batches.over_rows(minibatch, backward)
         self.metrics.end_sum("policy/loss")
         if extra is not None:
-            self.backward(extra())
+            with self._checkpointing():
+                added = extra()
+            self.backward(added)
         self.optimizer_step(partial(examine_batch, policy, minibatch, loss, weights))
 
     def _weighted(self, policy: TokenPolicy, old: Batch, loss: Loss, weights: Tensor) -> Tensor:
@@ -313,7 +329,14 @@ class Learner:
         return self.metrics.mean("policy/approx_kl_nats")
 
     def minimise(
-        self, items: Any, part_of_loss: Callable[[Any], Tensor], describe: Callable[[Any], str] = repr
+        self,
+        items: Any,
+        part_of_loss: Callable[[Any], Tensor],
+        describe: Callable[[Any], str] = repr,
+        *,
+        model: Trained | None = None,
+        tokens: Callable[[Any], int] | int = 0,
+        whole_logits: bool = False,
     ) -> None:
         """Takes one optimizer step on a loss that is a sum over the items of a minibatch.
 
@@ -321,10 +344,25 @@ class Learner:
             items: the minibatch: a sequence of any items, or a tensor of row indices.
             part_of_loss: the contribution of some of the items to the loss. It gets all of them if memory allows.
             describe: describes an item in an error message, if its gradient is not finite.
+            model: what the loss passes through. With it, passes are chosen so that they fit into memory.
+            tokens: the number of tokens of an item, or of every item; 0 if it is not known.
+            whole_logits: whether the loss reads the logits of the whole vocabulary.
         """
         require.gradients(self.parameters, self.say)
-        self.micro_batches.over_items(len(items), lambda part: self.backward(part_of_loss(items[part])))
+        if model is not None:
+            self.micro_batches.fit(model, whole_logits=whole_logits)
+        sizes = [tokens] * len(items) if isinstance(tokens, int) else [tokens(item) for item in items]
+
+        def backward(part: slice) -> None:
+            with self._checkpointing():
+                loss = part_of_loss(items[part])
+            self.backward(loss)
+
+        self.micro_batches.over_items(sizes, backward)
         self.optimizer_step(lambda: examine_items(self.parameters, items, part_of_loss, describe))
+
+    def _checkpointing(self) -> AbstractContextManager[None]:
+        return gradient_checkpointing(self.config.gradient_checkpointing)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the gradient of the next step."""

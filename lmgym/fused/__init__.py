@@ -13,6 +13,7 @@ from lmgym.fused.head import (
 )
 from lmgym.fused.kv_cache import KVCache
 from lmgym.fused.onednn import PackedLinear, can_pack, pack_linear
+from lmgym.fused.recompute import gradient_checkpointing, recomputed, recomputes
 from lmgym.fused.weights import Layer, tensors_of, weight_version
 
 __all__ = [
@@ -28,8 +29,11 @@ __all__ = [
     "can_pack",
     "chosen_log_probs_from_hidden",
     "draw_from_logits",
+    "gradient_checkpointing",
     "mask_value",
     "pack_linear",
+    "recomputed",
+    "recomputes",
     "tensors_of",
     "unsupported_adapter_reason",
     "unsupported_reason",

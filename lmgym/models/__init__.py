@@ -2,10 +2,12 @@
 
 from lmgym.models.adapter_files import attach_adapter, read_adapter
 from lmgym.models.adapters import Adapters
+from lmgym.models.checkpointing import checkpointed_layers
 from lmgym.models.decoding import Decoding
 from lmgym.models.demonstrations import EncodedExample, Example, ExampleBatch, collate_examples, encode_example
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.language_model import LanguageModel
+from lmgym.models.likelihood import token_nll
 from lmgym.models.loading import load, load_folder
 from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
 from lmgym.models.reference import Reference
@@ -33,6 +35,7 @@ __all__ = [
     "check_folder",
     "check_names",
     "check_shapes",
+    "checkpointed_layers",
     "collate_examples",
     "default_pass_tokens",
     "disable_dropout",
@@ -46,4 +49,5 @@ __all__ = [
     "read_weights",
     "silence_libraries",
     "token_ids",
+    "token_nll",
 ]

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lmgym.models.adapters import Adapters
+from lmgym.models.checkpointing import checkpointed_layers
 from lmgym.models.decoding import Decoding
 from lmgym.models.sequences import Sequences
 
@@ -75,7 +76,8 @@ class TransformersPass:
     ) -> Any:
         if self._takes_position_ids:
             more["position_ids"] = position_ids
-        with self.adapters.using(adapter):
+        using = partial(self.adapters.using, adapter)
+        with using(), checkpointed_layers(self.adapters.model, using):
             return self.adapters.model(
                 input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, return_dict=True, **more
             )

@@ -24,6 +24,7 @@ from lmgym.models import (
     attach_adapter,
     check_folder,
     check_names,
+    checkpointed_layers,
     disable_dropout,
     first_line,
     read_adapter,
@@ -111,6 +112,10 @@ class RewardModel:
         # In the order of the texts again.
         return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """The number of tokens of some texts together, without padding."""
+        return sum(map(len, token_ids(self.tokenizer, texts)))
+
     def encode(self, texts: Sequence[str], finished: Sequence[bool]) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
         """Right-padded token ids and attention mask; a text longer than the model allows loses its beginning."""
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -129,7 +134,8 @@ class RewardModel:
         """The scores of encoded texts before `shift`, differentiable."""
         fused = None if torch.is_grad_enabled() else self._fused_model()
         if fused is None:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
+            with checkpointed_layers(self.model):
+                return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
         # As in transformers, the score is computed at the last token that is not padding.
         column = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (column * (input_ids != self.tokenizer.pad_token_id)).argmax(1, keepdim=True)
