@@ -133,6 +133,9 @@ def write(lines: Sequence[Line]) -> None:
         write_between(PAGE, "environment", environment(found))
         write_between(PAGE, "times", "\n".join(times(found)))
         draw(found)
+    large = {key: line for key, line in found.items() if key[1] == "L"}
+    if large:
+        write_between(PAGE, "large", "\n".join([*large_model(large), "", about(large)]))
     on_gpu = newest(lines, "cuda")
     if on_gpu:
         write_between(PAGE, "cuda", "\n".join([*times(on_gpu), "", about(on_gpu)]))
@@ -144,11 +147,35 @@ def ratios(rows: Sequence[Ratio], lines: Lines, shapes: Sequence[str]) -> list[s
     return table + [f"| {row.label} | {' | '.join(row.cell(lines, shape) for shape in shapes)} |" for row in rows]
 
 
+def large_model(lines: Lines) -> list[str]:
+    """Times, memory and ratios of the model of 135 million parameters, and a rollout's share of the calculated bound.
+
+    The ratio is the seconds of the peer in float32 over those of the contender.
+    """
+    table = ["| | contender | median s | ratio | share of the bound | peak MB |", "|---|---|---|---|---|---|"]
+    machine = lines.get(("rollout", "L"))
+    for (suite, shape), line in lines.items():
+        rows = {name: row for name, row in line["contenders"].items() if name != "machine"}
+        base, work = next(iter(rows.values()))["seconds"], line["work"]
+        for name, row in rows.items():
+            share = "-"
+            if suite == "rollout" and machine is not None:
+                bound = (
+                    work["rows"]
+                    * work["new_tokens"]
+                    / _bound(machine, shape, row["dtype"], work["rows"], work["new_tokens"])
+                )
+                share = f"{bound / row['seconds']:.0%}"
+            figures = f"{row['seconds']:.3g} | {base / row['seconds']:.2f} | {share} | {row['peak_mb']:.0f}"
+            table.append(f"| {suite} | {name} | {figures} |")
+    return table
+
+
 def times(lines: Lines) -> list[str]:
     """A table of every contender's times. Each phase is a median, so phases need not add up to the total."""
     table = ["| | contender | median s | least – most | n | peak MB | phases, s |", "|---|---|---|---|---|---|---|"]
     for (suite, shape), line in lines.items():
-        if suite.startswith("sweep"):
+        if suite.startswith("sweep") or shape == "L":  # L has a table of its own
             continue
         for name, row in line["contenders"].items():
             phases = ", ".join(f"{phase} {seconds:.3g}" for phase, seconds in row["phases"].items())

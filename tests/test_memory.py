@@ -385,3 +385,20 @@ def test_lengths_of_comparisons_are_counted_in_tokens() -> None:
     model = RewardModel.from_language_model(lm, rank=0)
     texts = ["count 5:", " 6 and more words"]
     assert model.count_tokens(texts) == sum(len(lm.text.encode(text)) for text in texts)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_passes_follow_from_its_memory() -> None:
+    device = torch.device("cuda")
+    free = free_memory(device)
+    assert free is not None
+    assert 0 < free <= torch.cuda.get_device_properties(device).total_memory
+    lm = lmgym.load("tiny", device="cuda", dtype="bfloat16")
+    lm.adapters.add("policy")
+    policy, env = made(lm)
+    found = []
+    for on in (False, True):
+        learner = Learner(policy.parameters(), LearnerConfig(lr=0.0, gradient_checkpointing=on))
+        found.append(next(ppo.train(policy, env, learner, ppo.Config(updates=1)))["optimizer/grad_norm"])
+        assert learner.micro_batches.pass_tokens > 4096
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
