@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents import functional as F
+from agents.training.pass_memory import decoding_slots
 from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import Sequences
 from lmgym.policy import Policy
@@ -85,7 +86,7 @@ def evaluate(
         gamma: γ of GAE, for the advantages of the samples.
         lam: λ of GAE, for the advantages of the samples.
     """
-    buffer = collect(policy, env, RolloutBuffer.like(env), Stream(seed, 0))
+    buffer = collect(policy, env, RolloutBuffer.like(env), Stream(seed, 0), slots=decoding_slots(policy, env))
     completions = env.completions()
     gold = torch.tensor(env.task.gold(env.prompts, completions)).float() if env.task.has_gold else None
     exact, entropy = _over_vocabulary(policy, env, buffer.sequences)

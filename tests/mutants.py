@@ -433,6 +433,22 @@ MUTANTS = (
            "if up_to - up_from <= rise or down_to - down_from <= fall:",
            "over-optimisation is seen where score and gold rise together",
            ("tests/test_alarms.py",)),
+    Mutant("pass-by-count", "agents/training", "full = self.pass_tokens and count * longest > self.pass_tokens",
+           "full = self.pass_tokens and longest > self.pass_tokens",
+           "a pass of texts grows without limit, because its number of rows is not counted",
+           ("tests/test_memory.py::test_items_are_split_by_their_padded_size",)),
+    Mutant("pass-forgets-the-frozen", "agents/training", "trained = layers - (frozen or 0)",
+           "trained = layers",
+           "the memory of frozen layers is counted, so that passes are too small",
+           ("tests/test_memory.py::test_the_estimate_counts_what_is_trained",)),
+    Mutant("recompute-without-adapter", "lmgym/models", "context_fn=lambda: (nullcontext(), again())",
+           "context_fn=lambda: (nullcontext(), nullcontext())",
+           "gradient checkpointing computes a layer again without the adapter",
+           ("tests/test_memory.py::test_checkpointing_gives_the_same_bits_and_keeps_less",)),
+    Mutant("recompute-writes-the-cache", "lmgym/models", "more |= {name: None for name in",
+           "{name: None for name in",
+           "a layer that is computed again reads its own keys a second time, from the cache",
+           ("tests/test_memory.py::test_every_stage_trains_the_same_with_checkpointing",)),
 )  # fmt: skip
 
 

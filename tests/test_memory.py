@@ -19,13 +19,14 @@ import agents.pipeline.options as options_module
 import agents.runs.progress as progress_module
 import lmgym
 from agents import ppo, reward_modelling, sft
+from agents.evaluate import evaluate
 from agents.learner import Learner, LearnerConfig
 from agents.pipeline.options import RewardOptions, SFTOptions, rank_for
 from agents.runs.progress import show_progress
 from agents.training import pass_memory
 from agents.training.metrics import Metrics
 from agents.training.microbatch import MicroBatches
-from agents.training.pass_memory import activation_budget, bytes_per_token
+from agents.training.pass_memory import activation_budget, bytes_per_token, decoding_slots
 from lmgym import LanguageModel
 from lmgym.devices import free_memory
 from lmgym.fused import gradient_checkpointing
@@ -170,6 +171,29 @@ def test_a_resumed_learner_has_the_passes_of_the_first_one(monkeypatch: pytest.M
     other.restore(learner.state())
     list(ppo.train(policy, env, other, ppo.Config(updates=2)))
     assert other.micro_batches.pass_tokens == small
+
+
+def test_many_long_rows_are_decoded_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation and preferences: the same tokens, and no difference where everything fits."""
+    policy, env = made(lmgym.load("probe"), rows=12)
+    assert decoding_slots(policy, env) == 0
+    whole = evaluate(policy, env)
+    row = (4 + 12) * 2 * 2 * 2 * 16 * 4  # columns, keys and values, layers, heads, head size, bytes
+    monkeypatch.setattr(pass_memory, "CACHE", 12 * row)
+    assert decoding_slots(policy, env) == 0
+    monkeypatch.setattr(pass_memory, "CACHE", 5 * row)
+    assert decoding_slots(policy, env) == 5
+    some = evaluate(policy, env)
+    assert [s["completion"] for s in some.samples] == [s["completion"] for s in whole.samples]
+    assert some.figures["score"].mean == pytest.approx(whole.figures["score"].mean, abs=1e-5)
+    env.on_limit = "truncate"
+    assert decoding_slots(policy, env) == 0
+
+
+def test_a_config_with_other_names_or_a_number_for_each_layer_is_guessed() -> None:
+    odd = SimpleNamespace(hidden_size=128, num_key_value_heads=[2, 4], intermediate_size=[100, 300])
+    assert pass_memory._sizes(odd) == (128, 32, 2, 4, 64)
+    assert pass_memory._count(odd, "n_inner", "intermediate_size", other=1) == 300
 
 
 # Gradient checkpointing --------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""How many tokens a pass of training may hold: the memory that its activations may take, over the bytes of one token.
+"""What fits into memory: the tokens of a pass of training, and the rows that are decoded at a time.
 
-The estimate counts what autograd keeps of every layer. It is meant to be right within a factor of about 1.5: a step
+A pass may hold the memory that its activations may take, over the bytes of one token. The estimate counts what autograd keeps of every layer. It is meant to be right within a factor of about 1.5: a step
 that still runs out of memory is repeated in smaller passes.
 """
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lmgym.devices import free_memory, total_memory
+from lmgym.env import TokenVectorEnv
 from lmgym.models import LanguageModel
 from lmgym.policy import Policy, TokenPolicy
 from lmgym.reward import RewardModel
@@ -21,6 +22,8 @@ GPU_SHARE = 4
 """On a GPU, activations may take one part in this many of its memory."""
 LEAST = 16 * 2**20
 """Bytes for activations even if no memory seems to be free."""
+CACHE = 256 * 2**20
+"""Bytes for keys and values on a CPU where completions are only measured or compared."""
 LOGITS_KEPT = 6
 """Copies of the logits, in float32, that a pass keeps whose head does not work in chunks."""
 LIBRARY_FACTOR = 1.75
@@ -86,10 +89,8 @@ def _of_language_model(lm: LanguageModel, adapter: str | None, recompute: bool, 
 def _of_layers(model: Any, frozen: int | None, recompute: bool) -> int:
     """Bytes of the layers; `frozen` is None for a pass through transformers' own layers."""
     config = model.config.get_text_config()
-    width, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
-    head_size = getattr(config, "head_dim", None) or width // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    width, layers, heads, kv_heads, head_size = _sizes(config)
+    inner = _count(config, "intermediate_size", "n_inner", other=4 * width)
     # Input, sum and the two norms; the MLP; queries, keys, values and the output of attention.
     plain = 4 * width + (3 if hasattr(config, "num_key_value_heads") else 2) * inner
     attention = (2 * heads + 2 * kv_heads) * head_size
@@ -102,3 +103,30 @@ def _of_layers(model: Any, frozen: int | None, recompute: bool) -> int:
     head = 4 * size * width
     # Two layers more: the gradients inside the layer that the backward pass is in.
     return head + (trained * size * width + 3 * each if recompute else (trained + 2) * each)
+
+
+def decoding_slots(policy: TokenPolicy, env: TokenVectorEnv) -> int:
+    """How many rows to decode at a time, so that their keys and values take at most `CACHE`; 0 for all of them."""
+    if not isinstance(policy, Policy) or env.on_limit == "truncate" or policy.device.type != "cpu":
+        return 0
+    _, layers, _, kv_heads, head_size = _sizes(policy.lm.model.config.get_text_config())
+    row = (env.max_prompt_tokens + env.max_new_tokens) * 2 * layers * kv_heads * head_size * 4
+    return 0 if row * env.num_envs <= CACHE else max(1, CACHE // row)
+
+
+def _sizes(config: Any) -> tuple[int, int, int, int, int]:
+    """Width, layers, heads, heads of keys and values, and numbers in a head; a guess where a family has other names."""
+    width = config.hidden_size
+    heads = _count(config, "num_attention_heads", other=max(1, width // 64))
+    layers, kv_heads = _count(config, "num_hidden_layers", other=32), _count(config, "num_key_value_heads", other=heads)
+    return width, layers, heads, kv_heads, _count(config, "head_dim", other=width // heads)
+
+
+def _count(config: Any, *names: str, other: int) -> int:
+    """The first of these settings that is a number, or the largest of its numbers if it has one for each layer."""
+    for name in names:
+        value = getattr(config, name, None)
+        value = max(value, default=0) if isinstance(value, (list, tuple)) else value
+        if isinstance(value, int) and value > 0:
+            return value
+    return other
