@@ -1,7 +1,8 @@
 """What fits into memory: the tokens of a pass of training, and the rows that are decoded at a time.
 
-A pass may hold the memory that its activations may take, over the bytes of one token. The estimate counts what autograd keeps of every layer. It is meant to be right within a factor of about 1.5: a step
-that still runs out of memory is repeated in smaller passes.
+The tokens of a pass are the memory that its activations may take, over the bytes of one token. The estimate counts what
+autograd keeps of every layer. It is meant to be right within a factor of about 1.5: a step that still runs out of
+memory is repeated in smaller passes.
 """
 
 from typing import Any, NamedTuple
