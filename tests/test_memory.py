@@ -404,6 +404,24 @@ def test_a_terminal_shows_a_bar_of_the_phase(monkeypatch: pytest.MonkeyPatch) ->
         assert bars.tasks[0].completed == 1
 
 
+def test_long_texts_are_scored_in_more_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, rows = lmgym.load("tiny"), list[int]()
+    model = RewardModel.from_language_model(lm, rank=0)
+    texts, forward = ["count 5:" + " 6" * n for n in range(12)], model.forward
+
+    def watched(ids: Tensor, mask: Tensor) -> Tensor:
+        rows.append(len(ids))
+        return forward(ids, mask)
+
+    monkeypatch.setattr(model, "forward", watched)
+    whole = model.score_texts(texts)
+    monkeypatch.setattr("lmgym.reward.model.PASS_TOKENS", 40)
+    torch.testing.assert_close(model.score_texts(texts), whole)
+    assert rows[0] == 12
+    assert max(rows[1:]) * 4 < 40
+    assert sum(rows[1:]) == 12
+
+
 def test_lengths_of_comparisons_are_counted_in_tokens() -> None:
     lm = lmgym.load("tiny")
     model = RewardModel.from_language_model(lm, rank=0)

@@ -37,6 +37,9 @@ from lmgym.tasks.base import Completion, Prompt
 BUILT_IN = {"tiny-reward": "tiny"}
 """The reward models that ship with the package, and the base model of each."""
 
+PASS_TOKENS = 8192
+"""The maximum tokens of a pass, padding included; a single text may have more."""
+
 
 class RewardModel:
     """Scores texts: a score function for environments, trained by the Bradley-Terry loss.
@@ -103,12 +106,14 @@ class RewardModel:
         return self.raw_scores(texts, [True] * len(texts) if finished is None else finished, rows).cpu()
 
     def raw_scores(self, texts: Sequence[str], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
-        """The scores before `shift`, differentiable; a pass takes `rows` texts of similar length."""
+        """The scores before `shift`, differentiable; a pass takes up to `rows` texts of similar length."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         parts = []
         for start in range(0, len(order), rows):
             part = order[start : start + rows]
-            parts.append(self.forward(*self.encode([texts[i] for i in part], [finished[i] for i in part])).float())
+            encoded = self.encode([texts[i] for i in part], [finished[i] for i in part])
+            few = max(1, PASS_TOKENS // encoded[0].shape[1])
+            parts += [self.forward(*some).float() for some in zip(*(x.split(few) for x in encoded), strict=True)]
         # In the order of the texts again.
         return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
 
