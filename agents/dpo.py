@@ -19,6 +19,7 @@ from lmgym.env import TokenVectorEnv
 from lmgym.models import EncodedExample, Example, ExampleBatch, collate_examples, encode_example
 from lmgym.policy import Policy, TokenPolicy
 from lmgym.preferences import Comparison
+from lmgym.tasks.base import Prompt
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ def encode_pairs(
 ) -> list[tuple[EncodedExample, EncodedExample]]:
     """All pairs of all rankings, each with the better completion first."""
 
-    def row(prompt: str, text: str) -> EncodedExample:
-        return encode_example(policy.lm, Example(prompt, text, config.finished), config.max_tokens)
+    def row(prompt: Prompt, text: str) -> EncodedExample:
+        return encode_example(policy.lm, Example.of(prompt, text, config.finished), config.max_tokens)
 
-    ranked = [[row(c.prompt, text) for text in c.ranked] for c in comparisons]
+    ranked = [[row(c.as_prompt, text) for text in c.ranked] for c in comparisons]
     return [(rows[i], rows[j]) for rows in ranked for i in range(len(rows)) for j in range(i + 1, len(rows))]
 
 

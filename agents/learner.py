@@ -30,7 +30,7 @@ from agents.training.optimizer_state import moments_as_tensors, take_moments
 from agents.training.pass_memory import Trained
 from lmgym.env import Finish
 from lmgym.fused import gradient_checkpointing
-from lmgym.models import Example, ExampleBatch, LanguageModel, collate_examples, default_pass_tokens, encode_example
+from lmgym.models import Example, ExampleBatch, LanguageModel, collate_examples, default_pass_tokens, encode_turns
 from lmgym.policy import Evaluation, Policy, TokenPolicy
 from lmgym.reward import kl_estimates
 from lmgym.rollout import RolloutBuffer
@@ -266,7 +266,7 @@ class Learner:
 
     def example_batches(self, lm: LanguageModel, examples: Sequence[Example], rows: int) -> Iterator[ExampleBatch]:
         """An endless iterator over minibatches of examples, in random order."""
-        encoded = [encode_example(lm, example) for example in examples]
+        encoded = [row for example in examples for row in encode_turns(lm, example)]
         for indices in self.register("examples", ShuffledMinibatches(len(encoded), rows, self.generator)):
             yield collate_examples(lm, [encoded[i] for i in indices.tolist()])
 

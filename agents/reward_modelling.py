@@ -14,8 +14,9 @@ from torch import Tensor
 from agents import functional as F
 from agents.learner import STEP_METRICS, Learner
 from agents.training import require
+from lmgym.models import Example
 from lmgym.preferences import Comparison
-from lmgym.reward import RewardModel
+from lmgym.reward import RewardModel, read_text
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ METRICS = {
 
 def scores_of(model: RewardModel, comparisons: Sequence[Comparison]) -> list[Tensor]:
     """The scores of each comparison's K completions, [K] each, with gradients."""
-    texts = [c.prompt + text for c in comparisons for text in c.ranked]
+    texts = [read_text(c.as_prompt, text) for c in comparisons for text in c.ranked]
     scores = model.raw_scores(texts, [True] * len(texts), rows=16)
     return list(scores.split([len(c.ranked) for c in comparisons]))
 
@@ -86,7 +87,7 @@ def train(
         return loss
 
     def length(comparison: Comparison) -> int:
-        return model.count_tokens([comparison.prompt + text for text in comparison.ranked])
+        return model.count_tokens([read_text(comparison.as_prompt, text) for text in comparison.ranked])
 
     for step, indices in learner.shuffled_minibatches(len(comparisons), config.minibatch_prompts, config.epochs):
         minibatch = [comparisons[i] for i in indices.tolist()]
@@ -96,7 +97,7 @@ def train(
 
 
 @torch.no_grad()
-def normalise(model: RewardModel, texts: Sequence[str], finished: Sequence[bool] | None = None) -> None:
+def normalise(model: RewardModel, texts: Sequence[str | Example], finished: Sequence[bool] | None = None) -> None:
     """Scales and shifts the scores, so that those of `texts` have mean 0 and standard deviation 1.
 
     Ziegler et al. 2019, section 2.1 (https://arxiv.org/abs/1909.08593). The texts should be samples of the initial

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.learner import STEP_METRICS, Learner
 from agents.training import require
-from lmgym.models import EncodedExample, Example, LanguageModel, collate_examples, encode_example, token_nll
+from lmgym.models import EncodedExample, Example, LanguageModel, collate_examples, encode_turns, token_nll
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ METRICS = {
 } | STEP_METRICS
 
 
+def encode(lm: LanguageModel, examples: Sequence[Example], config: Config) -> list[EncodedExample]:
+    """The token ids of the examples: of a conversation, one item for each answer of the assistant."""
+    return [row for example in examples for row in encode_turns(lm, example, config.max_tokens)]
+
+
 def nll(lm: LanguageModel, rows: Sequence[EncodedExample], adapter: str | None = None) -> tuple[Tensor, Tensor]:
     """[B, T] negative log-likelihood in nats of each token after the first, and [B, T] mask of the target tokens."""
     texts = collate_examples(lm, rows)
@@ -45,8 +50,9 @@ def nll(lm: LanguageModel, rows: Sequence[EncodedExample], adapter: str | None =
 def evaluate(lm: LanguageModel, examples: Sequence[Example], config: Config, adapter: str | None = None) -> float:
     """Mean negative log-likelihood of the examples' target tokens, in nats."""
     total, count = 0.0, 0
-    for start in range(0, len(examples), 64):
-        loss, mask = nll(lm, [encode_example(lm, e, config.max_tokens) for e in examples[start : start + 64]], adapter)
+    rows = encode(lm, examples, config)
+    for start in range(0, len(rows), 64):
+        loss, mask = nll(lm, rows[start : start + 64], adapter)
         total, count = total + float(loss[mask].sum()), count + int(mask.sum())
     return total / max(1, count)
 
@@ -62,7 +68,7 @@ def train(
     """Trains on the examples; yields `METRICS` after each step, with the held-out loss in the first and the last."""
     if not examples:
         raise ValueError("there are no examples to fine-tune on: pass at least one")
-    rows = [encode_example(lm, example, config.max_tokens) for example in examples]
+    rows = encode(lm, examples, config)
     steps = config.epochs * -(-len(rows) // config.minibatch_rows)
 
     def loss(part: Sequence[EncodedExample]) -> Tensor:

@@ -125,7 +125,7 @@ def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, max_sequences: int = 100
     sequences = _pack(env, prompt, paths)
     completions = [
         Completion(
-            env.model.text.decode_completion(env.model.text.encode(prompt.text), list(path)),
+            env.model.text.decode_completion(env.model.text.encode_prompts([prompt])[0], list(path)),
             "stop" if path[-1] in env.model.eos_ids else "length",
             len(path),
         )
@@ -153,7 +153,7 @@ def policy_logp(tree: Tree, step_log_probs: Callable[[Sequences], Tensor]) -> Fl
 
 def _pack(env: TokenVectorEnv, prompt: Prompt, paths: list[Path]) -> Sequences:
     device, count, steps = env.model.device, len(paths), env.max_new_tokens
-    ids = env.model.text.encode(prompt.text)
+    ids = env.model.text.encode_prompts([prompt])[0]
     tokens: Int[Tensor, "N T"] = torch.full((count, steps), env.model.pad_id, device=device)
     is_action: Bool[Tensor, "N T"] = torch.zeros(count, steps, dtype=torch.bool, device=device)
     for row, path in enumerate(paths):

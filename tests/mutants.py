@@ -78,6 +78,29 @@ AGREE = "tests/test_models.py::test_sampling_and_scoring_agree"
 GOES_ON = "tests/test_survival.py::test_a_learner_goes_on_in_another_process_as_it_were"
 
 MUTANTS = (
+    # Conversations ----------------------------------------------------------------------------------------------------
+    Mutant("chat-smuggling", "lmgym/models/chat.py", "sanitize_control_tokens=True,", "sanitize_control_tokens=False,",
+           "a message can contain control tokens",
+           ("tests/test_chat.py::test_no_message_can_contain_a_control_token",)),
+    Mutant("chat-no-answer-header", "lmgym/models/chat.py",
+           "return self._render(messages, add_generation_prompt=True)", "return self._render(messages)",
+           "a conversation is read without the beginning of the answer",
+           ("tests/test_chat.py::test_ids_are_those_of_the_tokenizers_own_template",)),
+    Mutant("chat-end-not-learned", "lmgym/models/chat.py",
+           "return (ids, []) if at is None else (ids[:at], ids[at : at + 1])",
+           "return (ids, []) if at is None else (ids[: at + 1], ids[at : at + 1])",
+           "the end of a turn is learned twice",
+           ("tests/test_chat.py::test_an_answer_is_what_the_template_writes_up_to_the_end_of_the_turn",)),
+    Mutant("chat-user-learned", "lmgym/models/demonstrations.py", "return [*prompt, *answer][:max_tokens], len(prompt)",
+           "return [*prompt, *answer][:max_tokens], 1", "the user's messages are learned",
+           ("tests/test_chat.py::test_every_answer_of_a_conversation_is_learned",)),
+    Mutant("one-end-only", "lmgym/models/tokenising.py", "return tuple(dict.fromkeys(found))",
+           "return tuple(found[:1])", "only the first of a model's ends ends a completion",
+           ("tests/test_chat.py::test_every_named_end_ends_a_completion",)),
+    Mutant("grouped-by-text", "lmgym/rollout/token_loop.py",
+           "return (one.text, one.messages, one.token_ids) == (other.text, other.messages, other.token_ids)",
+           "return one.text == other.text", "conversations with the same text are read as one",
+           ("tests/test_chat.py::test_a_group_reads_its_own_conversation",)),
     # Where the score is paid, and what it is worth --------------------------------------------------------------------
     Mutant("score-on-pad", ENV, BULK_SCORE,
            "rewards.scatter_add_(1, self.length[:, None].clamp(max=self.max_new_tokens - 1), "

@@ -426,7 +426,7 @@ def test_lengths_of_comparisons_are_counted_in_tokens() -> None:
     lm = lmgym.load("tiny")
     model = RewardModel.from_language_model(lm, rank=0)
     texts = ["count 5:", " 6 and more words"]
-    assert model.count_tokens(texts) == sum(len(lm.text.encode(text)) for text in texts)
+    assert model.count_tokens(texts) == sum(len(lm.text.encode(text)) + 1 for text in texts), "and their ends"
 
 
 @pytest.mark.gpu

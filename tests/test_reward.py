@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from lmgym import AdaptiveKL, Completion, FixedKL, Prompt, Score
-from lmgym.reward import KLController, check_reward_estimator, exact_kl, kl_estimates, kl_reward
+from lmgym.reward import KLController, check_loss_estimator, check_reward_estimator, exact_kl, kl_estimates, kl_reward
 
 
 def two_policies(vocabulary: int = 50) -> tuple[Categorical, Categorical]:
@@ -74,6 +74,34 @@ def test_what_the_estimators_optimise_when_they_stand_in_the_reward(estimator: s
             check_reward_estimator(estimator)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "distance", "reason"),
+    [("k1", 0.714, "gradient is 0 on average"), ("k3", 0.382, "gradient is that of KL"), ("k2", 0.0, "")],
+)
+def test_what_the_estimators_optimise_when_they_stand_in_the_loss(estimator: str, distance: float, reason: str) -> None:
+    """Exact gradient ascent on the same bandit, where the estimator is differentiated and the actions are constants."""
+    generator = torch.Generator().manual_seed(0)
+    score, reference = torch.randn(6, generator=generator).double(), torch.randn(6, generator=generator).double()
+    reference = reference.log_softmax(0)
+    beta, logits = 0.5, reference.clone()
+    optimum = torch.softmax(reference + score / beta, 0)
+    for _ in range(4000):
+        logits = logits.detach().requires_grad_()
+        logp = logits.log_softmax(0)
+        actions = logp.detach().exp()
+        value = (actions * (score * logp - beta * kl_estimates(logp, reference)[estimator])).sum()
+        (gradient,) = torch.autograd.grad(value, logits)
+        logits = logits + 0.5 * gradient
+    variation = float((logits.detach().softmax(0) - optimum).abs().sum() / 2)
+    if not reason:
+        assert variation < 1e-3
+        check_loss_estimator(estimator)
+        return
+    assert variation > 0.05
+    with pytest.raises(ValueError, match=f"{reason}.*{distance} in total variation"):
+        check_loss_estimator(estimator)
+
+
 def test_adaptive_kl_has_the_published_constants() -> None:
     controller = AdaptiveKL(beta=0.2, target_nats_per_sequence=6.0, horizon=10_000.0)
     controller.update(9.0, 256)
@@ -123,3 +151,26 @@ def test_scores_are_weighted_summed_and_shifted() -> None:
 def test_scores_of_any_numeric_kind_are_taken(values: Any) -> None:
     score = Score({"a": lambda p, c: values})
     assert score([Prompt("x")] * 2, [Completion("y")] * 2) == [1.0, 2.0]
+
+
+def _fails_deep(prompts: Any, completions: Any) -> Any:
+    return _fails(prompts)
+
+
+def _fails(prompts: Any) -> Any:
+    return 1 / (len(prompts) - len(prompts))
+
+
+def test_the_error_of_a_score_function_names_the_line_that_raised_it() -> None:
+    line = _fails.__code__.co_firstlineno + 1
+    with pytest.raises(ValueError, match=rf"\(test_reward.py, line {line}\)"):
+        Score({"deep": _fails_deep})([Prompt("x")], [Completion("y")])
+
+
+def test_a_reached_target_leaves_beta() -> None:
+    """The target may be below one nat."""
+    controller = AdaptiveKL(beta=0.2, target_nats_per_sequence=0.5)
+    controller.update(0.5, 1000)
+    assert controller.beta == 0.2
+    with pytest.raises(ValueError, match="target"):
+        AdaptiveKL(target_nats_per_sequence=0.0)

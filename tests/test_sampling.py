@@ -12,7 +12,7 @@ from torch import Tensor
 import lmgym
 from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.models import Example, collate_examples, encode_example
-from lmgym.sampling import draw, log_probs, most_probable, pack_bits, packed_width, unpack_bits
+from lmgym.sampling import Truncation, draw, log_probs, most_probable, pack_bits, packed_width, unpack_bits
 from lmgym.tasks.probe import Tree
 
 # Which tokens are kept ---------------------------------------------------------------------------------------------
@@ -268,3 +268,12 @@ def test_texts_that_others_wrote_are_scored_by_the_whole_policy(probe: LanguageM
     )
     assert bool((policy.evaluate(texts.sequences).logp == -torch.inf).any())
     assert bool(torch.isfinite(policy.truncated().evaluate(texts.sequences).logp).all())
+
+
+def test_by_default_every_token_can_be_sampled() -> None:
+    assert not Truncation().active
+    assert Truncation(top_k=1).active
+    assert Truncation(top_p=0.5).active
+    for wrong in ({"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(ValueError, match="must lie in"):
+            Truncation(**wrong)

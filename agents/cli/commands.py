@@ -11,6 +11,7 @@ COMMANDS = {
     "reward": "train a reward model from comparisons",
     "evaluate": "measure a policy on held-out prompts",
     "sample": "print completions of a model",
+    "chat": "talk with a chat model, line by line",
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",
     "report": "write report.html for the folder of a run",

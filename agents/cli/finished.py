@@ -60,6 +60,7 @@ class FinishedRun:
         """The options of `evaluate` and `sample` with which the run's own policy is used as the run itself used it."""
         common = {f.name: getattr(self.wanted, f.name) for f in fields(Common)}
         found = {**common, "model": str(self.folder / "sft"), "threads": self.threads, "policy": None}
+        found |= {"chat_template": None, "template_options": ""}  # they are part of the saved tokenizer
         if self.algorithm is not None:
             found |= {
                 "policy": str(self.folder / "policy"),

@@ -18,7 +18,10 @@ from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 
 MOST_THREADS = 1024
 """More threads than any machine can use; torch crashes with very many."""
-INPUTS = ("prompts", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward", "watch")
+INPUTS = (
+    "prompts", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward", "watch",
+    "chat_template",
+)  # fmt: skip
 """Options whose value can be the path of a file or folder that the run reads."""
 _RESUME = (
     "Folder of an interrupted run to continue. The options of that run apply; you can add options that change no "

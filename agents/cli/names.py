@@ -1,6 +1,7 @@
 """Names into objects: environments, prompts, models, scores, functions and policies."""
 
 import importlib
+import json
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -13,19 +14,21 @@ from agents.cli.options import Common, check_numbers
 from agents.pipeline import Setting
 from agents.pipeline.load_algorithm import load_file
 from lmgym.models import BUILT_IN as BUILT_IN_MODELS
-from lmgym.models import LanguageModel, load
+from lmgym.models import LanguageModel, load, set_template
 from lmgym.policy import Policy
 from lmgym.preferences import read_comparisons
 from lmgym.registry import TaskSpec, default_arguments, find_spec, make_task
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 from lmgym.reward import RewardModel, Score
-from lmgym.tasks import PromptList
+from lmgym.tasks import Conversational, Prompt, PromptList
 from lmgym.tasks.base import ScoreFunction, Task
 
 SMALL = 5_000_000
 """Models of fewer parameters are fastest on one thread."""
 TYPO = 0.75
 """Similarity (`difflib`) from which a name counts as a misspelt built-in name: "tinny" does, "tiny-gpt2" does not."""
+CHAT_TOKENS = 64
+"""Token budget of an answer in a conversation, where the options give none."""
 REWARD_WORDS = ("default", "learned", "task")
 """Values of --reward that do not name a reward model."""
 
@@ -59,7 +62,10 @@ def setting_of(wanted: Common, reward: str, preferences: str | None = None, scor
     comparisons = read_comparisons(preferences) if preferences else None
     score = named or (None if reward == "learned" else _own_score(task, entry, reward == "task", wanted))
     lm = model_named(wanted.model or entry.model, wanted)
-    return Setting(task, lm, _budgets(wanted, entry, task), score, comparisons, wanted.seed)
+    if wanted.chat or wanted.system is not None:
+        task = Conversational(task, wanted.system)
+        lm.text.chat.encode([{"role": "user", "content": "Hello"}])  # refuses a model without a chat template
+    return Setting(task, lm, _budgets(wanted, entry, task, lm), score, comparisons, wanted.seed)
 
 
 def _own_score(task: Task, entry: TaskSpec, wanted_by_name: bool, wanted: Common) -> Score | None:
@@ -79,7 +85,7 @@ def _own_score(task: Task, entry: TaskSpec, wanted_by_name: bool, wanted: Common
     return Score({task.name: task.score if entry.reward_model is None else task.gold})
 
 
-def _budgets(wanted: Common, entry: TaskSpec, task: Task) -> dict[str, Any]:
+def _budgets(wanted: Common, entry: TaskSpec, task: Task, lm: LanguageModel) -> dict[str, Any]:
     given = {
         "max_prompt_tokens": wanted.max_prompt_tokens,
         "max_new_tokens": wanted.max_new_tokens,
@@ -87,7 +93,18 @@ def _budgets(wanted: Common, entry: TaskSpec, task: Task) -> dict[str, Any]:
     }
     missing_eos_score = None if wanted.missing_eos_score == "none" else wanted.missing_eos_score
     chosen = {name: value for name, value in given.items() if value is not None}
-    return {**default_arguments(entry, task), **chosen, "missing_eos_score": missing_eos_score}
+    defaults = default_arguments(entry, task)
+    inner = task.task if isinstance(task, Conversational) else task
+    if isinstance(inner, PromptList):
+        prompts = [task.wrap(prompt) for prompt in inner.prompts] if isinstance(task, Conversational) else inner.prompts
+        if any(prompt.messages for prompt in prompts):
+            defaults["max_new_tokens"] = CHAT_TOKENS
+        if wanted.max_prompt_tokens is None and wanted.long_prompts == "error":
+            longest = max(map(len, lm.text.encode_prompts(prompts)))
+            defaults["max_prompt_tokens"] = max(longest, defaults["max_prompt_tokens"])
+    elif isinstance(task, Conversational) and wanted.max_prompt_tokens is None:
+        defaults["max_prompt_tokens"] += len(lm.text.chat.encode(task.wrap(Prompt("Hello")).messages))
+    return {**defaults, **chosen, "missing_eos_score": missing_eos_score}
 
 
 def is_environment(name: str) -> bool:
@@ -165,8 +182,34 @@ def model_named(name: str, wanted: Any) -> LanguageModel:
     device = device_of(wanted)
     _refuse_typos("model", name, BUILT_IN_MODELS)
     lm = load(name, device=device, dtype=wanted.dtype, pad_token=wanted.pad_token)
+    set_template(lm.tokenizer, *chat_options(wanted))
     torch.set_num_threads(wanted.threads or _default_threads(lm.model.num_parameters()))
     return lm
+
+
+def chat_options(wanted: Any) -> tuple[str | None, dict[str, Any]]:
+    """The chat template that the options give, and the values of its variables.
+
+    Raises:
+        ValueError: the file cannot be read, or the values are not a JSON object.
+    """
+    template, options = None, {}
+    if wanted.chat_template:
+        try:
+            template = Path(wanted.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--chat-template {wanted.chat_template}: {error}; give a Jinja file in UTF-8") from error
+    if wanted.template_options:
+        try:
+            options = json.loads(wanted.template_options)
+        except ValueError as error:
+            raise ValueError(f"--template-options {wanted.template_options!r} is not JSON: {error}") from error
+        if not isinstance(options, dict):
+            raise ValueError(
+                f"--template-options {wanted.template_options!r} must be a JSON object, such as "
+                "'{\"enable_thinking\": false}'"
+            )
+    return template, options
 
 
 def _refuse_typos(kind: str, name: str, known: tuple[str, ...]) -> None:

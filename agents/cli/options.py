@@ -33,6 +33,15 @@ class Common:
     (one prompt per line), or the name of a dataset."""
     opening_words: int | None = None
     """Rows of --prompts hold whole texts: the first N words are the prompt, the rest is a demonstration."""
+    chat: bool = False
+    """Give each text prompt to the model as a user's message, by its chat template. Prompts that are conversations
+    always use it."""
+    system: str | None = None
+    """Instruction that comes first in every conversation; implies --chat."""
+    chat_template: str | None = None
+    """Jinja file with a chat template, instead of the tokenizer's own."""
+    template_options: str = ""
+    """Values of the chat template's variables, as JSON, such as '{"enable_thinking": false}'."""
     gold: str | None = None
     """Gold score of your own prompts: "package.module:function" or "FILE.py:function"."""
     max_prompt_tokens: int | None = None

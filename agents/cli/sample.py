@@ -11,6 +11,8 @@ from agents.cli.options import Common
 from agents.pipeline.samples import unscored
 from lmgym.io import printable
 from lmgym.rollout import RolloutBuffer, Stream, decode
+from lmgym.tasks import Conversational, Prompt
+from lmgym.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,14 @@ def run(argv: Sequence[str]) -> int:
     setting = setting_of(wanted, "default", scored=False)
     policy = policy_in(wanted.policy, setting.lm, wanted.temperature)
     env = setting.env(wanted.count, "test", kl="none", temperature=wanted.temperature, score=unscored)
-    prompts = [wanted.prompt] * wanted.count if wanted.prompt is not None else None
+    prompts = [given_prompt(setting.task, wanted.prompt)] * wanted.count if wanted.prompt is not None else None
     decode(policy, env, RolloutBuffer.like(env), Stream(wanted.seed, 0), prompts)
     for prompt, completion in zip(env.prompts, env.completions(), strict=True):
         end = "" if completion.finish_reason == "stop" else " …"
         print(f"{printable(prompt.text)}|{printable(completion.text)}{end}")
     return 0
+
+
+def given_prompt(task: Task, text: str) -> Prompt:
+    """The prompt of --prompt: a user's message where the task's prompts are."""
+    return task.wrap(Prompt(text)) if isinstance(task, Conversational) else Prompt(text)

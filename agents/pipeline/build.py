@@ -107,7 +107,7 @@ def demonstrations(task: Task, split: Split, count: int, seed: int) -> list[Exam
     """Draws prompts and has the task demonstrate them."""
     rng = np.random.default_rng(np.random.SeedSequence((seed, 1, split == "test")))
     prompts = [task.sample(rng, split) for _ in range(count)]
-    return [Example(prompt.text, task.demonstrate(prompt, rng)) for prompt in prompts]
+    return [Example.of(prompt, task.demonstrate(prompt, rng)) for prompt in prompts]
 
 
 def rehearse(algorithm: Algorithm) -> None:

@@ -22,7 +22,7 @@ from agents.training import OnBadStep
 from lmgym.env import TokenVectorEnv
 from lmgym.models import Example, LanguageModel
 from lmgym.preferences import Comparison, SimulatedAnnotator, collect_comparisons, read_comparisons, write_comparisons
-from lmgym.reward import RewardModel, Score
+from lmgym.reward import RewardModel, Score, read_text
 
 UNSEEN_METRICS = {
     "gold/mean": "gold score of the rollout's completions, which no learner sees, mean over rows",
@@ -84,8 +84,8 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
     if run.stage_result("sft"):
         lm.load_weights(run.path("sft"))
         return
-    if config.examples:
-        train, test = examples_of(setting, config, run)
+    train, test = examples_of(setting, config, run) if config.examples else ([], [])
+    if train:
         rank = rank_for(lm, config.lora_rank)
         adapter = "sft" if rank else None
         if adapter:
@@ -108,16 +108,22 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
 
 
 def examples_of(setting: Setting, config: SFTOptions, run: Run) -> tuple[list[Example], list[Example]]:
-    """Demonstrations to train on and held-out ones; for a task without any, the preferred texts of the comparisons."""
+    """Demonstrations to train on and held-out ones; for a task without any, the preferred texts of the comparisons.
+
+    There are none for conversations without answers: a chat model needs no fine-tuning to give some.
+    """
     try:
         return (
             demonstrations(setting.task, "train", config.examples, setting.seed),
             demonstrations(setting.task, "test", config.test_examples, setting.seed),
         )
     except NotImplementedError:
+        if not setting.comparisons and setting.task.sample(np.random.default_rng(setting.seed)).messages:
+            run.say("sft: skipped, because the conversations have no answers of an assistant to learn from")
+            return [], []
         if not setting.comparisons:
             raise
-    preferred = [Example(c.prompt, c.ranked[0], not setting.scores_unfinished) for c in setting.comparisons]
+    preferred = [Example.of(c.as_prompt, c.ranked[0], not setting.scores_unfinished) for c in setting.comparisons]
     held_out = max(1, min(config.test_examples, len(preferred) // 10))
     run.say(f"sft: {setting.task.name} has no demonstrations; the preferred texts of the comparisons are used instead")
     return preferred[held_out:][: config.examples] or preferred, preferred[:held_out]
@@ -203,7 +209,7 @@ def learn_reward(
     samples.gather(run, "sample to normalise", {"reward_model": learner, "normalise": samples})
     pairs = [(p, c) for p, group in zip(samples.prompts, samples.groups, strict=True) for c in group]
     reward_modelling.normalise(
-        model, [p.text + c.text for p, c in pairs], [completion.finish_reason == "stop" for _, completion in pairs]
+        model, [read_text(p, c.text) for p, c in pairs], [completion.finish_reason == "stop" for _, completion in pairs]
     )
     run.write_folder("reward_model", model.save)
     run.finish_stage("reward_model", outputs=["reward_model"])

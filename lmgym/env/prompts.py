@@ -1,6 +1,7 @@
 """The start of an episode: reset options, seeding, and drawing and tokenizing prompts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ def encode_prompts(
     Raises:
         ValueError: a prompt is longer and `long_prompts` is "error", or a prompt has no tokens.
     """
-    encoded = model.text.encode_all([prompt.text for prompt in prompts])
+    encoded = model.text.encode_prompts(prompts)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > max_prompt_tokens and long_prompts == "error":
             raise ValueError(
@@ -130,3 +131,11 @@ def encode_prompts(
                 "max_prompt_tokens, or pass long_prompts='truncate' to keep the last tokens"
             )
     return [ids[-max_prompt_tokens:] for ids in encoded]
+
+
+def with_texts(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts; those that are token ids get their decoded text, for score functions and for people."""
+    return [
+        replace(prompt, text=model.text.decode(prompt.token_ids)) if prompt.token_ids and not prompt.text else prompt
+        for prompt in prompts
+    ]

@@ -24,7 +24,7 @@ from lmgym.env.actions import make_action_mask_table, parse_actions
 from lmgym.env.arguments import RENDER_MODES, LongPrompts, OnLimit, Output, RenderMode, check_arguments
 from lmgym.env.batch_outcome import Outcome
 from lmgym.env.infos import convert, make_final_infos, make_infos
-from lmgym.env.prompts import check_options, encode_prompts, make_generators, make_prompts, parse_reset_mask
+from lmgym.env.prompts import check_options, encode_prompts, make_generators, make_prompts, parse_reset_mask, with_texts
 from lmgym.env.rendering import render_rows
 from lmgym.env.rewards import RowRewards
 from lmgym.env.row_state import Finish, RowState
@@ -331,7 +331,7 @@ class TokenVectorEnv(VectorEnv):
         new = make_prompts(self.task, self.split, self._rngs, rows, given)
         encoded = encode_prompts(self.model, new, self.max_prompt_tokens, self.long_prompts)
         # Nothing is changed before every prompt is known to be valid.
-        self.state.set_prompts(rows, new, encoded)
+        self.state.set_prompts(rows, with_texts(self.model, new), encoded)
         self.rewards.clear(index)
         for scorer in self._scorers.values():
             scorer.stale[index] = True

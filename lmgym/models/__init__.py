@@ -2,9 +2,17 @@
 
 from lmgym.models.adapter_files import attach_adapter, read_adapter
 from lmgym.models.adapters import Adapters
+from lmgym.models.chat import ChatTemplate, set_template
 from lmgym.models.checkpointing import checkpointed_layers
 from lmgym.models.decoding import Decoding
-from lmgym.models.demonstrations import EncodedExample, Example, ExampleBatch, collate_examples, encode_example
+from lmgym.models.demonstrations import (
+    EncodedExample,
+    Example,
+    ExampleBatch,
+    collate_examples,
+    encode_example,
+    encode_turns,
+)
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.likelihood import token_nll
@@ -13,13 +21,14 @@ from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
 from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
 from lmgym.models.sequences import Mask, Sequences, buckets, default_pass_tokens
-from lmgym.models.tokenising import TextCodec, token_ids
+from lmgym.models.tokenising import TextCodec, eos_ids_of, token_ids
 from lmgym.models.transformers_quirks import disable_dropout, silence_libraries
 
 __all__ = [
     "BUILT_IN",
     "DTYPES",
     "Adapters",
+    "ChatTemplate",
     "Decoding",
     "EncodedExample",
     "Example",
@@ -40,6 +49,8 @@ __all__ = [
     "default_pass_tokens",
     "disable_dropout",
     "encode_example",
+    "encode_turns",
+    "eos_ids_of",
     "first_line",
     "load",
     "load_folder",
@@ -47,6 +58,7 @@ __all__ = [
     "read_model",
     "read_settings",
     "read_weights",
+    "set_template",
     "silence_libraries",
     "token_ids",
     "token_nll",

@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from lmgym.models.chat import assistant_turns
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.sequences import Sequences
 from lmgym.models.tokenising import token_ids
+from lmgym.tasks.base import Prompt
+from lmgym.tasks.messages import Message
 
 EncodedExample = tuple[list[int], int]
 """The token ids of a whole text, and how many of them belong to the prompt."""
@@ -24,6 +27,13 @@ class Example:
     completion: str
     finished: bool = True
     """Whether the text ends here, so that the end-of-sequence token is learned too."""
+    messages: Sequence[Message] = ()
+    """The conversation that `completion` answers, if the prompt is one; see `lmgym.Prompt`."""
+
+    @classmethod
+    def of(cls, prompt: Prompt, completion: str, finished: bool = True) -> "Example":
+        """A prompt with its completion."""
+        return cls(prompt.text, completion, finished, prompt.messages)
 
 
 class ExampleBatch(NamedTuple):
@@ -47,11 +57,16 @@ def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None =
     Prompt and completion are tokenised together if that does not change the prompt's tokens, which are those that the
     policy will see. Otherwise they are tokenised separately.
 
+    Of a conversation, only the last answer is the completion; `encode_turns` learns every answer in it.
+
     Args:
         lm: gives the tokenizer.
         example: the text.
         max_tokens: cuts off what follows; None keeps everything.
     """
+    if example.messages:
+        prompt, answer = lm.text.chat.encode_answer(example.messages, example.completion, example.finished)
+        return [*prompt, *answer][:max_tokens], len(prompt)
     prompt = lm.text.encode(example.prompt) if example.prompt else []
     whole = lm.text.encode(example.prompt + example.completion)
     if whole[: len(prompt)] != prompt:
@@ -59,6 +74,22 @@ def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None =
     whole = [*whole, lm.eos_ids[0]] if example.finished else whole
     # Without a prompt the first token has no context to be predicted from, so it is given.
     return whole[:max_tokens], max(1, len(prompt))
+
+
+def encode_turns(lm: LanguageModel, example: Example, max_tokens: int | None = None) -> list[EncodedExample]:
+    """The token ids of a text to learn from: of a conversation, one item for each answer of the assistant.
+
+    Each answer is read after exactly those tokens after which the model will give it. A mask over one text would do the
+    same for many chat templates, but not for those that write an earlier answer otherwise than the latest one.
+
+    Args:
+        lm: gives the tokenizer.
+        example: the text.
+        max_tokens: cuts off what follows; None keeps everything.
+    """
+    turns = assistant_turns(example.messages) if example.messages else []
+    earlier = [Example("", content, messages=before) for before, content in turns]
+    return [encode_example(lm, turn, max_tokens) for turn in (*earlier, example)]
 
 
 def collate_examples(lm: LanguageModel, rows: Sequence[EncodedExample]) -> ExampleBatch:

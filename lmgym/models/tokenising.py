@@ -1,7 +1,11 @@
 """Text to token ids and back: special tokens, the end of a completion, and a cache of encoded prompts."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from lmgym.models.chat import ChatTemplate
+from lmgym.tasks.base import Prompt
 
 
 class TextCodec:
@@ -16,17 +20,22 @@ class TextCodec:
         name: the model's name, for error messages.
 
     Attributes:
+        chat: the tokenizer's chat template, for prompts that are conversations.
         pad_id: fills rows up; never one of `eos_ids`.
         banned_ids: tokens that are not text: padding, other special tokens, and ids that the tokenizer does not know.
 
     Raises:
-        ValueError: the tokenizer has no usable padding token.
+        ValueError: there is no end-of-sequence token, or no usable padding token.
     """
 
     CACHE_SIZE = 1 << 16
     """The number of prompts whose token ids are cached."""
 
     def __init__(self, tokenizer: Any, eos_ids: tuple[int, ...], vocabulary: int, name: str):
+        if not eos_ids:
+            raise ValueError(
+                f"{name!r} has no end-of-sequence token: set tokenizer.eos_token, or eos_token_id in the model's config"
+            )
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id in eos_ids:
             problem = "no padding token" if tokenizer.pad_token_id is None else "a padding token that also ends texts"
             raise ValueError(
@@ -43,6 +52,36 @@ class TextCodec:
         self._prefix_length = count_prefix_tokens(tokenizer)
         self._never_text = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._encoded: dict[str, tuple[int, ...]] = {}
+        self.chat = ChatTemplate(tokenizer, eos_ids, name)
+        self._conversations: dict[str, tuple[int, ...]] = {}
+        self._vocabulary = vocabulary
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The token ids of prompts: texts, conversations (see `chat`), and token ids as they are.
+
+        Raises:
+            ValueError: as in `encode`; the chat template refuses a conversation; or a token id is too large.
+        """
+        texts = [prompt.text for prompt in prompts if not (prompt.messages or prompt.token_ids)]
+        encoded = iter(self.encode_all(texts))
+        return [self._encode_prompt(prompt, encoded) for prompt in prompts]
+
+    def _encode_prompt(self, prompt: Prompt, encoded_texts: Iterator[list[int]]) -> list[int]:
+        if prompt.token_ids:
+            if max(prompt.token_ids) >= self._vocabulary:
+                raise ValueError(
+                    f"the prompt has the token id {max(prompt.token_ids)}, but the model knows {self._vocabulary} "
+                    "tokens: encode the prompt with this model's tokenizer"
+                )
+            return list(prompt.token_ids)
+        if not prompt.messages:
+            return next(encoded_texts)
+        key = json.dumps(prompt.messages, sort_keys=True, default=repr)
+        if key not in self._conversations:
+            if len(self._conversations) > self.CACHE_SIZE:
+                self._conversations.clear()
+            self._conversations[key] = tuple(self.chat.encode(prompt.messages))
+        return list(self._conversations[key])
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a prompt, with the model's beginning-of-sequence token if it has one, and without an end.
@@ -138,13 +177,13 @@ def count_prefix_tokens(tokenizer: Any) -> int:
 
 
 def eos_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a completion: from the generation config, else the config, else the tokenizer.
+    """The ids that end a completion: all that the generation config, the config or the tokenizer names, in this order.
 
-    Raises:
-        ValueError: none of them names one.
+    Models disagree with themselves: some name the end of a text in one place, and the end of a turn in another.
     """
-    for source in (model.generation_config, model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None) if source is not None else None
+    found: list[int] = []
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
         if ids is not None:
-            return tuple(ids) if isinstance(ids, (list, tuple)) else (int(ids),)
-    raise ValueError("the model has no end-of-sequence token: set tokenizer.eos_token, or eos_token_id in its config")
+            found += ids if isinstance(ids, (list, tuple)) else [int(ids)]
+    return tuple(dict.fromkeys(found))

@@ -12,7 +12,7 @@ from lmgym.reward.kl import (
     kl_estimates,
     kl_reward,
 )
-from lmgym.reward.model import BUILT_IN, RewardModel
+from lmgym.reward.model import BUILT_IN, RewardModel, read_text
 from lmgym.reward.score import LARGEST_SCORE, Score, ScoreError
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "exact_kl",
     "kl_estimates",
     "kl_reward",
+    "read_text",
 ]

@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from importlib.resources import as_file, files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lmgym.fused import FusedModel, body_of, unsupported_reason
 from lmgym.models import (
+    ChatTemplate,
+    Example,
     LanguageModel,
     attach_adapter,
     check_folder,
     check_names,
     checkpointed_layers,
     disable_dropout,
+    eos_ids_of,
     first_line,
     read_adapter,
     read_settings,
@@ -76,6 +80,7 @@ class RewardModel:
         self.shift = shift
         self.ends_with_eos = ends_with_eos
         self.gain = gain
+        self.chat = ChatTemplate(tokenizer, eos_ids_of(model, tokenizer), model.config.name_or_path)
         self._fused: FusedModel | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RewardModel":
@@ -88,26 +93,26 @@ class RewardModel:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """The score of each completion, minus `shift`: a `ScoreFunction`."""
-        texts = [prompt.text + completion.text for prompt, completion in zip(prompts, completions, strict=True)]
+        texts = [read_text(prompt, completion.text) for prompt, completion in zip(prompts, completions, strict=True)]
         finished = [completion.finish_reason == "stop" for completion in completions]
         return (self.score_texts(texts, finished) - self.shift).tolist()
 
     @torch.inference_mode()
     def score_texts(
-        self, texts: Sequence[str], finished: Sequence[bool] | None = None, rows: int = 64
+        self, texts: Sequence[str | Example], finished: Sequence[bool] | None = None, rows: int = 64
     ) -> Float[Tensor, " N"]:
         """The scores of texts before `shift`, as transformers computes them, on the CPU.
 
         Args:
-            texts: prompts with their completions.
+            texts: prompts with their completions; an answer to a conversation is an `Example` (see `read_text`).
             finished: whether each text has ended; all have by default.
             rows: how many texts a pass takes.
         """
         return self.raw_scores(texts, [True] * len(texts) if finished is None else finished, rows).cpu()
 
-    def raw_scores(self, texts: Sequence[str], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
+    def raw_scores(self, texts: Sequence[str | Example], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
         """The scores before `shift`, differentiable; a pass takes up to `rows` texts of similar length."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        order = sorted(range(len(texts)), key=lambda i: _length(texts[i]))
         parts = []
         for start in range(0, len(order), rows):
             part = order[start : start + rows]
@@ -117,23 +122,42 @@ class RewardModel:
         # In the order of the texts again.
         return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        """The number of tokens of some texts together, without padding."""
-        return sum(map(len, token_ids(self.tokenizer, texts)))
+    def count_tokens(self, texts: Sequence[str | Example]) -> int:
+        """The number of tokens of some finished texts together, without padding."""
+        return sum(map(len, self._encode_all(texts, [True] * len(texts))))
 
-    def encode(self, texts: Sequence[str], finished: Sequence[bool]) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
+    def encode(
+        self, texts: Sequence[str | Example], finished: Sequence[bool]
+    ) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
         """Right-padded token ids and attention mask; a text longer than the model allows loses its beginning."""
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
-        rows = [
-            (ids + end if done else ids)[-longest if longest else 0 :]
-            for ids, done in zip(token_ids(self.tokenizer, texts), finished, strict=True)
-        ]
+        rows = [ids[-longest if longest else 0 :] for ids in self._encode_all(texts, finished)]
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         return ids.to(self.device), mask.to(self.device)
+
+    def _encode_all(self, texts: Sequence[str | Example], finished: Sequence[bool]) -> list[list[int]]:
+        """The token ids of each text, with its end where the model reads one."""
+        end = [self.tokenizer.eos_token_id] if self.ends_with_eos else []
+        if not self.chat.available:
+            texts = [text if isinstance(text, str) else text.prompt + text.completion for text in texts]
+        plain = iter(token_ids(self.tokenizer, [text for text in texts if isinstance(text, str)]))
+        return [
+            [*next(plain), *(end if done else [])] if isinstance(text, str) else self._encode_answer(text, done)
+            for text, done in zip(texts, finished, strict=True)
+        ]
+
+    def _encode_answer(self, text: Example, finished: bool) -> list[int]:
+        """The token ids of a conversation with its answer, by the model's own chat template.
+
+        A reward model that was trained elsewhere reads a finished conversation as its template writes it. One without a
+        chat template reads the prompt's `text` with the answer, like any other text.
+        """
+        if finished and not self.ends_with_eos:
+            return self.chat.encode_whole([*text.messages, {"role": "assistant", "content": text.completion}])
+        return [*chain(*self.chat.encode_answer(text.messages, text.completion, finished))]
 
     def forward(self, input_ids: Int[Tensor, "N L"], attention_mask: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
         """The scores of encoded texts before `shift`, differentiable."""
@@ -288,6 +312,18 @@ class RewardModel:
             self.tokenizer.save_pretrained(folder)
         settings = {"shift": self.shift, "ends_with_eos": self.ends_with_eos, "gain": self.gain}
         (folder / "lmgym.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def read_text(prompt: Prompt, completion: str) -> str | Example:
+    """What a reward model reads: prompt and completion as one text; or a conversation with its answer."""
+    return Example.of(prompt, completion) if prompt.messages else prompt.text + completion
+
+
+def _length(text: str | Example) -> int:
+    """A number that grows with the tokens of a text."""
+    if isinstance(text, str):
+        return len(text)
+    return len(text.completion) + sum(len(message["content"]) for message in text.messages)
 
 
 def _read_own_settings(path: Path) -> dict[str, Any]:

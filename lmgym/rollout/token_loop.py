@@ -187,9 +187,9 @@ class _Batch:
     def _start(self, samples: int) -> Any:
         """Reads the prompts; the prompt of a group is read once."""
         ids, mask = self.env.prompt_block()
-        policy, texts = self.policy, [prompt.text for prompt in self.env.prompts]
-        rows = len(texts)
-        grouped = texts == [texts[i - i % samples] for i in range(rows)]
+        policy, prompts = self.policy, self.env.prompts
+        rows = len(prompts)
+        grouped = all(_reads_the_same(prompts[i], prompts[i - i % samples]) for i in range(rows))
         if samples > 1 and rows % samples == 0 and grouped and isinstance(policy, SelectingPolicy):
             decoding = policy.start(ids[::samples], mask[::samples])
             copies = torch.arange(rows, device=policy.device) // samples
@@ -253,3 +253,8 @@ class _Batch:
             kept = self.buffer.frozen_prefix = frozen_prefix._replace(hidden=store)
         rows = slice(None) if self.rows is None else self.rows
         kept.hidden[rows, : frozen_prefix.hidden.shape[1]] = frozen_prefix.hidden
+
+
+def _reads_the_same(one: Prompt, other: Prompt) -> bool:
+    """Whether the model reads the same prompt, whatever the data for scoring."""
+    return (one.text, one.messages, one.token_ids) == (other.text, other.messages, other.token_ids)

@@ -29,7 +29,7 @@ class Prompt:
         data: information for scoring that the model does not see, such as the right answer.
         messages: the conversation that the model answers, as {"role", "content"}; the tokenizer's chat template renders
             it. The last message is the user's (or a tool's).
-        token_ids: the prompt's token ids, used as they are; `text` then is only for people.
+        token_ids: the prompt's token ids, used as they are. Environments decode them into `text`, if it is empty.
 
     Raises:
         ValueError: the messages have the wrong form or order, or both messages and token ids are given, or there is
@@ -48,8 +48,6 @@ class Prompt:
             if len(self.messages):
                 raise ValueError("a prompt has messages or token_ids, not both")
             object.__setattr__(self, "token_ids", _check_ids(self.token_ids))
-            if not self.text:
-                object.__setattr__(self, "text", " ".join(map(str, self.token_ids)))
             return
         object.__setattr__(self, "messages", check_messages(self.messages, last=("user", "tool")))
         if not self.text:

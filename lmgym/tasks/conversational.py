@@ -1,11 +1,11 @@
 """Any task with plain text prompts, as a conversation: each prompt becomes the message of a user."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from lmgym.tasks.base import Completion, Prompt, Split, Task
+from lmgym.tasks.messages import Message
 
 
 class Conversational(Task):
@@ -32,7 +32,7 @@ class Conversational(Task):
         """The prompt as a conversation; token ids stay as they are."""
         if prompt.token_ids:
             return prompt
-        messages: tuple[Any, ...] = prompt.messages or ({"role": "user", "content": prompt.text},)
+        messages: Sequence[Message] = prompt.messages or ({"role": "user", "content": prompt.text},)
         if self.system is not None and messages[0]["role"] not in ("system", "developer"):
             messages = ({"role": "system", "content": self.system}, *messages)
         return Prompt(prompt.text, prompt.data, messages)

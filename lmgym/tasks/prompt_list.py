@@ -41,7 +41,8 @@ class PromptList(Task):
             prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
             if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
                 raise ValueError(f"{name}: {quoted(prompt)} is not a prompt; give texts, or Prompts with a text")
-            self._prompts[split_of(prompt.text, test_share)].append(prompt)
+            identity = prompt.text or " ".join(map(str, prompt.token_ids))
+            self._prompts[split_of(identity, test_share)].append(prompt)
         for split, own in self._prompts.items():
             if not own:
                 total = sum(map(len, self._prompts.values()))
@@ -138,6 +139,11 @@ class PromptList(Task):
         if not prompts:
             raise ValueError(f"{source}: no rows; give at least one with the field {field!r}")
         return cls(prompts, score, **{"name": source, **options})
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """All prompts of both splits."""
+        return [*self._prompts["train"], *self._prompts["test"]]
 
     def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
         prompts = self._prompts[split]

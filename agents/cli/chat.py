@@ -1,0 +1,82 @@
+"""`lmgym chat`: a conversation with a chat model."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from agents.cli.finished import parse_with_run
+from agents.cli.names import CHAT_TOKENS, policy_in, setting_of
+from agents.cli.options import Common
+from agents.pipeline.samples import unscored
+from lmgym.io import printable
+from lmgym.policy import Policy
+from lmgym.rollout import RolloutBuffer, Stream, decode
+from lmgym.tasks import Prompt
+
+
+@dataclass(frozen=True)
+class Chat(Common):
+    """Talk with a chat model, line by line."""
+
+    task: tyro.conf.Positional[str] = "Sentiment"
+    """Folder of a finished run, whose policy then answers. Without one, --model answers."""
+    policy: str | None = None
+    """Folder of an adapter, trained on --model; or the folder of a run."""
+    temperature: float = 1.0
+    """Sampling temperature; lower values give more probable answers."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Reads a user's message from each line of the standard input, and prints the answers.
+
+    An empty line begins a new conversation; the end of the input ends the command.
+    """
+    wanted, _ = parse_with_run("chat", Chat, argv, ("policy", "temperature"))
+    setting = setting_of(wanted, "default", scored=False)
+    lm = setting.lm
+    policy = policy_in(wanted.policy, lm, wanted.temperature)
+    answer = wanted.max_new_tokens or CHAT_TOKENS
+    positions = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None) or 8192
+    budgets = {**setting.budgets, "max_new_tokens": answer, "max_prompt_tokens": positions - answer}
+    env = setting.env(1, kl="none", temperature=wanted.temperature, score=unscored, **budgets, stop=())
+    asks = sys.stdin.isatty()
+    if asks:
+        print("An empty line begins a new conversation; Ctrl-D ends.")
+    for text in answers(policy, env, _lines(asks), wanted.system, wanted.seed):
+        print(text, flush=True)
+    return 0
+
+
+def answers(policy: Policy, env: Any, lines: Iterable[str], system: str | None = None, seed: int = 0) -> Iterator[str]:
+    """The policy's answer to each line, with "…" where the token budget ended it.
+
+    Args:
+        policy: a chat model with an adapter, or without.
+        env: an environment of one row, with room for a long prompt.
+        lines: the user's messages; an empty one begins a new conversation, and gets no answer.
+        system: an instruction that comes first in every conversation.
+        seed: of sampling.
+    """
+    instruction: list[Any] = [] if system is None else [{"role": "system", "content": system}]
+    messages, buffer = list(instruction), RolloutBuffer.like(env)
+    for number, line in enumerate(lines):
+        if not line.strip():
+            messages = list(instruction)
+            continue
+        messages.append({"role": "user", "content": line})
+        decode(policy, env, buffer, Stream(seed, number), [Prompt(messages=messages)])
+        (completion,) = env.completions()
+        messages.append({"role": "assistant", "content": completion.text.strip() or "…"})
+        yield printable(completion.text) + ("" if completion.finish_reason == "stop" else " …")
+
+
+def _lines(asks: bool) -> Iterator[str]:
+    """The lines of the standard input, with a prompt where a person types them."""
+    while True:
+        try:
+            yield input("> " if asks else "")
+        except EOFError:
+            return
