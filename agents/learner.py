@@ -165,6 +165,7 @@ class Learner:
             config.gradient_checkpointing,
         )
         self.guard = StepGuard(self.parameters, on_bad_step)
+        self._checkpointing = partial(gradient_checkpointing, config.gradient_checkpointing)
         self._accumulating = False
         self._compiled: TokenPolicy | None = None
         self._registered: dict[str, Stateful] = {}
@@ -298,7 +299,7 @@ class Learner:
 
         def backward(part: Batch, rows: Tensor, steps: int) -> None:
             with record_function("lmgym/forward"), self._checkpointing():
-                weighted = self._weighted(policy, part, loss, weights[rows, :steps])
+                weighted = _weighted(policy, part, loss, weights[rows, :steps], self.metrics, not self.steps)
             self.backward(weighted)
 
         self.micro_batches.over_rows(minibatch, backward)
@@ -308,20 +309,6 @@ class Learner:
                 added = extra()
             self.backward(added)
         self.optimizer_step(partial(examine_batch, policy, minibatch, loss, weights))
-
-    def _weighted(self, policy: TokenPolicy, old: Batch, loss: Loss, weights: Tensor) -> Tensor:
-        """The weighted loss of some rows; it adds to the metrics too."""
-        # Entries without an action may hold any value, also −∞. Mask them before the loss, not only after it: if a loss
-        # is not finite, neither is its gradient, and multiplication by 0 gives NaN.
-        new = Evaluation(*(torch.where(old.mask, part, 0.0) for part in policy.evaluate(old.sequences)))
-        weighted = (weights * torch.where(old.mask, loss(new, old), 0.0)).sum()
-        self.metrics.add_to_sum("policy/loss", weighted)
-        log_ratio = (new.logp - old.logp).detach()
-        if not self.steps:
-            self.metrics.add("policy/ratio_deviation", log_ratio.exp().sub(1).abs(), old.mask)
-        self.metrics.add("policy/entropy_nats", new.entropy, old.mask)
-        self.metrics.add("policy/approx_kl_nats", torch.expm1(log_ratio) - log_ratio, old.mask)
-        return weighted
 
     @property
     def approx_kl(self) -> float:
@@ -351,18 +338,14 @@ class Learner:
         require.gradients(self.parameters, self.say)
         if model is not None:
             self.micro_batches.fit(model, whole_logits=whole_logits)
-        sizes = [tokens] * len(items) if isinstance(tokens, int) else [tokens(item) for item in items]
 
         def backward(part: slice) -> None:
             with self._checkpointing():
                 loss = part_of_loss(items[part])
             self.backward(loss)
 
-        self.micro_batches.over_items(sizes, backward)
+        self.micro_batches.over_items(items, tokens, backward)
         self.optimizer_step(lambda: examine_items(self.parameters, items, part_of_loss, describe))
-
-    def _checkpointing(self) -> AbstractContextManager[None]:
-        return gradient_checkpointing(self.config.gradient_checkpointing)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the gradient of the next step."""
@@ -404,15 +387,7 @@ class Learner:
 
     def summarise(self, rollout: RolloutBuffer) -> dict[str, float]:
         """Ends an update. Returns `ROLLOUT_METRICS` and all other `metrics`, in one transfer from the device."""
-        estimates = kl_estimates(rollout.logp, rollout.reference_logp)
-        self.metrics.add("score/mean", rollout.score, rollout.score.isfinite())
-        for name, column in rollout.breakdown.items() if len(rollout.breakdown) > 1 else ():
-            self.metrics.add(f"score/{name}", column)
-        self.metrics.add("reward/sequence", rollout.rewards.sum(1))
-        self.metrics.add("kl/sequence_nats", torch.where(rollout.is_action, estimates["k1"], 0.0).sum(1))
-        self.metrics.add("kl/token_k3_nats", estimates["k3"], rollout.is_action)
-        self.metrics.add("tokens/mean", rollout.is_action.sum(1))
-        self.metrics.add("tokens/unfinished_share", (rollout.finish == Finish.LENGTH).float())
+        _add_rollout(self.metrics, rollout)
         settings = {"kl/beta": rollout.beta, "optimizer/lr": self.lr, "optimizer/steps": float(self.steps)}
         row = self.drain() | settings
         self.steps = 0
@@ -443,3 +418,33 @@ def _compile(policy: TokenPolicy) -> None:
             f"compile=True needs an lmgym.Policy, and this is a {type(policy).__name__}: leave compile off"
         )
     policy.compile()
+
+
+def _weighted(
+    policy: TokenPolicy, old: Batch, loss: Loss, weights: Tensor, metrics: Metrics, is_first_step: bool
+) -> Tensor:
+    """The weighted loss of some rows; it adds to the metrics too."""
+    # Entries without an action may hold any value, also −∞. Mask them before the loss, not only after it: if a loss
+    # is not finite, neither is its gradient, and multiplication by 0 gives NaN.
+    new = Evaluation(*(torch.where(old.mask, part, 0.0) for part in policy.evaluate(old.sequences)))
+    weighted = (weights * torch.where(old.mask, loss(new, old), 0.0)).sum()
+    metrics.add_to_sum("policy/loss", weighted)
+    log_ratio = (new.logp - old.logp).detach()
+    if is_first_step:
+        metrics.add("policy/ratio_deviation", log_ratio.exp().sub(1).abs(), old.mask)
+    metrics.add("policy/entropy_nats", new.entropy, old.mask)
+    metrics.add("policy/approx_kl_nats", torch.expm1(log_ratio) - log_ratio, old.mask)
+    return weighted
+
+
+def _add_rollout(metrics: Metrics, rollout: RolloutBuffer) -> None:
+    """Adds what `ROLLOUT_METRICS` says of a rollout."""
+    estimates = kl_estimates(rollout.logp, rollout.reference_logp)
+    metrics.add("score/mean", rollout.score, rollout.score.isfinite())
+    for name, column in rollout.breakdown.items() if len(rollout.breakdown) > 1 else ():
+        metrics.add(f"score/{name}", column)
+    metrics.add("reward/sequence", rollout.rewards.sum(1))
+    metrics.add("kl/sequence_nats", torch.where(rollout.is_action, estimates["k1"], 0.0).sum(1))
+    metrics.add("kl/token_k3_nats", estimates["k3"], rollout.is_action)
+    metrics.add("tokens/mean", rollout.is_action.sum(1))
+    metrics.add("tokens/unfinished_share", (rollout.finish == Finish.LENGTH).float())

@@ -1,6 +1,7 @@
 """Micro-batches: a minibatch goes through the model in several passes, which become smaller if memory runs out."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,23 +137,26 @@ class MicroBatches:
                 start, longest = i, size
         return [*parts, slice(start, len(tokens))]
 
-    def over_items(self, tokens: Sequence[int], backward: Callable[[slice], None]) -> None:
+    def over_items(self, items: Any, tokens: Callable[[Any], int] | int, backward: Callable[[slice], None]) -> None:
         """Accumulates the gradient of a minibatch of texts or comparisons.
 
         Args:
-            tokens: of each item; see `split_items`.
+            items: a sequence of any items, or a tensor of row indices.
+            tokens: the number of tokens of an item, or of every item; 0 if it is not known.
             backward: adds the gradient of the items in a slice.
 
         Raises:
             MemoryError: a single item does not fit into memory.
         """
 
+        sizes = [tokens] * len(items) if isinstance(tokens, int) else [tokens(item) for item in items]
+
         def attempt() -> None:
-            for part in self.split_items(tokens):
+            for part in self.split_items(sizes):
                 backward(part)
 
         def shrink() -> str:
-            size = max(part.stop - part.start for part in self.split_items(tokens))
+            size = max(part.stop - part.start for part in self.split_items(sizes))
             self.pass_items = (size + 1) // 2
             return f"at most {self.pass_items} rows" if size > 1 else ""
 
