@@ -26,6 +26,10 @@ class Reward:
     """Language model to start from: "tiny", a folder, or a name on the Hugging Face hub."""
     pad_token: str | None = None
     """Replaces the padding token of the tokenizer."""
+    chat_template: str | None = None
+    """Jinja file with a chat template, instead of the tokenizer's own, for comparisons of conversations."""
+    template_options: str = ""
+    """Values of the chat template's variables, as JSON, such as '{"enable_thinking": false}'."""
     out: str = "runs/reward"
     """Folder of the run, as in `lmgym train`. The model is saved in its folder `reward_model`."""
     seed: int = 0
