@@ -58,8 +58,8 @@ class LearnerConfig:
     """Maximum tokens in one pass through the model, padding included. A smaller number needs less memory and gives the
     same step (gradient accumulation). 0 chooses a number by the size of the model and of the memory."""
     gradient_checkpointing: bool = False
-    """Keep only the input of each layer, and compute the rest again in the backward pass. A step takes a third longer,
-    and its activations take a tenth of the memory; the gradients are the same. For texts that are too long without."""
+    """Keep only the input of each layer, and compute the rest again in the backward pass. A step takes a third to a
+    half longer, and its activations a tenth of the memory; the gradients are the same. For texts that do not fit."""
     bucket: bool = True
     """Put completions of similar length into the same pass, which reduces padding."""
     compile: bool = False

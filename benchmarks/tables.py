@@ -125,6 +125,11 @@ def show(name: str, contenders: Mapping[str, Any]) -> None:
 
 def write(lines: Sequence[Line]) -> None:
     """Writes tables and plots to docs/performance.md."""
+    large = {key: line for key, line in newest(lines, "cpu").items() if key[1] == "L"}
+    if large:
+        write_between(PAGE, "large", "\n".join([*large_model(large), "", about(large)]))
+    on_gpu = newest(lines, "cuda")
+    lines = [line for line in lines if line["shape"] != "L"]  # it has a table of its own
     found = newest(lines, "cpu")
     if found:
         tables = [[*ratios(RATIOS, of, "TSM"), "", about(of)] for of in by_machine(lines, "cpu")]
@@ -133,10 +138,6 @@ def write(lines: Sequence[Line]) -> None:
         write_between(PAGE, "environment", environment(found))
         write_between(PAGE, "times", "\n".join(times(found)))
         draw(found)
-    large = {key: line for key, line in found.items() if key[1] == "L"}
-    if large:
-        write_between(PAGE, "large", "\n".join([*large_model(large), "", about(large)]))
-    on_gpu = newest(lines, "cuda")
     if on_gpu:
         write_between(PAGE, "cuda", "\n".join([*times(on_gpu), "", about(on_gpu)]))
 
@@ -175,7 +176,7 @@ def times(lines: Lines) -> list[str]:
     """A table of every contender's times. Each phase is a median, so phases need not add up to the total."""
     table = ["| | contender | median s | least – most | n | peak MB | phases, s |", "|---|---|---|---|---|---|---|"]
     for (suite, shape), line in lines.items():
-        if suite.startswith("sweep") or shape == "L":  # L has a table of its own
+        if suite.startswith("sweep"):
             continue
         for name, row in line["contenders"].items():
             phases = ", ".join(f"{phase} {seconds:.3g}" for phase, seconds in row["phases"].items())

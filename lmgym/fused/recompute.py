@@ -1,7 +1,7 @@
 """Gradient checkpointing: a layer keeps only its input, and the backward pass computes the rest again.
 
 Chen et al. 2016 (https://arxiv.org/abs/1604.06174). The same operations on the same numbers run twice, so the gradients
-are the same to the last bit. A step takes about a third longer.
+are the same to the last bit. A step of an adapter takes about half longer, one of all weights a third.
 """
 
 from collections.abc import Callable, Iterator
