@@ -1,4 +1,4 @@
-# make demo | test | quick | check | coverage | mutants | stress | full | package | audit | bench | assets | clean.
+# make demo | test | quick | check | coverage | mutants | stress | full | package | audit | bench | gpu | assets | clean.
 # Everything is installed into .venv, from the pins in constraints.txt.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ DEMO_OUT := runs/demo
 DEMO := $(BIN)/lmgym train Sentiment --preferences.prompts 600 --ppo.updates 20 --out $(DEMO_OUT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick check coverage mutants stress full package audit bench assets clean
+.PHONY: help install demo test quick check coverage mutants stress full package audit bench gpu assets clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -83,6 +83,11 @@ audit:
 # Against the peers, which are set up in .bench: half an hour. FLAGS=--quick: two minutes; --device cuda: on a GPU.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed $(FLAGS)
+
+# On a machine with a GPU and torch 2.11 or newer: the gpu tests and the CUDA benchmark, within eight minutes.
+# Writes benchmarks/gpu.json and lines of benchmarks/results.jsonl. FLAGS=--try-cpu: the same steps, tiny, on a CPU.
+gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu $(FLAGS)
 
 assets: $(STAMP)
 	$(BIN)/python -m agents.tools.make_assets lmgym/assets

@@ -70,6 +70,12 @@ def train(
         # Tokens -> steps.
         for minibatch in learner.minibatch_indices(rollout.rows, config.minibatch_rows):
             actions = rollout.is_action[minibatch].sum()
-            learner.minimise(minibatch, lambda rows, actions=actions: loss(rows) / actions)
+            learner.minimise(
+                minibatch,
+                lambda rows, n=actions: loss(rows) / n,
+                model=policy,
+                tokens=rollout.columns,
+                whole_logits=True,
+            )
 
         yield learner.summarise(rollout)

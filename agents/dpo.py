@@ -75,10 +75,13 @@ def train(
     def describe(pair: tuple[EncodedExample, EncodedExample]) -> str:
         return repr([whole.lm.text.decode(ids) for ids, _ in pair])
 
+    def length(pair: tuple[EncodedExample, EncodedExample]) -> int:
+        return 2 * max(len(ids) for ids, _ in pair)
+
     for _, indices in learner.shuffled_minibatches(len(pairs), config.minibatch_pairs, config.epochs):
         minibatch = [pairs[i] for i in indices.tolist()]
         count = len(minibatch)
-        learner.minimise(minibatch, lambda part, n=count: loss(part).sum() / n, describe)
+        learner.minimise(minibatch, lambda part, n=count: loss(part).sum() / n, describe, model=whole, tokens=length)
         yield learner.drain() | {"optimizer/lr": learner.lr}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents import functional as F
+from agents.training.pass_memory import decoding_slots
 from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import Sequences
 from lmgym.policy import Policy
@@ -85,7 +86,7 @@ def evaluate(
         gamma: γ of GAE, for the advantages of the samples.
         lam: λ of GAE, for the advantages of the samples.
     """
-    buffer = collect(policy, env, RolloutBuffer.like(env), Stream(seed, 0))
+    buffer = collect(policy, env, RolloutBuffer.like(env), Stream(seed, 0), slots=decoding_slots(policy, env))
     completions = env.completions()
     gold = torch.tensor(env.task.gold(env.prompts, completions)).float() if env.task.has_gold else None
     exact, entropy = _over_vocabulary(policy, env, buffer.sequences)
@@ -125,10 +126,14 @@ def distinct(texts: Sequence[str], n: int = 2) -> float:
 
 
 def _over_vocabulary(
-    policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32
+    policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32, max_logits: int = 2**23
 ) -> tuple[Tensor, Tensor]:
-    """[B, T] exact KL to the reference and [B, T] entropy, in nats, at each visited state; 0 outside the actions."""
+    """[B, T] exact KL to the reference and [B, T] entropy, in nats, at each visited state; 0 outside the actions.
+
+    A pass takes at most `rows` rows, and fewer where they would have more than `max_logits` logits.
+    """
     kls, entropies = [], []
+    rows = max(1, min(rows, max_logits // (sequences.tokens.shape[1] * env.model.vocabulary)))
     for start in range(0, sequences.tokens.shape[0], rows):
         part = sequences[start : start + rows]
         logp = policy.log_probs(part)

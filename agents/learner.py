@@ -28,8 +28,10 @@ from agents.training import (
 )
 from agents.training.nonfinite import Examine, examine_batch, examine_items
 from agents.training.optimizer_state import moments_as_tensors, take_moments
+from agents.training.pass_memory import Trained
 from lmgym.env import Finish
-from lmgym.models import Example, ExampleBatch, LanguageModel, collate_examples, encode_turns
+from lmgym.fused import gradient_checkpointing
+from lmgym.models import Example, ExampleBatch, LanguageModel, collate_examples, default_pass_tokens, encode_turns
 from lmgym.policy import Evaluation, Policy, TokenPolicy
 from lmgym.reward import kl_estimates
 from lmgym.rollout import RolloutBuffer
@@ -55,7 +57,10 @@ class LearnerConfig:
     """Decoupled weight decay, as in AdamW."""
     micro_tokens: int = 0
     """Maximum tokens in one pass through the model, padding included. A smaller number needs less memory and gives the
-    same step (gradient accumulation). 0 chooses a number that suits the device."""
+    same step (gradient accumulation). 0 chooses a number by the size of the model and of the memory."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each layer, and compute the rest again in the backward pass. A step takes a third to a
+    half longer, and its activations a tenth of the memory; the gradients are the same. For texts that do not fit."""
     bucket: bool = True
     """Put completions of similar length into the same pass, which reduces padding."""
     compile: bool = False
@@ -71,6 +76,8 @@ class LearnerConfig:
         require.in_range(self, "warmup", least=0, most=1)
         require.in_range(self, "adam_eps", above=0)
         require.in_range(self, "ema_decay", least=0, below=1)
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("compile and gradient_checkpointing exclude one another: choose one")
 
 
 ROLLOUT_METRICS = {
@@ -152,9 +159,10 @@ class Learner:
         self.position = 0
         self.steps = 0
         self.average = MovingAverage(self.weights, config.ema_decay)
-        passes = (config.micro_tokens, config.bucket, lambda text: self.say(text))
+        passes = (config.micro_tokens, config.bucket, lambda text: self.say(text), config.gradient_checkpointing)
         self.micro_batches = MicroBatches(self.parameters, self.weights, self.metrics, *passes)
         self.guard = StepGuard(self.parameters, on_bad_step)
+        self._checkpointing = partial(gradient_checkpointing, config.gradient_checkpointing)
         self._accumulating = False
         self._compiled: TokenPolicy | None = None
         self._registered: dict[str, Stateful] = {}
@@ -241,6 +249,7 @@ class Learner:
 
     def minibatches(self, batch: Batch, rows: int) -> Iterator[Batch]:
         """Minibatches of `rows` rows of a batch, in random order; 0 gives one minibatch of all rows."""
+        self.micro_batches.epoch.begin(len(batch))
         for indices in self.minibatch_indices(len(batch), rows):
             yield batch[indices]
 
@@ -283,32 +292,21 @@ class Learner:
             _compile(policy)
             self._compiled = policy
         require.gradients(self.parameters, self.say)
+        self.micro_batches.fit(policy, most=default_pass_tokens(self.device))
         weights = weigh(minibatch.mask)
 
         def backward(part: Batch, rows: Tensor, steps: int) -> None:
-            with record_function("lmgym/forward"):
-                weighted = self._weighted(policy, part, loss, weights[rows, :steps])
+            with record_function("lmgym/forward"), self._checkpointing():
+                weighted = _weighted(policy, part, loss, weights[rows, :steps], self.metrics, not self.steps)
             self.backward(weighted)
 
         self.micro_batches.over_rows(minibatch, backward)
         self.metrics.end_sum("policy/loss")
         if extra is not None:
-            self.backward(extra())
+            with self._checkpointing():
+                added = extra()
+            self.backward(added)
         self.optimizer_step(partial(examine_batch, policy, minibatch, loss, weights))
-
-    def _weighted(self, policy: TokenPolicy, old: Batch, loss: Loss, weights: Tensor) -> Tensor:
-        """The weighted loss of some rows; it adds to the metrics too."""
-        # Entries without an action may hold any value, also −∞. Mask them before the loss, not only after it: if a loss
-        # is not finite, neither is its gradient, and multiplication by 0 gives NaN.
-        new = Evaluation(*(torch.where(old.mask, part, 0.0) for part in policy.evaluate(old.sequences)))
-        weighted = (weights * torch.where(old.mask, loss(new, old), 0.0)).sum()
-        self.metrics.add_to_sum("policy/loss", weighted)
-        log_ratio = (new.logp - old.logp).detach()
-        if not self.steps:
-            self.metrics.add("policy/ratio_deviation", log_ratio.exp().sub(1).abs(), old.mask)
-        self.metrics.add("policy/entropy_nats", new.entropy, old.mask)
-        self.metrics.add("policy/approx_kl_nats", torch.expm1(log_ratio) - log_ratio, old.mask)
-        return weighted
 
     @property
     def approx_kl(self) -> float:
@@ -316,7 +314,14 @@ class Learner:
         return self.metrics.mean("policy/approx_kl_nats")
 
     def minimise(
-        self, items: Any, part_of_loss: Callable[[Any], Tensor], describe: Callable[[Any], str] = repr
+        self,
+        items: Any,
+        part_of_loss: Callable[[Any], Tensor],
+        describe: Callable[[Any], str] = repr,
+        *,
+        model: Trained | None = None,
+        tokens: Callable[[Any], int] | int = 0,
+        whole_logits: bool = False,
     ) -> None:
         """Takes one optimizer step on a loss that is a sum over the items of a minibatch.
 
@@ -324,9 +329,20 @@ class Learner:
             items: the minibatch: a sequence of any items, or a tensor of row indices.
             part_of_loss: the contribution of some of the items to the loss. It gets all of them if memory allows.
             describe: describes an item in an error message, if its gradient is not finite.
+            model: what the loss passes through. With it, passes are chosen so that they fit into memory.
+            tokens: the number of tokens of an item, or of every item; 0 if it is not known.
+            whole_logits: whether the loss reads the logits of the whole vocabulary.
         """
         require.gradients(self.parameters, self.say)
-        self.micro_batches.over_items(len(items), lambda part: self.backward(part_of_loss(items[part])))
+        if model is not None:
+            self.micro_batches.fit(model, whole_logits=whole_logits)
+
+        def backward(part: slice) -> None:
+            with self._checkpointing():
+                loss = part_of_loss(items[part])
+            self.backward(loss)
+
+        self.micro_batches.over_items(items, tokens, backward)
         self.optimizer_step(lambda: examine_items(self.parameters, items, part_of_loss, describe))
 
     def backward(self, loss: Tensor) -> None:
@@ -371,15 +387,7 @@ class Learner:
 
     def summarise(self, rollout: RolloutBuffer) -> dict[str, float]:
         """Ends an update. Returns `ROLLOUT_METRICS` and all other `metrics`, in one transfer from the device."""
-        estimates = kl_estimates(rollout.logp, rollout.reference_logp)
-        self.metrics.add("score/mean", rollout.score, rollout.score.isfinite())
-        for name, column in rollout.breakdown.items() if len(rollout.breakdown) > 1 else ():
-            self.metrics.add(f"score/{name}", column)
-        self.metrics.add("reward/sequence", rollout.rewards.sum(1))
-        self.metrics.add("kl/sequence_nats", torch.where(rollout.is_action, estimates["k1"], 0.0).sum(1))
-        self.metrics.add("kl/token_k3_nats", estimates["k3"], rollout.is_action)
-        self.metrics.add("tokens/mean", rollout.is_action.sum(1))
-        self.metrics.add("tokens/unfinished_share", (rollout.finish == Finish.LENGTH).float())
+        _add_rollout(self.metrics, rollout)
         settings = {"kl/beta": rollout.beta, "optimizer/lr": self.lr, "optimizer/steps": float(self.steps)}
         row = self.drain() | settings
         self.steps = 0
@@ -410,3 +418,33 @@ def _compile(policy: TokenPolicy) -> None:
             f"compile=True needs an lmgym.Policy, and this is a {type(policy).__name__}: leave compile off"
         )
     policy.compile()
+
+
+def _weighted(
+    policy: TokenPolicy, old: Batch, loss: Loss, weights: Tensor, metrics: Metrics, is_first_step: bool
+) -> Tensor:
+    """The weighted loss of some rows; it adds to the metrics too."""
+    # Entries without an action may hold any value, also −∞. Mask them before the loss, not only after it: if a loss
+    # is not finite, neither is its gradient, and multiplication by 0 gives NaN.
+    new = Evaluation(*(torch.where(old.mask, part, 0.0) for part in policy.evaluate(old.sequences)))
+    weighted = (weights * torch.where(old.mask, loss(new, old), 0.0)).sum()
+    metrics.add_to_sum("policy/loss", weighted)
+    log_ratio = (new.logp - old.logp).detach()
+    if is_first_step:
+        metrics.add("policy/ratio_deviation", log_ratio.exp().sub(1).abs(), old.mask)
+    metrics.add("policy/entropy_nats", new.entropy, old.mask)
+    metrics.add("policy/approx_kl_nats", torch.expm1(log_ratio) - log_ratio, old.mask)
+    return weighted
+
+
+def _add_rollout(metrics: Metrics, rollout: RolloutBuffer) -> None:
+    """Adds what `ROLLOUT_METRICS` says of a rollout."""
+    estimates = kl_estimates(rollout.logp, rollout.reference_logp)
+    metrics.add("score/mean", rollout.score, rollout.score.isfinite())
+    for name, column in rollout.breakdown.items() if len(rollout.breakdown) > 1 else ():
+        metrics.add(f"score/{name}", column)
+    metrics.add("reward/sequence", rollout.rewards.sum(1))
+    metrics.add("kl/sequence_nats", torch.where(rollout.is_action, estimates["k1"], 0.0).sum(1))
+    metrics.add("kl/token_k3_nats", estimates["k3"], rollout.is_action)
+    metrics.add("tokens/mean", rollout.is_action.sum(1))
+    metrics.add("tokens/unfinished_share", (rollout.finish == Finish.LENGTH).float())

@@ -73,7 +73,10 @@ def train(policy: TokenPolicy, env: TokenVectorEnv, learner: Learner, config: Co
         # Pairs -> steps.
         for minibatch in learner.minibatch_indices(len(chosen), config.minibatch_pairs):
             different = (chosen[minibatch] != 0).sum().clamp(min=1)
-            learner.minimise(minibatch, lambda pairs, loss=loss, n=different: loss(pairs).sum() / n)
+            length = 2 * rollout.columns
+            learner.minimise(
+                minibatch, lambda pairs, loss=loss, n=different: loss(pairs).sum() / n, model=policy, tokens=length
+            )
 
         row = learner.summarise(rollout)
         env.kl_controller.update(row["kl/sequence_nats"], rollout.rows)

@@ -86,10 +86,13 @@ def train(
         learner.metrics.add("accuracy/train", (margins_of(scores) > 0).float())
         return loss
 
+    def length(comparison: Comparison) -> int:
+        return model.count_tokens([read_text(comparison.as_prompt, text) for text in comparison.ranked])
+
     for step, indices in learner.shuffled_minibatches(len(comparisons), config.minibatch_prompts, config.epochs):
         minibatch = [comparisons[i] for i in indices.tolist()]
         count = len(minibatch)
-        learner.minimise(minibatch, lambda part, n=count: loss(part).sum() / n)
+        learner.minimise(minibatch, lambda part, n=count: loss(part).sum() / n, model=model, tokens=length)
         yield learner.drain() | (evaluate(model, held_out) if held_out and step + 1 == steps else {})
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.learner import STEP_METRICS, Learner
 from agents.training import require
-from lmgym.models import EncodedExample, Example, LanguageModel, collate_examples, encode_turns
+from lmgym.models import EncodedExample, Example, LanguageModel, collate_examples, encode_turns, token_nll
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ def encode(lm: LanguageModel, examples: Sequence[Example], config: Config) -> li
 def nll(lm: LanguageModel, rows: Sequence[EncodedExample], adapter: str | None = None) -> tuple[Tensor, Tensor]:
     """[B, T] negative log-likelihood in nats of each token after the first, and [B, T] mask of the target tokens."""
     texts = collate_examples(lm, rows)
-    logits, _ = lm.evaluate(texts.sequences, adapter)
-    tokens = texts.sequences.tokens
-    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
-    return loss.view_as(tokens), texts.is_learned
+    return token_nll(lm, texts.sequences, adapter), texts.is_learned
 
 
 @torch.no_grad()
@@ -92,7 +89,8 @@ def train(
         measured = {"loss/test": evaluate(lm, held_out, config, adapter)} if held_out and not step else {}
         minibatch = [rows[i] for i in indices.tolist()]
         targets = sum(len(ids) - given for ids, given in minibatch)
-        learner.minimise(minibatch, lambda part, n=targets: loss(part) / n, lambda row: repr(lm.text.decode(row[0])))
+        describe, length = (lambda row: repr(lm.text.decode(row[0]))), (lambda row: len(row[0]))
+        learner.minimise(minibatch, lambda part, n=targets: loss(part) / n, describe, model=lm, tokens=length)
         if held_out and step + 1 == steps:
             measured = {"loss/test": evaluate(lm, held_out, config, adapter)}
         yield learner.drain() | measured

@@ -102,6 +102,7 @@ SHAPES = {
     "T": Shape("gpt2", 512, 128, 4, 4, 4, 512),
     "S": Shape("llama", 4096, 288, 6, 6, 6, 768),
     "M": Shape("llama", 32_000, 288, 6, 6, 6, 768),
+    "L": Shape("llama", 49_152, 576, 30, 9, 3, 1536),  # SmolLM2 135M
     "GPT-2": Shape("gpt2", 50_257, 768, 12, 12, 12, 3072),
     "Qwen": Shape("llama", 151_936, 896, 24, 14, 2, 4864),  # a real Qwen2 would need its own tokenizer
 }

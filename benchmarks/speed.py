@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed                       # all, about half an hour
     python -m benchmarks.speed --quick               # rollout and PPO against generate and TRL, two minutes
+    python -m benchmarks.speed --plan large          # a Llama of 135 M parameters, a few minutes
     python -m benchmarks.speed --device cuda         # larger models, on a GPU
     python -m benchmarks.speed --only ppo/T grpo     # some suites or measurements
     python -m benchmarks.speed --draw                # only write tables and plots
@@ -136,7 +137,7 @@ def main() -> None:
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | {"contenders": contenders}) + "\n")
         tables.show(measurement.name, contenders)
-    if options.results == RESULTS and not options.quick and not options.plan:
+    if options.results == RESULTS and not options.quick and options.plan in (None, "large"):
         tables.write(tables.read(RESULTS))
 
 

@@ -152,6 +152,30 @@ CUDA = tuple(
     # TRL keeps all logits of a rollout twice: 60 GB here.
     if measurement.name != "ppo 1024/Qwen"
 )
+SMALL_WORK: dict[str, Any] = {"rows": 16, "new_tokens": 32, "micro_rows": 16, "epochs": 2}
+MACHINE = Contender("machine", "benchmarks.hardware")
+LARGE = (
+    Measurement("rollout", "L", (MACHINE, *rollouts("L").contenders), SMALL_WORK, 2),
+    Measurement(
+        "ppo", "L", (trl(), ours("ppo", **HEAD), ours("ppo", B16, **HEAD),
+                     ours("ppo", B16, note="cached trunk", layers=8, **HEAD)), SMALL_WORK, 2,
+    ),
+)  # fmt: skip
+"""A Llama of 135 million parameters, with less work: a few minutes on one core."""
+GPU = (
+    *(
+        measurement
+        for rows in (64, 256)
+        for shape in ("L", "Qwen")
+        for measurement in (
+            Measurement(f"rollout {rows}", shape, (generate(B16), ours("rollout", B16)), {"rows": rows}, 3),
+            Measurement(f"ppo own {rows}", shape, (ours("ppo", B16, **HEAD),), {"rows": rows}, 3),
+        )
+    ),
+    Measurement("ppo 64", "L", (trl(B16), ours("ppo", B16, **HEAD)), {"rows": 64}, 2),
+)
+"""What `make gpu` measures: bfloat16, 135 million and half a billion parameters. TRL is last: its set-up may fail."""
+GPU_TRY = tuple(Measurement(m.suite, "tiny-grouped", m.contenders, m.work, 1) for m in GPU[:2])
 TRY = (
     *(Measurement(m.suite, "tiny", m.contenders, m.work, 1) for m in CUDA[2:4]),
     rollouts("tiny"), iterations("tiny"), groups("tiny"), lengths("tiny"),
@@ -159,4 +183,6 @@ TRY = (
     Measurement("ppo", "tiny-grouped", (trl(), ours("ppo", **HEAD))),
 )  # fmt: skip
 """Every kind of measurement on tiny models, to test the benchmark itself."""
-PLANS = {"full": FULL, "quick": QUICK, "cuda": CUDA, "try": TRY}
+PLANS = {
+    "full": FULL, "quick": QUICK, "large": LARGE, "cuda": CUDA, "gpu": GPU, "gpu-try": GPU_TRY, "try": TRY,
+}  # fmt: skip

@@ -125,6 +125,11 @@ def show(name: str, contenders: Mapping[str, Any]) -> None:
 
 def write(lines: Sequence[Line]) -> None:
     """Writes tables and plots to docs/performance.md."""
+    large = {key: line for key, line in newest(lines, "cpu").items() if key[1] == "L"}
+    if large:
+        write_between(PAGE, "large", "\n".join([*large_model(large), "", about(large)]))
+    on_gpu = newest(lines, "cuda")
+    lines = [line for line in lines if line["shape"] != "L"]  # it has a table of its own
     found = newest(lines, "cpu")
     if found:
         tables = [[*ratios(RATIOS, of, "TSM"), "", about(of)] for of in by_machine(lines, "cpu")]
@@ -133,7 +138,6 @@ def write(lines: Sequence[Line]) -> None:
         write_between(PAGE, "environment", environment(found))
         write_between(PAGE, "times", "\n".join(times(found)))
         draw(found)
-    on_gpu = newest(lines, "cuda")
     if on_gpu:
         write_between(PAGE, "cuda", "\n".join([*times(on_gpu), "", about(on_gpu)]))
 
@@ -142,6 +146,30 @@ def ratios(rows: Sequence[Ratio], lines: Lines, shapes: Sequence[str]) -> list[s
     """A table of ratios."""
     table = [f"| | {' | '.join(shapes)} |", "|---|" + "---|" * len(shapes)]
     return table + [f"| {row.label} | {' | '.join(row.cell(lines, shape) for shape in shapes)} |" for row in rows]
+
+
+def large_model(lines: Lines) -> list[str]:
+    """Times, memory and ratios of the model of 135 million parameters, and a rollout's share of the calculated bound.
+
+    The ratio is the seconds of the peer in float32 over those of the contender.
+    """
+    table = ["| | contender | median s | ratio | share of the bound | peak MB |", "|---|---|---|---|---|---|"]
+    machine = lines.get(("rollout", "L"))
+    for (suite, shape), line in lines.items():
+        rows = {name: row for name, row in line["contenders"].items() if name != "machine"}
+        base, work = next(iter(rows.values()))["seconds"], line["work"]
+        for name, row in rows.items():
+            share = "-"
+            if suite == "rollout" and machine is not None:
+                bound = (
+                    work["rows"]
+                    * work["new_tokens"]
+                    / _bound(machine, shape, row["dtype"], work["rows"], work["new_tokens"])
+                )
+                share = f"{bound / row['seconds']:.0%}"
+            figures = f"{row['seconds']:.3g} | {base / row['seconds']:.2f} | {share} | {row['peak_mb']:.0f}"
+            table.append(f"| {suite} | {name} | {figures} |")
+    return table
 
 
 def times(lines: Lines) -> list[str]:

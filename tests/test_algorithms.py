@@ -1062,7 +1062,7 @@ def test_a_default_is_a_promise(module: ModuleType) -> None:
 def test_the_defaults_of_the_learner_are_a_promise() -> None:
     assert dataclasses.asdict(LearnerConfig()) == {
         "lr": 1e-3, "schedule": "linear", "warmup": 0.05, "max_grad_norm": 1.0, "adam_eps": 1e-5, "weight_decay": 0.0,
-        "micro_tokens": 0, "bucket": True, "compile": False, "ema_decay": 0.0,
+        "micro_tokens": 0, "gradient_checkpointing": False, "bucket": True, "compile": False, "ema_decay": 0.0,
     }  # fmt: skip
 
 

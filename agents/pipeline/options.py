@@ -23,6 +23,24 @@ def _check_as(kind: type, options: Any) -> None:
     kind(**{f.name: getattr(options, f.name) for f in fields(kind)})
 
 
+WHOLE, LARGE_RANK = 30_000_000, 16
+"""Models of at most so many parameters are fine-tuned whole; the rank of the adapter of larger ones."""
+
+
+def rank_for(model: LanguageModel, rank: int | None) -> int:
+    """The rank of the adapter that fine-tuning trains; 0 for all weights.
+
+    All weights in float32 need 16 bytes each for training, and smaller learning rates than these defaults.
+
+    Args:
+        model: what is fine-tuned.
+        rank: the user's choice; None chooses by the model's size.
+    """
+    if rank is not None:
+        return rank
+    return LARGE_RANK if sum(p.numel() for p in model.model.parameters()) > WHOLE else 0
+
+
 @dataclass(frozen=True)
 class SFTOptions(LearnerConfig, sft.Config):
     """Supervised fine-tuning."""
@@ -35,8 +53,9 @@ class SFTOptions(LearnerConfig, sft.Config):
     """Demonstrations to train on; 0 leaves the model as it is."""
     test_examples: int = 200
     """Held-out demonstrations for the test loss."""
-    lora_rank: int = 0
-    """Train a LoRA adapter of this rank and merge it; 0 trains all weights."""
+    lora_rank: int | None = None
+    """Train a LoRA adapter of this rank and merge it; 0 trains all weights. By default, all weights of a model of at
+    most 30 million parameters, and an adapter of rank 16 of a larger one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,8 +94,9 @@ class RewardOptions(LearnerConfig, reward_modelling.Config):
     """Passes over the comparisons. The papers make one pass over a hundred times as many."""
     minibatch_prompts: int = 8
     """Comparisons (prompts) per optimizer step."""
-    lora_rank: int = 0
-    """Rank of the LoRA adapter that is trained with the head; 0 trains all weights."""
+    lora_rank: int | None = None
+    """Rank of the LoRA adapter that is trained with the head; 0 trains all weights. By default, all weights of a model
+    of at most 30 million parameters, and an adapter of rank 16 of a larger one."""
     normalise_on: int = 256
     """Completions of the fine-tuned model whose scores are normalised to mean 0 and standard deviation 1."""
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from agents.pipeline.options import Options, Setting
 from agents.runs import Run
 from agents.training import State, Stateful
+from agents.training.pass_memory import decoding_slots
 from lmgym.policy import Policy
 from lmgym.rollout import RolloutBuffer, Stream, decode
 from lmgym.tasks.base import Completion, Prompt, Split
@@ -54,7 +55,7 @@ class Samples:
     def _sample(self) -> Iterator[dict[str, float]]:
         env, buffer = self.env, RolloutBuffer.like(self.env)
         for batch in range(len(self._groups) // self.batch_prompts, self.batches):
-            decode(self.policy, env, buffer, self._stream(batch))
+            decode(self.policy, env, buffer, self._stream(batch), slots=decoding_slots(self.policy, env))
             completions = env.completions()
             self._prompts.extend(env.prompts[:: self.group])
             self._groups.extend(completions[i : i + self.group] for i in range(0, len(completions), self.group))

@@ -12,7 +12,7 @@ from agents.learner import Learner
 from agents.pipeline.alarms import Alarms
 from agents.pipeline.best import BestParameters, ControllerState
 from agents.pipeline.build import TrainingSetup, build_training, demonstrations, extra_values, rehearse
-from agents.pipeline.options import Algorithm, Options, RewardOptions, Setting, SFTOptions
+from agents.pipeline.options import Algorithm, Options, RewardOptions, Setting, SFTOptions, rank_for
 from agents.pipeline.samples import Samples, unscored
 from agents.runs import Run
 from agents.runs.machine import peak_memory
@@ -86,9 +86,10 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
         return
     train, test = examples_of(setting, config, run) if config.examples else ([], [])
     if train:
-        adapter = "sft" if config.lora_rank else None
+        rank = rank_for(lm, config.lora_rank)
+        adapter = "sft" if rank else None
         if adapter:
-            lm.adapters.add(adapter, config.lora_rank, 2 * config.lora_rank, setting.seed)
+            lm.adapters.add(adapter, rank, 2 * rank, setting.seed)
         parameters = lm.adapters.parameters(adapter) if adapter else list(lm.model.parameters())
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -230,7 +231,8 @@ def train_reward_model(
     ends_with_eos: bool = True,
 ) -> tuple[RewardModel, Learner]:
     """Trains a reward model from a language model, and reports its accuracy and calibration."""
-    model = RewardModel.from_language_model(lm, config.lora_rank, 2 * config.lora_rank, seed, ends_with_eos)
+    rank = rank_for(lm, config.lora_rank)
+    model = RewardModel.from_language_model(lm, rank, 2 * rank, seed, ends_with_eos)
     learner = Learner(model.parameters(), config, seed, on_bad_step=on_bad_step, say=run.say)
     total = config.epochs * -(-len(comparisons) // config.minibatch_prompts)
 

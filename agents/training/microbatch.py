@@ -1,6 +1,7 @@
 """Micro-batches: a minibatch goes through the model in several passes, which become smaller if memory runs out."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,25 @@ from agents.training.batch import Batch
 from agents.training.master_weights import MasterWeights
 from agents.training.metrics import Metrics
 from agents.training.nonfinite import out_of_memory
-from lmgym.models import buckets, default_pass_tokens
+from agents.training.pass_memory import Trained, activation_budget, bytes_per_token
+from lmgym.io import report_progress
+from lmgym.models import buckets
+
+
+class Epoch:
+    """Counts the rows of one epoch over a rollout, and reports the progress."""
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, rows: int) -> None:
+        """An epoch over this many rows begins."""
+        self._rows, self._done, self._tokens = rows, 0, 0
+
+    def add(self, rows: int, tokens: int) -> None:
+        """A pass over some rows is done."""
+        self._done, self._tokens = self._done + rows, self._tokens + tokens
+        report_progress("epoch", min(self._done, self._rows), self._rows, self._tokens)
 
 
 class MicroBatches:
@@ -19,13 +38,15 @@ class MicroBatches:
         parameters: the trained parameters.
         weights: hold the gradients of the passes so far, which are cleared before a step is tried again.
         metrics: are restored before a step is tried again.
-        max_tokens: maximum tokens in a pass, padding included; 0 chooses a number that suits the device.
+        max_tokens: maximum tokens in a pass, padding included; 0 chooses it at the first step, from the model's size.
         by_length: whether to put rows of similar length into the same pass, which reduces padding.
-        notify: receives a message if memory runs out and the passes become smaller.
+        notify: receives a message if memory is short and the passes become smaller.
+        recompute: whether passes use gradient checkpointing, and so keep less.
 
     Attributes:
-        pass_tokens: maximum tokens in a pass over rows of a rollout.
-        pass_items: maximum texts or comparisons in a pass; 0 for the whole minibatch.
+        pass_tokens: maximum tokens in a pass; 0 while it is not chosen.
+        pass_items: maximum texts or comparisons in a pass; 0 for as many as `pass_tokens` allows.
+        epoch: how far the present pass over a rollout is, for progress reports.
     """
 
     def __init__(
@@ -36,13 +57,38 @@ class MicroBatches:
         max_tokens: int,
         by_length: bool,
         notify: Callable[[str], object],
+        recompute: bool = False,
     ):
         self.parameters, self.weights = parameters, weights
         self.metrics = metrics
         self.by_length = by_length
         self.notify = notify
-        self.pass_tokens = max_tokens or default_pass_tokens(parameters[0].device)
+        self.recompute = recompute
+        self.pass_tokens = max_tokens
         self.pass_items = 0
+        self.epoch = Epoch()
+
+    def fit(self, model: Trained, most: int = 0, whole_logits: bool = False) -> None:
+        """Chooses `pass_tokens`, once, so that the activations of a pass fit into memory.
+
+        Args:
+            model: what the passes go through.
+            most: maximum of `pass_tokens`; 0: none.
+            whole_logits: whether the loss reads the logits of the whole vocabulary.
+        """
+        if self.pass_tokens:
+            return
+        each = bytes_per_token(model, self.recompute, whole_logits)
+        if not each:
+            self.pass_tokens = most
+            return
+        budget = activation_budget(
+            self.parameters[0].device, sum(p.numel() * p.element_size() for p in self.parameters)
+        )
+        fitting = max(1, budget.size // each)
+        self.pass_tokens = min(fitting, most or fitting)
+        if budget.short and self.pass_tokens == fitting:
+            self.notify(f"little memory is free: passes take at most {fitting} tokens, which costs only time")
 
     def split(self, minibatch: Batch) -> list[tuple[Tensor, int]]:
         """The rows of each pass, and the number of actions of the longest of them."""
@@ -67,6 +113,7 @@ class MicroBatches:
         def attempt() -> None:
             for rows, steps in self.split(minibatch):
                 backward(minibatch[rows].first_steps(steps), rows, steps)
+                self.epoch.add(len(rows), len(rows) * (minibatch.sequences.prompt_ids.shape[1] + steps))
 
         def shrink() -> str:
             parts, width = self.split(minibatch), minibatch.sequences.prompt_ids.shape[1]
@@ -77,24 +124,42 @@ class MicroBatches:
 
         self._within_memory(attempt, shrink)
 
-    def over_items(self, count: int, backward: Callable[[slice], None]) -> None:
-        """Accumulates the gradient of a minibatch of `count` texts or comparisons.
+    def split_items(self, tokens: Sequence[int]) -> list[slice]:
+        """The items of each pass: neighbours, of which no more than `pass_items` or `pass_tokens` are in a pass.
 
         Args:
-            count: the number of items.
+            tokens: of each item; 0 if its size is not known. Items of a pass are padded to the longest.
+        """
+        parts: list[slice] = []
+        start = longest = 0
+        for i, size in enumerate(tokens):
+            longest, count = max(longest, size), i - start + 1
+            full = self.pass_tokens and count * longest > self.pass_tokens
+            if i > start and (full or (self.pass_items and count > self.pass_items)):
+                parts.append(slice(start, i))
+                start, longest = i, size
+        return [*parts, slice(start, len(tokens))]
+
+    def over_items(self, items: Any, tokens: Callable[[Any], int] | int, backward: Callable[[slice], None]) -> None:
+        """Accumulates the gradient of a minibatch of texts or comparisons.
+
+        Args:
+            items: a sequence of any items, or a tensor of row indices.
+            tokens: the number of tokens of an item, or of every item; 0 if it is not known.
             backward: adds the gradient of the items in a slice.
 
         Raises:
             MemoryError: a single item does not fit into memory.
         """
 
+        sizes = [tokens] * len(items) if isinstance(tokens, int) else [tokens(item) for item in items]
+
         def attempt() -> None:
-            size = self.pass_items or count
-            for start in range(0, count, size):
-                backward(slice(start, start + size))
+            for part in self.split_items(sizes):
+                backward(part)
 
         def shrink() -> str:
-            size = min(self.pass_items or count, count)
+            size = max(part.stop - part.start for part in self.split_items(sizes))
             self.pass_items = (size + 1) // 2
             return f"at most {self.pass_items} rows" if size > 1 else ""
 
@@ -125,6 +190,6 @@ class MicroBatches:
             if not now:
                 raise MemoryError(
                     f"memory ran out ({reason}), and a pass of one row is the smallest possible: use fewer or shorter "
-                    "completions (rows, max_new_tokens), a lower rank, or a smaller model"
+                    "completions (rows, max_new_tokens), gradient_checkpointing, a lower rank, or a smaller model"
                 )
             self.notify(f"memory ran out ({reason}): the step is repeated in passes of {now}, with the same result")

@@ -14,6 +14,7 @@ from lmgym.fused.head import (
 from lmgym.fused.kernels import gather_positions
 from lmgym.fused.kv_cache import KVCache
 from lmgym.fused.onednn import PackedLinear, can_pack, pack_linear
+from lmgym.fused.recompute import gradient_checkpointing, recomputed, recomputes
 from lmgym.fused.weights import Layer, tensors_of, weight_version
 
 __all__ = [
@@ -30,8 +31,11 @@ __all__ = [
     "chosen_log_probs_from_hidden",
     "draw_from_logits",
     "gather_positions",
+    "gradient_checkpointing",
     "mask_value",
     "pack_linear",
+    "recomputed",
+    "recomputes",
     "tensors_of",
     "unsupported_adapter_reason",
     "unsupported_reason",

@@ -30,6 +30,7 @@ from lmgym.fused.kernels import (
     rotate_real,
 )
 from lmgym.fused.kv_cache import KVCache
+from lmgym.fused.recompute import recomputed
 from lmgym.fused.weights import FusedWeights, Layer
 
 
@@ -132,16 +133,29 @@ class FusedModel:
             layer = layers[i]
             if cache is not None and cache.frozen_prefix is not None and i == frozen_layers:
                 cache.frozen_prefix[:, : x.shape[1]] = x
-            q, k, v = self._qkv(layer, x, rotations, exact=cache is None)
-            if cache is not None:
-                cache.layers[i][0, :, :, : x.shape[1]] = k.transpose(1, 2)
-                cache.layers[i][1, :, :, : x.shape[1]] = v.transpose(1, 2)
-            mixed = self._attend(q, k, v).to(x.dtype)
-            if positions is not None and i == len(layers) - 1:
-                x, mixed = gather_positions(x, positions), gather_positions(mixed, positions)
-            x = layer.out(mixed, residual=x)
-            x = layer.down(self._mlp_hidden(layer, x), residual=x)
+            taken = positions if i == len(layers) - 1 else None
+            x = recomputed(self._run_layer, i, layer, x, rotations, taken, cache)
         return self._norm(x, last)
+
+    def _run_layer(
+        self,
+        number: int,
+        layer: Layer,
+        x: Tensor,
+        rotations: Tensor | None,
+        positions: Tensor | slice | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """One layer; with `positions`, its MLP and the result are those of these positions alone."""
+        q, k, v = self._qkv(layer, x, rotations, exact=cache is None)
+        if cache is not None:
+            cache.layers[number][0, :, :, : x.shape[1]] = k.transpose(1, 2)
+            cache.layers[number][1, :, :, : x.shape[1]] = v.transpose(1, 2)
+        mixed = self._attend(q, k, v).to(x.dtype)
+        if positions is not None:
+            x, mixed = gather_positions(x, positions), gather_positions(mixed, positions)
+        x = layer.out(mixed, residual=x)
+        return layer.down(self._mlp_hidden(layer, x), residual=x)
 
     def step(
         self, layers: list[Layer], token: Int[Tensor, " B"], cache: KVCache, frozen_layers: int = 0

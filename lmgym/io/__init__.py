@@ -1,14 +1,17 @@
-"""Files: atomic writes, JSON Lines, rows of data in every common form, and text that is safe to show in a terminal."""
+"""Files: atomic writes, JSON Lines, rows of data in every common form, text that is safe to show; progress reports."""
 
 from lmgym.io import atomic
 from lmgym.io.display import encodable, printable, quoted, tolerate_characters
 from lmgym.io.jsonl import parse_json, read_jsonl, read_lines
+from lmgym.io.progress import Report, listen, report_progress
 from lmgym.io.rows import Source, local_path, names_in, read_rows, source_name
 
 __all__ = [
+    "Report",
     "Source",
     "atomic",
     "encodable",
+    "listen",
     "local_path",
     "names_in",
     "parse_json",
@@ -17,6 +20,7 @@ __all__ = [
     "read_jsonl",
     "read_lines",
     "read_rows",
+    "report_progress",
     "source_name",
     "tolerate_characters",
 ]

@@ -14,6 +14,7 @@ from lmgym.models.base_weights import (
     weights_checksum,
 )
 from lmgym.models.chat import ChatTemplate, set_template
+from lmgym.models.checkpointing import checkpointed_layers
 from lmgym.models.decoding import Decoding
 from lmgym.models.demonstrations import (
     EncodedExample,
@@ -25,6 +26,7 @@ from lmgym.models.demonstrations import (
 )
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.language_model import LanguageModel
+from lmgym.models.likelihood import token_nll
 from lmgym.models.loading import load, load_folder
 from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
 from lmgym.models.padding import choose_padding
@@ -66,6 +68,7 @@ __all__ = [
     "check_folder",
     "check_names",
     "check_shapes",
+    "checkpointed_layers",
     "choose_padding",
     "collate_examples",
     "count_added_ends",
@@ -93,5 +96,6 @@ __all__ = [
     "set_template",
     "silence_libraries",
     "token_ids",
+    "token_nll",
     "weights_checksum",
 ]

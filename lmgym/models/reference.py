@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmgym.fused import chosen_log_probs_from_hidden
+from lmgym.io import report_progress
 from lmgym.models.decoding import Decoding
 from lmgym.models.language_model import LanguageModel
 from lmgym.models.sequences import Mask, Sequences
@@ -50,9 +51,11 @@ class Reference:
             max_logits: limits memory: the rows of one pass have at most this many logits.
         """
         vocabulary = sequences.action_mask.shape[1]
-        found = torch.zeros(sequences.tokens.shape, device=sequences.tokens.device)
+        found, done = torch.zeros(sequences.tokens.shape, device=sequences.tokens.device), 0
         for rows, steps in sequences.buckets(max_logits // vocabulary):
             found[rows, :steps] = self._evaluate(sequences[rows].first_steps(steps))
+            done += len(rows)
+            report_progress("reference", done, len(found), done * (sequences.prompt_ids.shape[1] + steps))
         return found.masked_fill_(~sequences.is_action, 0.0)
 
     def _evaluate(self, part: Sequences) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lmgym.fused import gather_positions
 from lmgym.models.adapters import Adapters
 from lmgym.models.caches import can_replace_rows, can_select_rows, new_cache, select_rows
+from lmgym.models.checkpointing import checkpointed_layers
 from lmgym.models.decoding import Decoding
 from lmgym.models.sequences import Sequences, left_align
 from lmgym.models.transformers_quirks import keep_evaluating
@@ -102,8 +103,9 @@ class TransformersPass:
         model = self.adapters.model
         keep_evaluating(model)
         hook = model.get_output_embeddings().register_forward_pre_hook(choose)
+        using = partial(self.adapters.using, adapter)
         try:
-            with self.adapters.using(adapter):
+            with using(), checkpointed_layers(model, using):
                 out = model(return_dict=True, **inputs)
         finally:
             hook.remove()

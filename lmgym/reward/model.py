@@ -29,6 +29,7 @@ from lmgym.models import (
     check_base,
     check_folder,
     check_names,
+    checkpointed_layers,
     choose_padding,
     count_prefix_tokens,
     disable_dropout,
@@ -57,6 +58,9 @@ from lmgym.tasks.base import Completion, Prompt
 
 BUILT_IN = {"tiny-reward": "tiny"}
 """The reward models that ship with the package, and the base model of each."""
+
+PASS_TOKENS = 8192
+"""The maximum tokens of a pass, padding included; a single text may have more."""
 
 
 class RewardModel:
@@ -141,14 +145,20 @@ class RewardModel:
         return self.raw_scores(texts, [True] * len(texts) if finished is None else finished, rows).cpu()
 
     def raw_scores(self, texts: Sequence[str | Example], finished: Sequence[bool], rows: int) -> Float[Tensor, " N"]:
-        """The scores before `shift`, differentiable; a pass takes `rows` texts of similar length."""
+        """The scores before `shift`, differentiable; a pass takes up to `rows` texts of similar length."""
         order = sorted(range(len(texts)), key=lambda i: _length(texts[i]))
         parts = []
         for start in range(0, len(order), rows):
             part = order[start : start + rows]
-            parts.append(self.forward(*self.encode([texts[i] for i in part], [finished[i] for i in part])).float())
+            encoded = self.encode([texts[i] for i in part], [finished[i] for i in part])
+            few = max(1, PASS_TOKENS // encoded[0].shape[1])
+            parts += [self.forward(*some).float() for some in zip(*(x.split(few) for x in encoded), strict=True)]
         # In the order of the texts again.
         return torch.cat(parts)[torch.tensor(order, device=self.device).argsort()]
+
+    def count_tokens(self, texts: Sequence[str | Example]) -> int:
+        """The number of tokens of some finished texts together, without padding."""
+        return sum(map(len, self._encode_all(texts, [True] * len(texts))))
 
     def encode(
         self, texts: Sequence[str | Example], finished: Sequence[bool]
@@ -194,7 +204,8 @@ class RewardModel:
         keep_evaluating(self.model)
         hook = self._head().register_forward_pre_hook(at_last)
         try:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
+            with checkpointed_layers(self.model):
+                return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0]
         finally:
             hook.remove()
 

@@ -74,6 +74,11 @@ class RolloutBuffer:
         return self.tokens.shape[0]
 
     @property
+    def columns(self) -> int:
+        """P + T, tokens of a row of this rollout, padding included."""
+        return self.prompt_width + self.tokens.shape[1]
+
+    @property
     def sequences(self) -> Sequences:
         """Prompts and actions, without the columns that pad every prompt."""
         prompt_ids, prompt_mask = (x[:, -self.prompt_width :] for x in (self.prompt_ids, self.prompt_mask))

@@ -7,13 +7,19 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from lmgym.devices import return_freed_memory
 from lmgym.env import TokenVectorEnv
-from lmgym.models import Sequences
+from lmgym.models import Sequences, default_pass_tokens
 from lmgym.policy import Policy, TokenPolicy
 from lmgym.rollout.buffer import RolloutBuffer
 from lmgym.rollout.stream import Stream
 from lmgym.rollout.token_loop import decode
 from lmgym.tasks.base import Prompt
+
+LARGE = 50_000_000
+"""Weights of a model whose rollouts leave so much freed memory that it is worth a few milliseconds to return it."""
+MAX_LOGITS = 2**25
+"""Logits of a pass through transformers, when a rollout is scored again."""
 
 
 def collect(
@@ -45,6 +51,9 @@ def collect(
     """
     with record_function("lmgym/decode"):
         decode(policy, env, buffer, stream, prompts, compact, slots)
+    large = isinstance(policy, Policy) and policy.lm.model.num_parameters() > LARGE
+    if large:
+        return_freed_memory()
     with torch.inference_mode():
         if isinstance(policy, Policy) and (policy.rescores or policy.values_late):
             _rescore(policy, env, buffer)
@@ -63,6 +72,8 @@ def collect(
     buffer.bootstrap *= outcome.truncated
     buffer.logp *= outcome.is_action
     buffer.values *= outcome.is_action
+    if large:
+        return_freed_memory()
     return buffer
 
 
@@ -88,7 +99,9 @@ def _rescore(policy: Policy, env: TokenVectorEnv, buffer: RolloutBuffer) -> None
             sequences.frozen_prefix,
             _with_everything_allowed(sequences.text_mask),
         )
-    for rows, steps in sequences.buckets():
+    # A pass through transformers returns the logits of every token.
+    fewer = 0 if policy.lm.fused(policy.adapter) else MAX_LOGITS // policy.lm.vocabulary
+    for rows, steps in sequences.buckets(fewer and min(fewer, default_pass_tokens(policy.device))):
         part, taken = sequences[rows].first_steps(steps), min(steps, buffer.logp.shape[1])
         if policy.rescores:
             logp, values, _ = policy.evaluate(part, entropies=False)

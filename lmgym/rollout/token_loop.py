@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lmgym.devices import host_reads_are_free
 from lmgym.env import Finish, TokenVectorEnv
+from lmgym.io import report_progress
 from lmgym.models import Decoding
 from lmgym.policy import Policy, SelectingPolicy, TokenPolicy
 from lmgym.rollout.agreement import check_agreement
@@ -83,6 +84,7 @@ class _Batch:
         self.policy, self.env, self.buffer, self.uniforms = policy, env, buffer, uniforms
         self.rows: Tensor | None = None
         self.decoding: Any = None
+        self.tokens = 0  # chosen so far
         self.check_every = (
             CHECK_INTERVAL_NO_SYNC if host_reads_are_free(policy.device) and not env.stop else CHECK_INTERVAL
         )
@@ -119,6 +121,7 @@ class _Batch:
             loop.step()
             if (t + 1) % CHECK_INTERVAL or t + 1 == env.max_new_tokens:
                 continue
+            self._report(t + 1, CHECK_INTERVAL * len(self.uniforms if self.rows is None else self.rows))
             running = env.running_rows()
             if not running:
                 break
@@ -131,6 +134,7 @@ class _Batch:
     def _end(self) -> None:
         """Stores what the remaining rows leave: the frozen prefix, and the bootstrap values of truncated rows."""
         env, policy = self.env, self.policy
+        self._report(env.max_new_tokens, 0)
         self._store_frozen_prefix()
         if env.on_limit == "truncate":
             rows = slice(None) if self.rows is None else self.rows
@@ -220,7 +224,12 @@ class _Batch:
                     new = torch.where(running.view(-1, *[1] * (new.ndim - 1)), new, store[at])
                 store[at] = new
         env.append(action.token, rows)
+        self._report(self.tokens // env.num_envs if t is None else t + 1, len(action.token))
         return action.token
+
+    def _report(self, step: int, tokens: int) -> None:
+        self.tokens += tokens
+        report_progress("rollout", step, self.env.max_new_tokens, self.tokens)
 
     def _leave(self, running: list[int], token: Tensor) -> Tensor:
         """Removes ended rows from the batch, if the policy supports it; returns the tokens of the others."""
