@@ -193,7 +193,9 @@ def test_prompts_that_fill_the_budget_are_left_out_and_counted(probe: LanguageMo
     said: list[str] = []
 
     def learner() -> Learner:
-        parameters = [p.requires_grad_(True) for p in probe.adapters.parameters("sft")]
+        parameters = probe.adapters.parameters("sft")
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         return Learner(parameters, LearnerConfig(), say=said.append)
 
     config = sft.Config(max_tokens=4, minibatch_rows=2)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from io import TextIOWrapper
 from typing import TextIO
 
 
@@ -26,7 +27,7 @@ def tolerate_characters() -> None:
     For the entry point of a program: a console of Windows (cp1252), or of a container or cron (ASCII), must not end it.
     """
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
 
 
