@@ -166,8 +166,8 @@ def _pack(env: TokenVectorEnv, prompt: Prompt, paths: list[Path], masks: dict[Pa
     for row, path in enumerate(paths):
         tokens[row, : len(path)] = torch.tensor(path, device=device)
         is_action[row, : len(path)] = True
-        for t in range(len(path) if text_mask is not None else 0):
-            text_mask[row, t] = masks[path[:t]]
+        if text_mask is not None:
+            text_mask[row, : len(path)] = torch.stack([masks[path[:t]] for t in range(len(path))])
     prompt_ids = torch.tensor(ids, device=device).repeat(count, 1)
     prompt_mask = torch.ones_like(prompt_ids, dtype=torch.bool)
     return Sequences(prompt_ids, prompt_mask, tokens, is_action, env.action_mask_table, text_mask=text_mask)
