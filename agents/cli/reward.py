@@ -30,9 +30,9 @@ class Reward:
     pad_token: str | None = None
     """Replaces the padding token of the tokenizer."""
     chat_template: str | None = None
-    """Jinja file with a chat template for comparisons of conversations, instead of the tokenizer's own."""
+    """Jinja file with a chat template, instead of the tokenizer's own, for comparisons of conversations."""
     template_options: str = ""
-    """Values of the chat template's variables, as JSON."""
+    """Values of the chat template's variables, as JSON, such as '{"enable_thinking": false}'."""
     out: str = "runs/reward"
     """Folder of the run, as in `lmgym train`. The model is saved in its folder `reward_model`."""
     seed: int = 0
