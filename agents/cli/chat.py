@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tyro
+from rich.console import Console
 
 from agents.cli.finished import parse_with_run
 from agents.cli.names import CHAT_TOKENS, policy_in, setting_of
@@ -75,8 +76,12 @@ def answers(policy: Policy, env: Any, lines: Iterable[str], system: str | None =
 
 def _lines(asks: bool) -> Iterator[str]:
     """The lines of the standard input, with a prompt where a person types them."""
+    if not asks:
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    console = Console()
     while True:
         try:
-            yield input("> " if asks else "")
+            yield console.input("> ")
         except EOFError:
             return

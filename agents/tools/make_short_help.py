@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli import (
+    chat,
     evaluate,
     folder,
     merge,
@@ -36,6 +37,7 @@ KINDS: dict[str, Callable[[], type]] = {
     "reward": lambda: folder.recorded(reward.Reward),
     "evaluate": lambda: evaluate.Evaluate,
     "sample": lambda: sample.Sample,
+    "chat": lambda: chat.Chat,
     "report": lambda: report.Report,
     "repeat": lambda: repeat.Repeat,
     "merge": lambda: merge.Merge,
@@ -48,8 +50,7 @@ SHOWN = {
     "train": (
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
-        "--from-adapter", "--seed",
-        "--device", "--out", "--resume",
+        "--from-adapter", "--chat", "--seed", "--device", "--out", "--resume",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
@@ -70,6 +71,9 @@ SHOWN = {
     "sample": (
         "RUN|TASK", "--policy", "--model", "--prompts", "--prompt", "--temperature", "--max-new-tokens", "--count",
         "--seed", "--device",
+    ),
+    "chat": (
+        "RUN", "--model", "--policy", "--system", "--temperature", "--max-new-tokens", "--seed", "--device",
     ),
     "envs": (),
     "algorithms": (),
