@@ -21,6 +21,7 @@ from agents.learner import Learner, LearnerConfig
 from lmgym import LanguageModel, Policy, RewardModel, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.models import Sequences
 from lmgym.preferences import Comparison
+from lmgym.rollout import decode
 from lmgym.tasks.probe import Tree
 
 DEFAULT = ("gemma3", "lfm2", "mamba", "opt (projected)", "bart", "bert")
@@ -185,6 +186,21 @@ def documented() -> dict[str, tuple[str, bool]]:
 def way_of(lm: LanguageModel) -> str:
     path = lm.path()
     return "fused" if path == "fused" else "no cache" if "without a cache" in path else "cache"
+
+
+def test_rows_do_not_restart_where_a_model_counts_columns() -> None:
+    """RoFormer takes no positions: a row that starts at the right edge of a cache would be far from its own prompt."""
+    lm = LanguageModel(make_model("roformer"), lmgym.load("probe").tokenizer)
+    env = TokenVectorEnv(8, task=Tree(), model=lm, kl="none", max_prompt_tokens=4, max_new_tokens=6)
+    prompts = ["a", "bcd", "dd", "cabd", "b", "ca", "aaa", "dcba"]
+    policy = Policy(lm, None, critic="none")
+    found = []
+    for slots in (0, 3):
+        buffer = RolloutBuffer.like(env)
+        decode(policy, env, buffer, Stream(0, 0), prompts, slots=slots)
+        found.append((env.tokens.clone(), buffer.logp))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[1][1], found[0][1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["mamba", "lfm2", "gemma2", "bart"])

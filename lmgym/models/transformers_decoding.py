@@ -55,7 +55,8 @@ class TransformersPass:
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = new_cache(self.adapters.model.config)
         logits, hidden, cache = self._forward(adapter, input_ids.long(), mask, position_ids, cache)
-        return CachedDecoding(hidden, partial(self._step, adapter), logits, mask, position_ids[:, -1], cache)
+        step, restarts = partial(self._step, adapter), self._takes_position_ids
+        return CachedDecoding(hidden, step, logits, mask, position_ids[:, -1], cache, restarts)
 
     def evaluate(
         self, sequences: Sequences, adapter: str | None
@@ -134,6 +135,7 @@ class CachedDecoding(Decoding):
         attention_mask: [B, S] over the cached positions.
         position: [B] the position id of the newest token.
         cache: keys and values of the S cached positions, or another state of the model.
+        restarts: whether single rows can start anew: a model that is not told positions counts the cache's columns.
     """
 
     step: Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Tensor, Any]]
@@ -141,6 +143,7 @@ class CachedDecoding(Decoding):
     attention_mask: Int[Tensor, "B S"]
     position: Int[Tensor, " B"]
     cache: Any
+    restarts: bool = True
 
     @property
     def logits(self) -> Float[Tensor, "B V"]:
@@ -161,11 +164,11 @@ class CachedDecoding(Decoding):
         if not can_select_rows(self.cache):
             return None
         parts = (self.newest_logits[rows], self.attention_mask[rows], self.position[rows])
-        return CachedDecoding(self.hidden[rows], self.step, *parts, select_rows(self.cache, rows))
+        return CachedDecoding(self.hidden[rows], self.step, *parts, select_rows(self.cache, rows), self.restarts)
 
     @property
     def _replaceable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return can_replace_rows(self.cache)
+        return self.restarts and can_replace_rows(self.cache)
 
     def _replace_rows(self, rows: Tensor, fresh: Decoding, max_length: int | None) -> None:
         assert isinstance(fresh, CachedDecoding)
