@@ -24,6 +24,7 @@ from agents.learner import Learner, LearnerConfig
 from agents.pipeline.options import RewardOptions, SFTOptions, rank_for
 from agents.runs.progress import show_progress
 from agents.training import pass_memory
+from agents.training.master_weights import MasterWeights
 from agents.training.metrics import Metrics
 from agents.training.microbatch import MicroBatches
 from agents.training.pass_memory import activation_budget, bytes_per_token, decoding_slots
@@ -105,7 +106,9 @@ def test_a_model_of_135_million_parameters_gets_passes_of_a_few_hundred_tokens()
 def passes(said: list[str] | None = None, **more: Any) -> MicroBatches:
     parameter = torch.nn.Parameter(torch.zeros(10))
     settings = {"max_tokens": 0, "by_length": True} | more
-    return MicroBatches([parameter], Metrics(), notify=(said if said is not None else []).append, **settings)
+    return MicroBatches(
+        [parameter], MasterWeights([parameter]), Metrics(), notify=(said if said is not None else []).append, **settings
+    )
 
 
 def test_the_built_in_model_keeps_its_passes() -> None:
