@@ -2,13 +2,21 @@
 
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from chat_templates import tokenizer_of
 from test_chat import model_of
 
-from agents.cli import main
+from agents.cli import main, train
+from agents.cli.names import setting_of
+from agents.cli.options import parse
+from agents.cli.sample import Sample, given_prompt
+from lmgym.reward import RewardModel
+from lmgym.tasks import PromptList, Sort, prompts_of
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +91,73 @@ def test_a_template_and_a_system_message_from_the_command_line(folder: Path, tmp
     assert main([*line, *own, "--system", "Be long."]) != 0
     assert "refuses the conversation" in capsys.readouterr().err
     assert tokenizer_of("chatml").chat_template
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_fine_tuning_learns_from_the_rows_that_have_an_answer(folder: Path, tmp_path: Path, capsys) -> None:
+    """The others are counted, in conversations as in texts and in tables, whose cells are empty."""
+    ask = [[{"role": "user", "content": f"What is {i} plus 3?"}] for i in range(20)]
+    rows = [
+        {"messages": [*a, *([{"role": "assistant", "content": "five"}] if i < 15 else [])]} for i, a in enumerate(ask)
+    ]
+    texts = [{"prompt": f"What is {i}?", "demonstration": " five" if i < 5 else None} for i in range(20)]
+    table = "prompt,demonstration\n" + "".join(f"What is {i}?,{' five' if i < 5 else ''}\n" for i in range(20))
+    (tmp_path / "c.csv").write_text(table)
+    files = [write_rows(tmp_path / "a.jsonl", rows), write_rows(tmp_path / "b.jsonl", texts), str(tmp_path / "c.csv")]
+    for number, (file, without) in enumerate(zip(files, (5, 15, 15), strict=True)):
+        line = ["sft", "--model", str(folder / "model"), "--prompts", file, "--examples=8", "--test-examples=2"]
+        assert main([*line, "--out", str(tmp_path / f"run{number}")]) == 0
+        assert f"{without} of 20 prompts have no demonstration: learning from the others" in capsys.readouterr().out
+        assert (tmp_path / f"run{number}" / "metrics.jsonl").read_text().count("loss/train") == 1
+    # Nothing is drawn that cannot be learned from, and a split may have nothing.
+    task = PromptList.from_rows(texts, None)
+    assert {prompt.data["demonstration"] for prompt in prompts_of(task.demonstrated()) or []} == {" five"}
+    one = PromptList.from_rows(texts[:1], None, test_source=texts[6:8]).demonstrated()
+    assert one.sample(np.random.default_rng(0)).data["demonstration"] == " five"
+    with pytest.raises(NotImplementedError, match="'test' split"):
+        one.sample(np.random.default_rng(0), "test")
+
+
+def test_comparisons_are_conversations_where_prompts_are(folder: Path, tmp_path: Path, capsys) -> None:
+    """Reward model, DPO and policy read the same prompts, with the same instruction."""
+    rows = [{"prompt": f"What is {i} plus 3?", "chosen": "five", "rejected": "six"} for i in range(20)]
+    pairs = write_rows(tmp_path / "pairs.jsonl", rows)
+    line = ["--model", str(folder / "model"), "--prompts", str(folder / "questions.jsonl"), "--preferences", pairs]
+    wanted, _ = train.parse_options(
+        [*line, "--system", "Be brief.", "--test-preferences", pairs.replace("pairs", "held")]
+    )
+    write_rows(tmp_path / "held.jsonl", rows[:3])
+    found = setting_of(wanted, "learned", wanted.preferences_file, test_preferences=wanted.test_preferences)
+    assert found.comparisons
+    assert found.held_out
+    prompt = found.task.sample(np.random.default_rng(0))
+    for comparison in (*found.comparisons, *found.held_out):
+        assert [message["role"] for message in comparison.messages] == ["system", "user"]
+        assert comparison.messages[0] == prompt.messages[0]
+        assert comparison.messages[1]["content"] == comparison.prompt
+    # The reward model of its own command reads them likewise.
+    reward = ["reward", "--model", str(folder / "model"), "--preferences", pairs, "--epochs=1", "--lora-rank=0"]
+    scores = []
+    for number, own in enumerate(([], ["--chat"], ["--system", "Be brief."])):
+        out = tmp_path / f"reward{number}"
+        assert main([*reward, *own, "--out", str(out)]) == 0
+        model = RewardModel.load(out / "reward_model")
+        scores.append(model.score_texts(["What is 1?"]).item())
+    assert len(set(scores)) == 3
+    assert main([*reward, "--chat", "--model", "tiny", "--out", str(tmp_path / "no")]) == 2
+    assert "no chat template" in capsys.readouterr().err
+
+
+def test_a_prompt_of_your_own_is_a_message_where_the_data_are_conversations(
+    folder: Path, tmp_path: Path, capsys
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"What is {i} plus 3?"}]} for i in range(20)]
+    line = ["--model", str(folder / "model"), "--prompts", write_rows(tmp_path / "a.jsonl", rows)]
+    wanted = parse("sample", Sample, line)
+    task = setting_of(wanted, "default", scored=False).task
+    assert given_prompt(task, "Hello").messages == ({"role": "user", "content": "Hello"},)
+    assert not given_prompt(Sort(), "Hello").messages

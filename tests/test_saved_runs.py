@@ -25,6 +25,7 @@ from agents.cli.finished import FinishedRun
 from agents.pipeline import RLOptions, Setting, build_training
 from agents.runs import model_card, write_cards
 from agents.runs.compare import compare
+from lmgym import RewardModel
 from lmgym.models import read_checksum, weights_checksum
 from lmgym.tasks import Sort
 
@@ -174,6 +175,24 @@ def test_a_moved_run_is_relocated(run: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.count(f"base {run / 'sft'}") == 4
     alone = AutoPeftModelForCausalLM.from_pretrained(run / "policy")
     torch.testing.assert_close(logits(alone), policy_logits(run), atol=1e-5, rtol=0)
+
+
+def test_a_folder_inside_of_a_run_and_a_run_instead_of_its_model_are_named(run: Path, capsys) -> None:
+    """Whoever gives the wrong one of two folders is told the right one."""
+    for line in (["sample"], ["evaluate"], ["relocate"], ["repeat"], ["train", "--resume"], ["sample", "--policy"]):
+        assert cli.main([*line, str(run / "sft")]) == 2
+        said = capsys.readouterr().err
+        assert (
+            f"'{run / 'sft'}' is the folder of a model, not of a run: give the run that it belongs to, '{run}'" in said
+        )
+    assert cli.main(["merge", str(run / "policy"), str(run / "out")]) == 2
+    assert f"give the run that it belongs to, '{run}'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"the folder of a run: give one of the models in it, {run / 'policy'} or"):
+        lmgym.load(str(run))
+    with pytest.raises(ValueError, match="the folder of a run: give one of the models in it"):
+        RewardModel.load(run)
+    with pytest.raises(ValueError, match=f"give the policy of this run, {run / 'policy'}"):
+        lmgym.load(str(run / "sft")).adapters.load(run)
 
 
 def test_relocate_refuses_what_does_not_belong_together(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agents import dpo, sft
 from agents.learner import Learner, LearnerConfig
-from lmgym import LanguageModel, Policy, TokenVectorEnv
+from lmgym import LanguageModel, Policy, Prompt, TokenVectorEnv
 from lmgym.models import Example, encode_example
 from lmgym.preferences import Comparison
 from lmgym.tasks.probe import Tree
@@ -31,6 +31,14 @@ def test_prompt_is_given_completion_and_its_end_are_learned(probe: LanguageModel
     assert encode_example(probe, Example("ab", "cd", finished=False), 10) == ([A, B, C, D], 2)
     assert encode_example(probe, Example("", "cd"), 10) == ([C, D, EOS], 1)
     assert encode_example(probe, Example("ab", "cdcd"), 3) == ([A, B, C], 2)
+
+
+def test_a_prompt_of_token_ids_is_given(probe: LanguageModel) -> None:
+    prompt = Prompt(token_ids=[A, B])
+    assert encode_example(probe, Example.of(prompt, "cd"), 10) == ([A, B, C, D, EOS], 2)
+    assert encode_example(probe, Example.of(prompt, "cd", finished=False), 3) == ([A, B, C], 2)
+    with pytest.raises(ValueError, match="the token id 9"):
+        encode_example(probe, Example.of(Prompt(token_ids=[9]), "cd"))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -379,6 +379,25 @@ def test_a_run_of_another_version_is_refused_in_one_line_and_left_alone(
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
 
 
+def test_a_run_goes_on_that_was_made_before_some_options_existed(
+    cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it does not record has its default; another value is still another run."""
+    shutil.copytree(cut, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    for options, name in ((config["options"], "chat_template"), (config["options"]["options"], "max_kl")):
+        del options[name]
+    for name in ("gradient_checkpointing", "top_p"):
+        del config["options"]["options"]["ppo"][name]
+    del config["options"]["options"]["reward"]
+    file.write_text(json.dumps(config))
+    resume = ["train", "--resume", str(tmp_path / "run")]
+    assert cli.main([*resume, "--ppo.top-p=0.5"]) == 2
+    assert "options.ppo.top_p is 1.0 there, and 0.5 here" in capsys.readouterr().err
+    assert cli.main(resume) == 0
+
+
 def test_a_folder_that_vanishes_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

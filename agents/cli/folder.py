@@ -1,7 +1,7 @@
 """The folder of a run: commands that write one, record their command line there, and resume from it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,7 +93,11 @@ def arguments_of(folder: str, config: dict[str, Any]) -> list[str]:
 
 
 def open_run(
-    command: str, wanted: Any, argv: Sequence[str], about: dict[str, Any] | None = None, track: Sequence[str] = ()
+    command: str,
+    wanted: Any,
+    argv: Sequence[str],
+    about: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    track: Sequence[str] = (),
 ) -> Run:
     """The folder of a command, new or continued.
 
@@ -101,17 +105,30 @@ def open_run(
         command: its name.
         wanted: its options, with `out` and `limits`.
         argv: its command line, to be recorded.
-        about: the options to record; by default, all of `wanted`.
+        about: makes what is recorded out of all options; by default, they are recorded as they are.
         track: services that receive the metrics.
     """
     return Run(
         wanted.out,
-        dataclasses.asdict(wanted) if about is None else about,
+        about(dataclasses.asdict(wanted)),
         track=track,
         limits=wanted.limits,
         arguments=[command, *argv],
         inputs=_inputs(wanted),
+        defaults=about(_defaults(wanted)),
     )
+
+
+def _defaults(wanted: Any) -> dict[str, Any]:
+    """What the options of a command are if nothing is given, as plain data; without those that must be given."""
+    found = {}
+    for f in dataclasses.fields(wanted):
+        if f.default is not dataclasses.MISSING:
+            found[f.name] = f.default
+        elif f.default_factory is not dataclasses.MISSING:
+            default: Any = f.default_factory()
+            found[f.name] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
+    return found
 
 
 def _inputs(wanted: Any) -> dict[str, str]:

@@ -23,7 +23,7 @@ from lmgym.preferences import Comparison, leave_out, read_comparisons
 from lmgym.registry import TaskSpec, default_arguments, find_spec, make_task
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 from lmgym.reward import RewardModel, Score
-from lmgym.tasks import Conversational, Prompt, PromptList
+from lmgym.tasks import Conversational, Prompt, PromptList, as_conversation, prompts_of
 from lmgym.tasks.base import ScoreFunction, Task
 
 SMALL = 5_000_000
@@ -82,7 +82,10 @@ def setting_of(
     lm = model_named(wanted.model or entry.model, wanted)
     if wanted.chat or wanted.system is not None:
         task = Conversational(task, wanted.system)
-        lm.text.chat.encode([{"role": "user", "content": "Hello"}])  # refuses a model without a chat template
+        require_template(lm)
+        comparisons, held_out = (
+            None if found is None else as_conversations(found, wanted.system) for found in (comparisons, held_out)
+        )
     return Setting(task, lm, _budgets(wanted, entry, task, lm), score, comparisons, wanted.seed, held_out=held_out)
 
 
@@ -104,6 +107,21 @@ def comparisons_in(
         both = len(comparisons) - len(own)
         note(f"{preferences}: {both} comparisons are in {test_preferences} too: not trained on")
     return own, held_out
+
+
+def require_template(lm: LanguageModel) -> None:
+    """Refuses a model without a usable chat template.
+
+    Raises:
+        ValueError: it has none, or the template refuses a plain question.
+    """
+    lm.text.chat.encode([{"role": "user", "content": "Hello"}])
+
+
+def as_conversations(comparisons: Sequence[Comparison], system: str | None) -> list[Comparison]:
+    """The comparisons with prompts as --chat and --system give them to the model."""
+    prompts = [as_conversation(comparison.as_prompt, system) for comparison in comparisons]
+    return [Comparison(p.text, c.ranked, p.messages) for p, c in zip(prompts, comparisons, strict=True)]
 
 
 def _own_score(task: Task, entry: TaskSpec, wanted_by_name: bool, wanted: Common) -> Score | None:
@@ -132,9 +150,8 @@ def _budgets(wanted: Common, entry: TaskSpec, task: Task, lm: LanguageModel) -> 
     missing_eos_score = None if wanted.missing_eos_score == "none" else wanted.missing_eos_score
     chosen = {name: value for name, value in given.items() if value is not None}
     defaults = default_arguments(entry, task)
-    inner = task.task if isinstance(task, Conversational) else task
-    if isinstance(inner, PromptList):
-        prompts = [task.wrap(prompt) for prompt in inner.prompts] if isinstance(task, Conversational) else inner.prompts
+    prompts = prompts_of(task)
+    if prompts is not None:
         if any(prompt.messages for prompt in prompts):
             defaults["max_new_tokens"] = CHAT_TOKENS
         if wanted.max_prompt_tokens is None and wanted.long_prompts == "error":

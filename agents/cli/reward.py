@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from agents.cli.folder import open_run, recorded, with_recorded_options
-from agents.cli.names import comparisons_in, model_named
+from agents.cli.names import as_conversations, comparisons_in, model_named, require_template
 from agents.cli.options import parse
 from agents.pipeline import RewardOptions, split_comparisons, train_reward_model
 from agents.reward_modelling import normalise
@@ -29,6 +29,11 @@ class Reward:
     """Language model to start from: "tiny", a folder, or a name on the Hugging Face hub."""
     pad_token: str | None = None
     """Replaces the padding token of the tokenizer."""
+    chat: bool = False
+    """Read each text prompt as a user's message, by the model's chat template: for a reward model of `lmgym train
+    --chat`. Comparisons of conversations always use it."""
+    system: str | None = None
+    """Instruction that comes first in every conversation, as in `lmgym train`; implies --chat."""
     chat_template: str | None = None
     """Jinja file with a chat template for comparisons of conversations, instead of the tokenizer's own."""
     template_options: str = ""
@@ -54,6 +59,9 @@ def run(argv: Sequence[str]) -> int:
     if held_out is None:
         comparisons, held_out = split_comparisons(comparisons, wanted.seed)
     lm = model_named(wanted.model, wanted)
+    if wanted.chat or wanted.system is not None:
+        require_template(lm)
+        comparisons, held_out = (as_conversations(found, wanted.system) for found in (comparisons, held_out))
     with open_run("reward", wanted, argv) as run:
         model, _ = train_reward_model(lm, wanted.options, wanted.seed, run, "stop", comparisons, held_out)
         texts = [read_text(c.as_prompt, text) for c in comparisons for text in c.ranked]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tyro
 
 from agents.cli.finished import parse_with_run
@@ -11,7 +12,7 @@ from agents.cli.options import Common
 from agents.pipeline.samples import unscored
 from lmgym.io import printable
 from lmgym.rollout import RolloutBuffer, Stream, decode
-from lmgym.tasks import Conversational, Prompt
+from lmgym.tasks import Conversational, Prompt, as_conversation
 from lmgym.tasks.base import Task
 
 
@@ -47,5 +48,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def given_prompt(task: Task, text: str) -> Prompt:
-    """The prompt of --prompt: a user's message where the task's prompts are."""
-    return task.wrap(Prompt(text)) if isinstance(task, Conversational) else Prompt(text)
+    """The prompt of --prompt: a user's message where the task's prompts are conversations."""
+    if isinstance(task, Conversational):
+        return task.wrap(Prompt(text))
+    answers = task.sample(np.random.default_rng(0), "test").messages
+    return as_conversation(Prompt(text)) if answers else Prompt(text)

@@ -1,6 +1,5 @@
 """`lmgym train`: the whole pipeline."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from types import ModuleType
@@ -78,9 +77,12 @@ def run(argv: Sequence[str]) -> int:
         setting = replace(setting, from_adapter=folder)
     if wanted.watch:
         setting = replace(setting, watch=score_named(wanted.watch, device_of(wanted)))
-    about = {**dataclasses.asdict(wanted), "task": setting.task.name, "model": setting.lm.name}
-    own = about.pop("rl")
-    about["options"] |= {algorithm.name: own["rl"] | own["config"]}
+
+    def about(options: dict[str, Any]) -> dict[str, Any]:
+        own = options.pop("rl")
+        stages = options["options"] | {algorithm.name: own["rl"] | own["config"]}
+        return options | {"task": setting.task.name, "model": setting.lm.name, "options": stages}
+
     with open_run("train", wanted, argv, about, wanted.track) as run:
         run.say(_summary(setting))
         if setting.from_adapter:

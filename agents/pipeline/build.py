@@ -108,7 +108,12 @@ def _env(
 
 
 def demonstrations(task: Task, split: Split, count: int, seed: int) -> list[Example]:
-    """Draws prompts and has the task demonstrate them."""
+    """Draws prompts that the task can demonstrate, and has it demonstrate them.
+
+    Raises:
+        NotImplementedError: it can demonstrate none.
+    """
+    task = task.demonstrated()
     rng = np.random.default_rng(np.random.SeedSequence((seed, 1, split == "test")))
     prompts = [task.sample(rng, split) for _ in range(count)]
     return [Example.of(prompt, task.demonstrate(prompt, rng)) for prompt in prompts]

@@ -23,6 +23,7 @@ from lmgym.env import TokenVectorEnv
 from lmgym.models import Example, LanguageModel
 from lmgym.preferences import Comparison, SimulatedAnnotator, collect_comparisons, read_comparisons, write_comparisons
 from lmgym.reward import RewardModel, Score, read_text
+from lmgym.tasks import prompts_of
 
 UNSEEN_METRICS = {
     "gold/mean": "gold score of the rollout's completions, which no learner sees, mean over rows",
@@ -111,23 +112,36 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
 def examples_of(setting: Setting, config: SFTOptions, run: Run) -> tuple[list[Example], list[Example]]:
     """Demonstrations to train on and held-out ones; for a task without any, the preferred texts of the comparisons.
 
-    There are none for conversations without answers: a chat model needs no fine-tuning to give some.
+    Prompts without a demonstration are left out. There are none for conversations without answers: a chat model needs
+    no fine-tuning to give some.
     """
     try:
-        return (
-            demonstrations(setting.task, "train", config.examples, setting.seed),
-            demonstrations(setting.task, "test", config.test_examples, setting.seed),
-        )
+        train = demonstrations(setting.task, "train", config.examples, setting.seed)
     except NotImplementedError:
         if not setting.comparisons and setting.task.sample(np.random.default_rng(setting.seed)).messages:
             run.say("sft: skipped, because the conversations have no answers of an assistant to learn from")
             return [], []
         if not setting.comparisons:
             raise
+    else:
+        return train, _held_out_examples(setting, config, run)
     preferred = [Example.of(c.as_prompt, c.ranked[0], not setting.scores_unfinished) for c in setting.comparisons]
     held_out = max(1, min(config.test_examples, len(preferred) // 10))
     run.say(f"sft: {setting.task.name} has no demonstrations; the preferred texts of the comparisons are used instead")
     return preferred[held_out:][: config.examples] or preferred, preferred[:held_out]
+
+
+def _held_out_examples(setting: Setting, config: SFTOptions, run: Run) -> list[Example]:
+    """Held-out demonstrations of a task that has some to train on; says how many of its prompts have none."""
+    prompts, demonstrated = prompts_of(setting.task), prompts_of(setting.task.demonstrated())
+    if prompts is not None and demonstrated is not None and len(demonstrated) < len(prompts):
+        without = len(prompts) - len(demonstrated)
+        run.say(f"sft: {without} of {len(prompts)} prompts have no demonstration: learning from the others")
+    try:
+        return demonstrations(setting.task, "test", config.test_examples, setting.seed)
+    except NotImplementedError:
+        run.say("sft: no held-out prompt has a demonstration, so no test loss is measured")
+        return []
 
 
 def gather_preferences(

@@ -17,21 +17,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A run's config.json.
 
     Raises:
-        ValueError: there is none, it is damaged, or another version of lmgym wrote it.
+        ValueError: there is none, it is damaged, it is that of a model, or another version of lmgym wrote it.
     """
     path = folder / "config.json"
+    run = folder.absolute().parent
+    hint = f": give the run that it belongs to, {str(run)!r}" if _is_run(run) else ""
     try:
         config = json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(
-            f"{str(folder)!r} is not the folder of a run: it has no config.json ({error.strerror})"
+            f"{str(folder)!r} is not the folder of a run: it has no config.json ({error.strerror}){hint}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{str(path)!r} is damaged: it does not hold an object")
+    if "model_type" in config and "format" not in config:
+        hint = hint or ": give a folder that lmgym train or lmgym sft wrote, or name the model by --model"
+        raise ValueError(f"{str(folder)!r} is the folder of a model, not of a run{hint}")
     check_format(config, folder)
     return config
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder looks like that of a run."""
+    try:
+        return "format" in json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def check_format(config: Mapping[str, Any], folder: Path) -> None:

@@ -50,6 +50,7 @@ class Run:
         limits: when it saves its state, and when it ends.
         arguments: the command line, so that `--resume` and `lmgym repeat` can run it again.
         inputs: SHA-256 of the files that the run reads, by name; it is resumed only with the same files.
+        defaults: values of options that an interrupted run does not record, because it was made before they existed.
 
     Raises:
         ValueError: the folder holds another run, or something else; or all its checkpoints are damaged.
@@ -67,6 +68,7 @@ class Run:
         limits: Limits | None = None,
         arguments: Sequence[str] | None = None,
         inputs: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ):
         services = [tracking_service(name) for name in track]
         self.folder = Path(folder)
@@ -80,9 +82,10 @@ class Run:
         self._stop = StopRequest(self.started, self.limits.max_time)
         options = redact_all(options)
         config = json.loads(to_json(configuration(options, arguments, inputs)))
+        self._defaults = json.loads(to_json(defaults or {}))
         # Before the lock, too: a folder that is not this run's stays as it is.
         if self.folder.exists() and (not self.folder.is_dir() or _is_occupied(self.folder)):
-            check_same_run(self.folder, config, self.resume_command)
+            check_same_run(self.folder, config, self.resume_command, self._defaults)
         else:
             atomic.make_folder(self.folder, parents=True)
         self._lock = FolderLock(self.folder)
@@ -121,7 +124,7 @@ class Run:
 
     def _resume(self, config: Mapping[str, Any]) -> None:
         """Continues the interrupted run in the folder, if it is the same one."""
-        changed = check_same_run(self.folder, config, self.resume_command)
+        changed = check_same_run(self.folder, config, self.resume_command, self._defaults)
         state = self._checkpoints.newest(self.say)
         if state is None and (self.folder / "evaluation.json").exists():
             raise ValueError(f"{str(self.folder)!r} holds results, and no checkpoint to resume from: {REMEDY}")

@@ -113,13 +113,16 @@ class Resumption:
         self.reached = True
 
 
-def check_same_run(folder: Path, config: Mapping[str, Any], resume_command: str) -> list[str]:
+def check_same_run(
+    folder: Path, config: Mapping[str, Any], resume_command: str, defaults: Mapping[str, Any] | None = None
+) -> list[str]:
     """Checks that a folder holds a run with this configuration; nothing in it is changed.
 
     Args:
         folder: not empty.
         config: what config.json would be if the run began now.
         resume_command: the command that resumes the run in the folder.
+        defaults: the values of options that the run does not record, because it was made before they existed.
 
     Returns:
         What has changed that may change the run's bits: versions, hardware, code.
@@ -130,7 +133,7 @@ def check_same_run(folder: Path, config: Mapping[str, Any], resume_command: str)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} is not an empty folder: {REMEDY}")
     old = read_config(folder)
-    found = differences(old.get("options"), config["options"])
+    found = differences(_with_defaults(old.get("options"), defaults or {}), config["options"])
     if found:
         raise ValueError(
             f"{str(folder)!r} holds another run ({'; '.join(found[:3])}): {REMEDY}; or resume that one: "
@@ -146,6 +149,14 @@ def check_same_run(folder: Path, config: Mapping[str, Any], resume_command: str)
             "file, or start again with another --out"
         )
     return [f"the {name}" for name in ENVIRONMENT if old.get(name) != config[name]] + changed
+
+
+def _with_defaults(options: Any, defaults: Mapping[str, Any]) -> Any:
+    """Recorded options, with the defaults of those that are missing."""
+    if not isinstance(options, dict):
+        return options
+    nested = {name: value for name, value in defaults.items() if isinstance(value, Mapping)}
+    return {**defaults, **options, **{name: _with_defaults(options.get(name, {}), nested[name]) for name in nested}}
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

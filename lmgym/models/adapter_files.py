@@ -31,7 +31,9 @@ def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, di
     """
     file = Path(folder) / "adapter_config.json"
     if not file.is_file():
-        raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json")
+        inside = Path(folder) / "policy"
+        hint = f"; give the policy of this run, {inside}" if (inside / file.name).is_file() else ""
+        raise ValueError(f"no adapter in {str(folder)!r}: it has no adapter_config.json{hint}")
     settings = read_settings(file)
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{file}: peft_type is {settings.get('peft_type')!r}; only LoRA adapters (LORA) can be loaded")

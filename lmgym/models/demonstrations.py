@@ -29,11 +29,13 @@ class Example:
     """Whether the text ends here, so that the end-of-sequence token is learned too."""
     messages: Sequence[Message] = ()
     """The conversation that `completion` answers, if the prompt is one; see `lmgym.Prompt`."""
+    token_ids: Sequence[int] = ()
+    """The prompt, if it is given as token ids; `prompt` is then for people."""
 
     @classmethod
     def of(cls, prompt: Prompt, completion: str, finished: bool = True) -> "Example":
         """A prompt with its completion."""
-        return cls(prompt.text, completion, finished, prompt.messages)
+        return cls(prompt.text, completion, finished, prompt.messages, prompt.token_ids)
 
 
 class ExampleBatch(NamedTuple):
@@ -70,6 +72,10 @@ def encode_example(lm: LanguageModel, example: Example, max_tokens: int | None =
     if example.messages:
         prompt, answer = lm.text.chat.encode_answer(example.messages, example.completion, example.finished)
         return [*prompt, *answer][:max_tokens], len(prompt)
+    if example.token_ids:
+        (prompt,) = lm.text.encode_prompts([Prompt(token_ids=example.token_ids)])
+        end = [lm.eos_ids[0]] if example.finished else []
+        return [*prompt, *encode_after(lm.tokenizer, prompt, example.completion), *end][:max_tokens], len(prompt)
     prompt = lm.text.encode(example.prompt) if example.prompt else []
     whole = lm.text.encode(example.prompt + example.completion)
     joint = whole[len(prompt) :] if whole[: len(prompt)] == prompt else None

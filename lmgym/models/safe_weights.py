@@ -17,6 +17,8 @@ from lmgym.io import parse_json
 CONVERT = "if you trust the file, convert it to safetensors: model.save_pretrained(folder) of peft or transformers"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Suffixes of files with pickled weights."""
+RUN_MODELS = ("policy", "sft", "reward_model")
+"""Folders with models in the folder of a run."""
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -58,12 +60,15 @@ def refuse_pickle(path: Path) -> None:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuses a folder with pickled or damaged weights. Only the headers are read.
+    """Refuses a folder with pickled or damaged weights, and that of a run. Only the headers are read.
 
     Raises:
-        ValueError: a file is pickled or damaged; the message names it.
+        ValueError: a file is pickled or damaged; the message names it. Or the folder holds models in folders of it.
     """
     files = sorted(Path(folder).glob("*.safetensors"))
+    inside = [str(Path(folder) / name) for name in RUN_MODELS if (Path(folder) / name).is_dir()]
+    if inside and not files:
+        raise ValueError(f"it is the folder of a run: give one of the models in it, {' or '.join(inside)}")
     pickled = pickles_in(Path(folder))
     if pickled and not files:
         raise _pickled(pickled[0])

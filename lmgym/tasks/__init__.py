@@ -2,7 +2,7 @@
 
 from lmgym.tasks.arithmetic import Arithmetic
 from lmgym.tasks.base import Completion, FinishReason, Prompt, ScoreFunction, Split, Task, sample_in_split, split_of
-from lmgym.tasks.conversational import Conversational
+from lmgym.tasks.conversational import Conversational, as_conversation, prompts_of
 from lmgym.tasks.messages import Message, check_messages, transcript
 from lmgym.tasks.probe import Bandit, Tree
 from lmgym.tasks.prompt_list import PromptList
@@ -28,7 +28,9 @@ __all__ = [
     "Split",
     "Task",
     "Tree",
+    "as_conversation",
     "check_messages",
+    "prompts_of",
     "sample_in_split",
     "split_of",
     "transcript",

@@ -115,6 +115,10 @@ class Task(ABC):
         """The score for evaluation only, if `score` is a learned approximation of it. By default it is `score`."""
         return self.score(prompts, completions)
 
+    def demonstrated(self) -> "Task":
+        """The task with those prompts alone that `demonstrate` can answer; by default, with all of its prompts."""
+        return self
+
     def demonstrate(self, prompt: Prompt, rng: np.random.Generator) -> str:
         """Writes a completion for supervised fine-tuning; it may be a bad one.
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from lmgym.tasks.base import Completion, Prompt, Split, Task
 from lmgym.tasks.messages import Message
+from lmgym.tasks.prompt_list import PromptList
 
 
 class Conversational(Task):
@@ -29,13 +30,11 @@ class Conversational(Task):
         return self.wrap(self.task.sample(rng, split))
 
     def wrap(self, prompt: Prompt) -> Prompt:
-        """The prompt as a conversation; token ids stay as they are."""
-        if prompt.token_ids:
-            return prompt
-        messages: Sequence[Message] = prompt.messages or ({"role": "user", "content": prompt.text},)
-        if self.system is not None and messages[0]["role"] not in ("system", "developer"):
-            messages = ({"role": "system", "content": self.system}, *messages)
-        return Prompt(prompt.text, prompt.data, messages)
+        """The prompt as a conversation; see `as_conversation`."""
+        return as_conversation(prompt, self.system)
+
+    def demonstrated(self) -> Task:
+        return Conversational(self.task.demonstrated(), self.system)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
         return self.task.score(prompts, completions)
@@ -45,3 +44,26 @@ class Conversational(Task):
 
     def demonstrate(self, prompt: Prompt, rng: np.random.Generator) -> str:
         return self.task.demonstrate(prompt, rng)
+
+
+def as_conversation(prompt: Prompt, system: str | None = None) -> Prompt:
+    """A prompt as a conversation; token ids stay as they are.
+
+    Args:
+        prompt: a text becomes the message of a user.
+        system: an instruction that comes first, unless the conversation has one.
+    """
+    if prompt.token_ids:
+        return prompt
+    messages: Sequence[Message] = prompt.messages or ({"role": "user", "content": prompt.text},)
+    if system is not None and messages[0]["role"] not in ("system", "developer"):
+        messages = ({"role": "system", "content": system}, *messages)
+    return Prompt(prompt.text, prompt.data, messages)
+
+
+def prompts_of(task: Task) -> list[Prompt] | None:
+    """All prompts of a task as the model gets them; None for a task that makes up its own."""
+    if isinstance(task, Conversational):
+        inner = prompts_of(task.task)
+        return None if inner is None else list(map(task.wrap, inner))
+    return task.prompts if isinstance(task, PromptList) else None

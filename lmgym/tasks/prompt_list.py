@@ -1,5 +1,6 @@
 """Your own prompts, from a file or a data set, scored by any callable."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -115,6 +116,8 @@ class PromptList(Task):
 
     def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
         prompts = self._prompts[split]
+        if not prompts:  # of `demonstrated`
+            raise NotImplementedError(f"{self.name}: no prompt of the {split!r} split has a demonstration")
         return prompts[rng.integers(len(prompts))]
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
@@ -122,10 +125,24 @@ class PromptList(Task):
             raise NotImplementedError(f"{self.name}: these prompts have no score of their own; pass a score function")
         return self._score(prompts, completions)
 
+    def demonstrated(self) -> Task:
+        found = {split: list(filter(_has_demonstration, prompts)) for split, prompts in self._prompts.items()}
+        if found == self._prompts or not any(found.values()):
+            return self
+        fewer = copy.copy(self)
+        fewer._prompts = found
+        return fewer
+
     def demonstrate(self, prompt: Prompt, rng: np.random.Generator) -> str:
-        if "demonstration" in prompt.data:
+        if _has_demonstration(prompt):
             return str(prompt.data["demonstration"])
         return super().demonstrate(prompt, rng)
+
+
+def _has_demonstration(prompt: Prompt) -> bool:
+    """Whether there is something to learn to write; a table has empty cells where a row has nothing."""
+    found = prompt.data.get("demonstration")
+    return found is not None and bool(str(found).strip())
 
 
 def _identity(prompt: Prompt) -> str:

@@ -41,7 +41,10 @@ def prompt_of(row: Mapping[str, Any], place: str, named: bool = False) -> Prompt
             f"question=prompt{hint}"
         )
     holder = next((name for name in holders if _fits(name, row[name])), holders[0])
-    value, data = row[holder], {name: value for name, value in row.items() if name != holder}
+    data = {name: value for name, value in row.items() if name != holder}
+    if data.get("demonstration", "") is None:  # tables have a column where only some rows have a value
+        del data["demonstration"]
+    value = row[holder]
     try:
         if not isinstance(data.get("demonstration", ""), str):
             data["demonstration"] = answer_text(data["demonstration"])
