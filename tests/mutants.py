@@ -129,6 +129,17 @@ MUTANTS = (
            "return (one.text, one.messages, one.token_ids) == (other.text, other.messages, other.token_ids)",
            "return one.text == other.text", "conversations with the same text are read as one",
            ("tests/test_chat.py::test_a_group_reads_its_own_conversation",)),
+    Mutant("chat-plain-comparisons", "agents/cli/names.py",
+           "return [Comparison(p.text, c.ranked, p.messages) for p, c in zip(prompts, comparisons, strict=True)]",
+           "return [*comparisons]", "--chat is forgotten in the comparisons",
+           ("tests/test_chat_cli.py::test_comparisons_are_conversations_where_prompts_are",)),
+    Mutant("empty-demonstration", "lmgym/tasks/prompt_list.py",
+           "return found is not None and bool(str(found).strip())", 'return "demonstration" in prompt.data',
+           "empty cells of a table are learned",
+           ("tests/test_chat_cli.py::test_fine_tuning_learns_from_the_rows_that_have_an_answer",)),
+    Mutant("token-ids-not-given", "lmgym/models/demonstrations.py", "if example.token_ids:", "if not example:",
+           "a completion is learned without its prompt of token ids",
+           ("tests/test_sft.py::test_a_prompt_of_token_ids_is_given",)),
     # Where the score is paid, and what it is worth --------------------------------------------------------------------
     Mutant("score-on-pad", ENV, BULK_SCORE,
            "rewards.scatter_add_(1, self.length[:, None].clamp(max=self.max_new_tokens - 1), "

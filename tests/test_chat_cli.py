@@ -39,14 +39,17 @@ SMALL = ["--ppo.updates", "1", "--ppo.rows", "8", "--test-prompts", "8", "--max-
 
 def test_one_line_trains_a_chat_model_on_questions(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    line = ["train", "--model", str(folder / "model"), "--chat", "--prompts", str(folder / "questions.jsonl")]
+    (tmp_path / "questions.jsonl").write_bytes((folder / "questions.jsonl").read_bytes())
+    line = ["train", "--model", str(folder / "model"), "--chat", "--prompts", "questions.jsonl"]
     assert main([*line, "--reward", f"{folder / 'my.py'}:score", *SMALL, "--out", "run"]) == 0
     assert "sft: skipped, because the conversations have no answers" in capsys.readouterr().out
     samples = [json.loads(row) for row in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert all(row["prompt"].startswith("What is") for row in samples)
-    # The run's own policy answers.
+    # The run's own policy answers, wherever its data are.
+    monkeypatch.chdir(tmp_path.parent)
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n\nHello\nAgain\n"))
-    assert main(["chat", "run"]) == 0
+    assert main(["chat", str(tmp_path / "run")]) == 0
+    monkeypatch.chdir(tmp_path)
     said = capsys.readouterr().out.splitlines()
     assert len(said) >= 3
     assert main(["sample", "run", "--count", "2", "--prompt", "Hello"]) == 0

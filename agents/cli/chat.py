@@ -5,17 +5,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tyro
 from rich.console import Console
 
 from agents.cli.finished import parse_with_run
-from agents.cli.names import CHAT_TOKENS, policy_in, setting_of
+from agents.cli.names import CHAT_TOKENS, model_named, policy_in, require_template
 from agents.cli.options import Common
 from agents.pipeline.samples import unscored
+from lmgym.env import TokenVectorEnv
 from lmgym.io import printable
 from lmgym.policy import Policy
+from lmgym.registry import find_spec
 from lmgym.rollout import RolloutBuffer, Stream, decode
-from lmgym.tasks import Prompt
+from lmgym.tasks import Completion, Prompt, Split, Task
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,33 @@ def run(argv: Sequence[str]) -> int:
     An empty line begins a new conversation; the end of the input ends the command.
     """
     wanted, _ = parse_with_run("chat", Chat, argv, ("policy", "temperature"))
-    setting = setting_of(wanted, "default", scored=False)
-    lm = setting.lm
+    lm = model_named(wanted.model or find_spec(wanted.task).model, wanted)
+    require_template(lm)
     policy = policy_in(wanted.policy, lm, wanted.temperature)
     answer = wanted.max_new_tokens or CHAT_TOKENS
-    positions = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None) or 8192
-    budgets = {**setting.budgets, "max_new_tokens": answer, "max_prompt_tokens": positions - answer}
-    env = setting.env(1, kl="none", temperature=wanted.temperature, score=unscored, **budgets, stop=())
+    longest = (lm.positions or 8192) - answer
+    env = TokenVectorEnv(
+        1, task=_Talk(), model=lm, max_prompt_tokens=longest, max_new_tokens=answer, kl="none",
+        temperature=wanted.temperature,
+    )  # fmt: skip
     asks = sys.stdin.isatty()
     if asks:
         print("An empty line begins a new conversation; Ctrl-D ends.")
     for text in answers(policy, env, _lines(asks), wanted.system, wanted.seed):
         print(text, flush=True)
     return 0
+
+
+class _Talk(Task):
+    """What the user types. The data of a run are not needed for it, and need not be there."""
+
+    name = "chat"
+
+    def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
+        return Prompt(messages=[{"role": "user", "content": "Hello"}])
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        return unscored(prompts, completions)
 
 
 def answers(policy: Policy, env: Any, lines: Iterable[str], system: str | None = None, seed: int = 0) -> Iterator[str]:

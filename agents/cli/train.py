@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
         return options | {"task": setting.task.name, "model": setting.lm.name, "options": stages}
 
     with open_run("train", wanted, argv, about, wanted.track) as run:
-        run.say(_summary(setting))
+        run.say(_summary(setting, algorithm))
         if setting.from_adapter:
             run.say(f"sft: none, because the adapter in {setting.from_adapter} belongs to the model as it is")
         before, after = run_all(setting, wanted.options, algorithm, run)
@@ -154,14 +154,19 @@ def _algorithm_options(module: ModuleType, stage: str, name: str) -> type:
     return make_dataclass("AlgorithmOptions", parts, frozen=True)
 
 
-def _summary(setting: Setting) -> str:
-    """One line about the task, the model, the machine and the score."""
+def _summary(setting: Setting, algorithm: Algorithm) -> str:
+    """One line about the task, the model, the machine and what the policy learns from."""
     lm = setting.lm
     millions = sum(p.numel() for p in lm.model.parameters()) / 1e6
-    paid = "a reward model that is trained first" if setting.score is None else ", ".join(setting.score.names)
+    if setting.score is not None:
+        source = f"paid by {', '.join(setting.score.names)}"
+    else:
+        source = (
+            "learns from comparisons" if algorithm.learns_from_comparisons else "paid by a reward model, trained first"
+        )
     threads = f", {torch.get_num_threads()} CPU threads" if lm.device.type == "cpu" else ""
     about = f"{millions:.2f} M parameters, {lm.device}{threads}, passes {lm.path()}"
-    return f"{setting.task.name}: {lm.name} ({about}); paid by {paid}"
+    return f"{setting.task.name}: {lm.name} ({about}); {source}"
 
 
 def _show(run: Run, before: EvaluationReport, after: EvaluationReport) -> None:

@@ -38,9 +38,9 @@ def check_task(task: Task, draws: int = 50, allow_shared_prompts: bool = False) 
         for prompt in first:
             assert isinstance(prompt, Prompt), f"sample() must return a Prompt, not {prompt!r}"
             assert isinstance(prompt.text, str), f"a prompt's text must be a str: {quoted(prompt)}"
-            assert prompt.text, f"a prompt needs a text that is not empty: {prompt!r}"
+            assert prompt.text or prompt.token_ids, f"a prompt needs a text that is not empty: {prompt!r}"
         prompts += first
-        texts[split] = [prompt.text for prompt in first]
+        texts[split] = [prompt.text or str(prompt.token_ids) for prompt in first]
     shared = set(texts["train"]) & set(texts["test"])
     assert allow_shared_prompts or not shared, (
         f"the splits share the prompt {sorted(shared)[0]!r}: test prompts must not occur in training. Use "
