@@ -227,23 +227,23 @@ def test_checkpointing_gives_the_same_bits_and_keeps_less(config: str, fast: boo
     assert found[1][0] < found[0][0] / 3
 
 
-def trained(kind: str, on: bool, fast: bool) -> list[Tensor]:
+def trained(kind: str, on: bool, fast: bool, config: str = "LlamaConfig") -> list[Tensor]:
     """The parameters after some steps of a stage."""
-    lm = random_model("LlamaConfig")
+    lm = random_model(config)
     lm.fast = fast
-    config = LearnerConfig(gradient_checkpointing=on, micro_tokens=60)
+    own = LearnerConfig(gradient_checkpointing=on, micro_tokens=60)
     if kind == "ppo":
         policy, env = made(lm)
-        learner = Learner(policy.parameters(), config)
+        learner = Learner(policy.parameters(), own)
         list(ppo.train(policy, env, learner, ppo.Config(updates=1)))
     elif kind == "sft":
         lm.model.requires_grad_(True)
-        learner = Learner(lm.model.parameters(), config)
+        learner = Learner(lm.model.parameters(), own)
         texts = [Example("ab", "cd" * n) for n in range(1, 9)]
         list(sft.train(lm, texts, [], learner, sft.Config(minibatch_rows=4)))
     else:
         model = RewardModel.from_language_model(lm, rank=2)
-        learner = Learner(model.parameters(), config)
+        learner = Learner(model.parameters(), own)
         pairs = [Comparison("ab", ("cd" * n, "a" * n)) for n in range(1, 9)]
         list(reward_modelling.train(model, pairs, [], learner, reward_modelling.Config(minibatch_prompts=4)))
     return [p.detach().clone() for p in learner.parameters]
@@ -267,6 +267,13 @@ def test_every_stage_trains_the_same_with_checkpointing(kind: str, fast: bool, m
     with_it = trained(kind, True, fast)
     assert any(calls)
     assert all(torch.equal(a, b) for a, b in zip(without, with_it, strict=True))
+
+
+@pytest.mark.parametrize("config", ["GPT2Config", "BloomConfig"])
+def test_a_reward_model_whose_layers_get_a_cache_in_another_way_trains_with_checkpointing(config: str) -> None:
+    """GPT-2 passes the cache by position."""
+    for one, other in zip(*(trained("reward", on, False, config) for on in (False, True)), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_checkpointing_that_is_impossible_is_refused() -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from transformers import Cache
 
 from lmgym.fused import recomputed, recomputes
 from lmgym.models.large_packages import modeling_layers
@@ -40,7 +41,8 @@ def _recomputed_layer(
     forward: Callable[..., Any], again: Callable[[], AbstractContextManager[Any]], *inputs: Any, **more: Any
 ) -> Any:
     # A layer that is computed again would write into the cache again. Nothing reads the cache of such a pass.
-    more |= {name: None for name in ("past_key_values", "past_key_value", "layer_past") if name in more}
+    inputs = tuple(None if isinstance(value, Cache) else value for value in inputs)
+    more = {name: None if isinstance(value, Cache) else value for name, value in more.items()}
     return recomputed(partial(forward, **more), *inputs, context_fn=lambda: (nullcontext(), again()))
 
 
