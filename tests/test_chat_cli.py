@@ -43,6 +43,7 @@ def test_one_line_trains_a_chat_model_on_questions(folder: Path, tmp_path: Path,
     line = ["train", "--model", str(folder / "model"), "--chat", "--prompts", "questions.jsonl"]
     assert main([*line, "--reward", f"{folder / 'my.py'}:score", *SMALL, "--out", "run"]) == 0
     assert "sft: skipped, because the conversations have no answers" in capsys.readouterr().out
+    assert "**Fine-tuning**: none" in (tmp_path / "run" / "policy" / "README.md").read_text()
     samples = [json.loads(row) for row in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert all(row["prompt"].startswith("What is") for row in samples)
     # The run's own policy answers, wherever its data are.

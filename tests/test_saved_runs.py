@@ -428,7 +428,8 @@ def test_a_policy_is_uploaded_merged_or_onto_a_named_base(run: Path, tmp_path: P
 
 def test_the_base_of_a_run_without_fine_tuning_is_named(run: Path) -> None:
     def wanted(examples: int = 0, **options: Any) -> FinishedRun:
-        known = {"model": "someone/model", "pad_token": None, "from_adapter": None} | options
+        known = dict.fromkeys(("pad_token", "from_adapter", "chat_template", "template_options"))
+        known |= {"model": "someone/model"} | options
         stages = SimpleNamespace(sft=SimpleNamespace(examples=examples))
         return FinishedRun(run, SimpleNamespace(options=stages, **known), 1, None)
 
@@ -440,6 +441,8 @@ def test_the_base_of_a_run_without_fine_tuning_is_named(run: Path) -> None:
         {"pad_token": "<p>"},
         {"examples": 1},
         {"from_adapter": "x"},
+        {"chat_template": "own.jinja"},
+        {"template_options": '{"enable_thinking": false}'},
     )
     assert all(push._unchanged_base(wanted(**change)) is None for change in changes)
 

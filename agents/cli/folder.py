@@ -127,7 +127,8 @@ def _defaults(wanted: Any) -> dict[str, Any]:
             found[f.name] = f.default
         elif f.default_factory is not dataclasses.MISSING:
             default: Any = f.default_factory()
-            found[f.name] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
+            plain = isinstance(default, type) or not dataclasses.is_dataclass(default)
+            found[f.name] = default if plain else dataclasses.asdict(default)
     return found
 
 

@@ -76,7 +76,8 @@ def run(argv: Sequence[str]) -> int:
 def _unchanged_base(run: FinishedRun) -> str | None:
     """The name on the hub of a run's base, if the run did not change it."""
     name, options = run.wanted.model, run.wanted
-    changed = options.options.sft.examples or options.pad_token or options.from_adapter
+    template = options.chat_template or options.template_options  # it is saved with the tokenizer
+    changed = options.options.sft.examples or options.pad_token or options.from_adapter or template
     local = not name or name in BUILT_IN or Path(name).exists()
     return None if changed or local else name
 

@@ -153,7 +153,7 @@ def _data(run: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> d
     sft, preferences = (_mapping(stages.get(name) or options.get(name)) for name in ("sft", "preferences"))
     found: dict[str, object] = {"Model that the run began with": config.get("model")}
     if "examples" in sft:
-        count = sft["examples"]
+        count = sft["examples"] if _was_tracked(run, "sft") else 0
         found["Fine-tuning"] = f"on up to {count} demonstrations" if count else "none: `sft` is the model as it was"
     found["Task"] = config.get("task") or "comparisons"
     if isinstance(options.get("prompts"), str):
@@ -167,6 +167,12 @@ def _data(run: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> d
             f"error rate {preferences.get('error_rate')}"
         )
     return found
+
+
+def _was_tracked(run: Path, stage: str) -> bool:
+    """Whether a stage took any step; fine-tuning is skipped where the data have nothing to learn from."""
+    path = run / "metrics.jsonl"
+    return path.is_file() and any(row.get("stage") == stage for row in read_rows(path))
 
 
 def _learning(run: Path, options: Mapping[str, Any], algorithm: str) -> dict[str, object]:

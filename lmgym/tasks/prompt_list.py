@@ -126,7 +126,9 @@ class PromptList(Task):
         return self._score(prompts, completions)
 
     def demonstrated(self) -> Task:
-        found = {split: list(filter(_has_demonstration, prompts)) for split, prompts in self._prompts.items()}
+        found: dict[Split, list[Prompt]] = {
+            split: list(filter(_has_demonstration, prompts)) for split, prompts in self._prompts.items()
+        }
         if found == self._prompts or not any(found.values()):
             return self
         fewer = copy.copy(self)
