@@ -94,6 +94,10 @@ def test_a_template_and_a_system_message_from_the_command_line(folder: Path, tmp
     assert main([*line, *own, "--system", "Be brief.", "--max-new-tokens", "2"]) == 0
     assert main([*line, *own, "--system", "Be long."]) != 0
     assert "refuses the conversation" in capsys.readouterr().err
+    (tmp_path / "own.jinja").write_text("")
+    assert main([*line, *own[:2], "--chat"]) == 2
+    assert "the chat template of" in (said := capsys.readouterr().err)
+    assert "writes nothing for [{'role': 'user'" in said
     assert tokenizer_of("chatml").chat_template
 
 

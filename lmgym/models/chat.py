@@ -104,7 +104,7 @@ class ChatTemplate:
         named = self.tokenizer.chat_control_tokens
         try:
             self.tokenizer.chat_control_tokens = [] if names_are_tokens else named
-            return self.tokenizer.apply_chat_template(
+            ids = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tokenize=True,
                 return_dict=False,
@@ -117,6 +117,9 @@ class ChatTemplate:
             ) from error
         finally:
             self.tokenizer.chat_control_tokens = named
+        if not ids:
+            raise ValueError(f"the chat template of {self.name!r} writes nothing for {quoted(list(messages))}")
+        return ids
 
 
 def set_template(tokenizer: Any, template: str | None = None, options: Mapping[str, Any] | None = None) -> None:
