@@ -103,8 +103,8 @@ MUTANTS = (
     Mutant("text-ends-twice", "lmgym/reward", "added = count_added_ends(tokenizer) if ends_with_eos else 0",
            "added = 0", "a text ends twice for a reward model whose tokenizer adds ends",
            ("tests/test_reward_model.py::test_a_text_ends_once_if_it_has_ended_whatever_the_tokenizer_adds",)),
-    Mutant("half-steps-lost", "agents/training", "[p.detach().float() if p.dtype in HALF else p for p in parameters]",
-           "list(parameters)", "small steps of weights in half precision are rounded away",
+    Mutant("half-steps-lost", "agents/training/master_weights.py", "parameter.copy_(value)",
+           "value.copy_(parameter.copy_(value))", "small steps of weights in half precision are rounded away",
            ("tests/test_learner.py::test_small_steps_of_half_precision_are_not_lost",)),
     # Conversations ----------------------------------------------------------------------------------------------------
     Mutant("chat-smuggling", "lmgym/models/chat.py", "sanitize_control_tokens=True,", "sanitize_control_tokens=False,",
@@ -571,14 +571,6 @@ MUTANTS = (
            "trained = layers",
            "the memory of frozen layers is counted, so that passes are too small",
            ("tests/test_memory.py::test_the_estimate_counts_what_is_trained",)),
-    Mutant("recompute-without-adapter", "lmgym/models", "context_fn=lambda: (nullcontext(), again())",
-           "context_fn=lambda: (nullcontext(), nullcontext())",
-           "gradient checkpointing computes a layer again without the adapter",
-           ("tests/test_memory.py::test_checkpointing_gives_the_same_bits_and_keeps_less",)),
-    Mutant("recompute-writes-the-cache", "lmgym/models", "more |= {name: None for name in",
-           "{name: None for name in",
-           "a layer that is computed again reads its own keys a second time, from the cache",
-           ("tests/test_memory.py::test_every_stage_trains_the_same_with_checkpointing",)),
 )  # fmt: skip
 
 
