@@ -229,8 +229,10 @@ def clipped_value_loss(
     """The clipped value loss per action: ½ max((V − R)², (V_clipped − R)²).
 
     V_clipped is V, clipped to within `clip` of the old value. As in PPO's reference code
-    (https://github.com/openai/baselines).
+    (https://github.com/openai/baselines). `clip` = 0 is off: ½ (V − R)².
     """
+    if not clip:
+        return (values - returns).square() / 2
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
 

@@ -1,10 +1,11 @@
 """The parts that all algorithms share: optimizer steps, learning-rate schedule, minibatches, metrics, checkpoints."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args
 
 import torch
@@ -27,7 +28,7 @@ from agents.training import (
     require,
 )
 from agents.training.nonfinite import Examine, examine_batch, examine_items
-from agents.training.optimizer_state import moments_as_tensors, take_moments
+from agents.training.optimizer_state import groups_by_lr, moments_as_tensors, take_moments
 from agents.training.pass_memory import Trained
 from lmgym.env import Finish
 from lmgym.fused import gradient_checkpointing
@@ -119,6 +120,7 @@ class Learner:
         parameters: the parameters to train; those with requires_grad=False are ignored.
         config: the optimizer's settings.
         seed: the seed of the shuffles, and of the prompts and samples that an algorithm draws.
+        lr_factors: learning rates of some of the parameters, as multiples of the config's.
         on_bad_step: the reaction to a gradient that is not finite. The step is never taken. "stop" raises `BadStep`: on
             a CPU immediately, on other devices at the end of the update. "skip" counts it in "optimizer/bad_steps".
         say: receives messages for the user, for example that memory ran out and the passes became smaller.
@@ -139,6 +141,7 @@ class Learner:
         config: LearnerConfig,
         seed: int = 0,
         *,
+        lr_factors: Mapping[nn.Parameter, float] = MappingProxyType({}),
         on_bad_step: OnBadStep = "stop",
         say: Callable[[str], object] | None = None,
     ):
@@ -149,9 +152,8 @@ class Learner:
         self.seed = seed
         self.device = self.parameters[0].device
         self.weights = MasterWeights(self.parameters)
-        self.optimizer = torch.optim.AdamW(
-            self.weights.values, lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True
-        )
+        groups = groups_by_lr(self.parameters, self.weights.values, config.lr, lr_factors)
+        self.optimizer = torch.optim.AdamW(groups, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
         # On the device, so that shuffling needs no transfer of indices.
         self.generator = torch.Generator(device=self.device).manual_seed(seed)
         self.say = say or partial(warnings.warn, stacklevel=2)
@@ -185,13 +187,14 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """The current learning rate."""
-        return self.optimizer.param_groups[0]["lr"]
+        """The current learning rate, without the factors."""
+        group = self.optimizer.param_groups[0]
+        return group["lr"] / group["factor"]
 
     @lr.setter
     def lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
 
     def register(self, name: str, part: Part) -> Part:
         """Adds the state of an object to the checkpoints, and restores it if the run was resumed.

@@ -3,7 +3,7 @@
 As in Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593) and Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325).
 What differs from PPO for control problems: an episode is one completion, and a batch holds whole episodes; the discount
 is 1; the reward is the score at the last token, minus β·KL to the reference at every token; the old log-probabilities
-and values come from the pass that sampled the tokens; critic and policy share the trunk.
+and values come from the pass that sampled the tokens; the critic is an adapter of its own on the policy's base.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from lmgym.models import Example
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
 
-DEFAULTS = {"critic": "head"}
+DEFAULTS = {"critic": "adapter", "critic_lr_factor": 4.0}
 """Defaults of `lmgym train` for this algorithm; the user's options override them."""
 
 
@@ -42,8 +42,8 @@ class Config:
     """Clips the probability ratio to 1 ± this value."""
     dual_clip: float = 0.0
     """Dual clip c: bounds the loss by −c A if the advantage A is negative (3 in Ye et al. 2020); 0 is off."""
-    value_clip: float = 0.2
-    """Clips the value to within this distance of the old value, in the value loss."""
+    value_clip: float = 0.0
+    """Clips the value to within this distance of the old value, in the value loss; 0 is off."""
     value_coef: float = 0.1
     """Weight of the value loss; 0 for a policy without a critic (set λ to 1 too)."""
     entropy_coef: float = 0.0
@@ -71,8 +71,8 @@ class Config:
         require.in_range(self, "updates", "minibatch_rows", "reference_refresh", least=0)
         require.in_range(self, "epochs", "ptx_rows", least=1)
         require.in_range(self, "gamma", "lam", least=0, most=1)
-        require.in_range(self, "clip", "value_clip", above=0)
-        require.in_range(self, "dual_clip", "value_coef", "score_clip", "target_kl", "ptx_coef", least=0)
+        require.in_range(self, "clip", above=0)
+        require.in_range(self, "dual_clip", "value_clip", "value_coef", "score_clip", "target_kl", "ptx_coef", least=0)
         require.in_range(self, "entropy_coef")
 
     @property

@@ -188,16 +188,18 @@ class Policy:
                 "a policy without an adapter cannot be trained: the frozen reference shares its weights, so KL would "
                 "be 0. Add an adapter: lm.adapters.add('policy'); Policy(lm, adapter='policy')"
             )
-        parameters = self.lm.adapters.parameters(self.adapter)
-        if self.critic == "adapter":
-            parameters += self.lm.adapters.parameters(VALUE_ADAPTER)
-        if self.network is not None:
-            parameters += self.network.trunk_parameters()
-        if self.critic != "none":
-            parameters += list(self.value_head.parameters())
+        parameters = self.lm.adapters.parameters(self.adapter) + self.critic_parameters()
         for parameter in parameters:
             parameter.requires_grad_(True)
         return parameters
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Those of `parameters` that belong to the critic alone: its last layer, and its adapter or network."""
+        if self.critic == "none":
+            return []
+        trunk = self.lm.adapters.parameters(VALUE_ADAPTER) if self.critic == "adapter" else []
+        trunk += [] if self.network is None else self.network.trunk_parameters()
+        return [*trunk, *self.value_head.parameters()]
 
     @torch.no_grad()
     def start(self, input_ids: Int[Tensor, "B P"], attention_mask: Mask) -> Decoding:

@@ -47,8 +47,7 @@ from lmgym.tasks.probe import Tree as TreeTask
 from lmgym.testing import TablePolicy, check_algorithm
 
 PLAIN_PPO: dict[str, Any] = {
-    "epochs": 4, "minibatch_rows": 0, "lam": 1.0, "whiten_advantages": False, "value_coef": 1.0, "value_clip": 10.0,
-    "target_kl": 0.0,
+    "epochs": 4, "minibatch_rows": 0, "lam": 1.0, "whiten_advantages": False, "value_coef": 1.0, "target_kl": 0.0,
 }  # fmt: skip
 """PPO without whitening, and with a critic that is given weight: what is checked is what the paper derives."""
 UNBIASED_GRPO: dict[str, Any] = {"scale": False, "aggregate": "constant", "kl_loss": "none"}
@@ -1037,7 +1036,7 @@ PROMISED: dict[ModuleType, dict[str, Any]] = {
     online_dpo: {"updates": 50, "minibatch_pairs": 0, "label_smoothing": 0.0},
     ppo: {
         "updates": 28, "epochs": 2, "minibatch_rows": 16, "gamma": 1.0, "lam": 0.95, "clip": 0.2, "dual_clip": 0.0,
-        "value_clip": 0.2, "value_coef": 0.1, "entropy_coef": 0.0, "whiten_advantages": True, "whiten_rewards": False,
+        "value_clip": 0.0, "value_coef": 0.1, "entropy_coef": 0.0, "whiten_advantages": True, "whiten_rewards": False,
         "scale_score": False, "score_clip": 0.0, "target_kl": 1.0, "kl_loss": "none", "reference_refresh": 0,
         "ptx_coef": 0.0, "ptx_rows": 16,
     },
@@ -1052,6 +1051,16 @@ PROMISED: dict[ModuleType, dict[str, Any]] = {
 @pytest.mark.parametrize("module", ALGORITHMS, ids=name_of)
 def test_a_default_is_a_promise(module: ModuleType) -> None:
     assert dataclasses.asdict(module.Config()) == PROMISED[module]
+
+
+def test_whose_critic_a_run_has() -> None:
+    """Measured for PPO: docs/decisions.md."""
+    promised: dict[ModuleType, Any] = {
+        a2c: {"critic": "head"}, nlpo: {"critic": "head"}, ppo: {"critic": "adapter", "critic_lr_factor": 4.0},
+    }  # fmt: skip
+    for module in ALGORITHMS:
+        found = {name: value for name, value in getattr(module, "DEFAULTS", {}).items() if name.startswith("critic")}
+        assert found == promised.get(module, {}), name_of(module)
 
 
 def test_the_defaults_of_the_learner_are_a_promise() -> None:

@@ -323,9 +323,10 @@ FROM_ONE = {
 }  # fmt: skip
 """Where 0 does not stand for the whole rollout, because there is no rollout."""
 SHARES = ("gamma", "lam")
-ABOVE_ZERO = ("clip", "clip_high", "value_clip", "adam_eps")
+ABOVE_ZERO = ("clip", "clip_high", "adam_eps")
 NOT_NEGATIVE = (
-    "dual_clip", "value_coef", "score_clip", "target_kl", "ptx_coef", "lr", "max_grad_norm", "weight_decay",
+    "dual_clip", "value_clip", "value_coef", "score_clip", "target_kl", "ptx_coef", "lr", "max_grad_norm",
+    "weight_decay",
 )  # fmt: skip
 
 

@@ -299,6 +299,19 @@ def test_clipped_value_loss(value: float, old: float, target: float, loss: float
     assert float(found) == pytest.approx(loss, abs=1e-6)
 
 
+def test_a_value_loss_without_its_clip_is_half_the_squared_error() -> None:
+    """torch's own, with its gradient, however far the value has moved from the old one."""
+    generator = torch.Generator().manual_seed(0)
+    values, old, returns = (3 * torch.randn(4, 5, generator=generator) for _ in range(3))
+    values.requires_grad_()
+    expected = torch.nn.functional.mse_loss(values, returns, reduction="none") / 2
+    found = F.clipped_value_loss(values, old, returns, 0.0)
+    torch.testing.assert_close(found, expected)
+    (wanted,), (given,) = (torch.autograd.grad(loss.sum(), values) for loss in (expected, found))
+    torch.testing.assert_close(given, wanted)
+    assert bool((F.clipped_value_loss(values, old, returns, 0.2) > expected + 0.1).any()), "the clip would matter here"
+
+
 # Preferences -------------------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,8 @@ from agents import (
 )
 from agents import functional as F
 from agents.learner import Learner, LearnerConfig
+from agents.pipeline import RLOptions, Setting
+from agents.pipeline.build import build_training
 from agents.training import State
 from lmgym import Policy, Prompt, RolloutBuffer, Stream, collect
 from lmgym.exact import enumerate_tree
@@ -34,6 +36,7 @@ from lmgym.models import Example, Sequences, encode_example
 from lmgym.policy import Evaluation
 from lmgym.preferences import Comparison
 from lmgym.reward import AdaptiveKL
+from lmgym.tasks.probe import Tree
 from lmgym.testing import TablePolicy
 
 ON_POLICY = [a2c, grpo, nlpo, ppo, reinforce, rloo]
@@ -119,6 +122,39 @@ def test_a_step_goes_down_its_own_loss_alone() -> None:
         step_down(one, (parameter * torch.tensor(slope)).sum())
         assert parameter.grad is not None
         assert parameter.grad.tolist() == slope
+
+
+def test_parameters_with_a_factor_step_at_a_multiple_of_the_rate() -> None:
+    """Each is what an AdamW of torch's own makes of it at its own rate, through the whole schedule."""
+    start, slopes = torch.tensor([1.0, -2.0]), [torch.tensor(slope) for slope in ([3.0, -1.0], [0.5, 2.0], [-1.0, 4.0])]
+    config = LearnerConfig(lr=0.1, warmup=0.0, max_grad_norm=0.0)
+    plain, fast = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    one = Learner([plain, fast], config, lr_factors={fast: 4.0})
+    assert one.lr == 0.1
+    for update in one.updates(len(slopes)):
+        step_down(one, ((plain + fast) * slopes[update]).sum())
+    assert one.lr == pytest.approx(0.1 / 3)
+    for parameter, peak in ((plain, 0.1), (fast, 0.4)):
+        expected = torch.nn.Parameter(start.clone())
+        optimizer = torch.optim.AdamW([expected], lr=peak, eps=config.adam_eps, weight_decay=0.0)
+        for update, slope in enumerate(slopes):
+            optimizer.param_groups[0]["lr"] = peak * (1 - update / 3)
+            expected.grad = slope.clone()
+            optimizer.step()
+        torch.testing.assert_close(parameter, expected)
+
+
+@pytest.mark.parametrize("critic", ["head", "adapter", "network", "none"])
+def test_a_run_trains_its_critic_and_nothing_else_at_the_critics_rate(critic: Any) -> None:
+    lm = lmgym.load("probe")
+    options = RLOptions(lr=1e-3, critic=critic, critic_lr_factor=3.0)
+    made = build_training(Setting(Tree(), lm, {"max_prompt_tokens": 1, "max_new_tokens": 2}), options)
+    own = [] if critic == "none" else [*made.policy.value_head.parameters()]
+    own += lm.adapters.parameters("value") if critic == "adapter" else []
+    own += made.policy.network.trunk_parameters() if made.policy.network is not None else []
+    expected = {id(p): 1e-3 for p in lm.adapters.parameters("policy")} | {id(p): 3e-3 for p in own}
+    groups = made.learner.optimizer.param_groups
+    assert {id(p): pytest.approx(group["lr"]) for group in groups for p in group["params"]} == expected
 
 
 @pytest.mark.parametrize(

@@ -691,7 +691,7 @@ def sb3s_ppo(made: Made, updates: int, steps: int, batch: int, seed: int) -> Non
 def our_ppo(made: Made, updates: int, batch: int, seed: int) -> None:
     made.env.env.kl = "sampled"  # here PPO gives log π itself
     learner = Learner(made.policy.parameters(), LearnerConfig(lr=3e-3, warmup=0.0), seed)
-    exact = {"lam": 1.0, "whiten_advantages": False, "value_coef": 1.0, "value_clip": 10.0, "target_kl": 0.0}
+    exact = {"lam": 1.0, "whiten_advantages": False, "value_coef": 1.0, "target_kl": 0.0}
     config = ppo.Config(updates=updates, epochs=4, minibatch_rows=batch, **exact)
     list(ppo.train(made.policy, made.env.env, learner, config))
 

@@ -91,7 +91,8 @@ def build_training(
         policy = Policy(setting.lm, "policy", rl.temperature, rl.critic, setting.seed, rl.top_k, rl.top_p)
     kl = getattr(config, "env_kl", "sampled")
     env = _env(setting, rl.rows, "train", kl, rl.controller(), policy.temperature, score)
-    learner = Learner(policy.parameters(), rl, setting.seed, on_bad_step=on_bad_step, say=say)
+    factors = dict.fromkeys(policy.critic_parameters(), rl.critic_lr_factor)
+    learner = Learner(policy.parameters(), rl, setting.seed, lr_factors=factors, on_bad_step=on_bad_step, say=say)
     return TrainingSetup(policy, env, learner, setting, score)
 
 

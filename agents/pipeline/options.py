@@ -119,6 +119,8 @@ class RLOptions(LearnerConfig):
     """Rank of the policy's adapter."""
     critic: Critic = "none"
     """The value function: "head" on the policy's trunk, "adapter" of its own, "network" of its own, or "none"."""
+    critic_lr_factor: float = 1.0
+    """Learning rate of the critic's own parameters, as a multiple of `lr`."""
     temperature: float = 1.0
     """Of sampling, of scoring and of the reference."""
     top_k: int = 0
@@ -137,7 +139,7 @@ class RLOptions(LearnerConfig):
         require.in_range(self, "rows", least=1)
         require.in_range(self, "lora_rank", least=1)
         require.one_of("critic", self.critic, get_args(Critic))
-        require.in_range(self, "temperature", above=0.0)
+        require.in_range(self, "temperature", "critic_lr_factor", above=0.0)
         require.in_range(self, "top_k", least=0)
         require.in_range(self, "top_p", above=0.0, most=1.0)
         require.in_range(self, "beta", least=0.0)

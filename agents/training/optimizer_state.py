@@ -1,11 +1,29 @@
-"""Converts Adam's moments to tensors of a checkpoint and back."""
+"""The optimizer's groups of parameters, and Adam's moments as tensors of a checkpoint and back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.training.stateful import State
+
+
+def groups_by_lr(
+    parameters: Sequence[nn.Parameter], values: Sequence[Tensor], lr: float, factors: Mapping[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    """One group of the optimizer for each learning rate; "factor" is the group's rate as a multiple of `lr`.
+
+    Args:
+        parameters: what is trained.
+        values: what the optimizer steps in their place.
+        lr: the learning rate of parameters that have no factor.
+        factors: the other ones' factors.
+    """
+    groups: dict[float, list[Tensor]] = {}
+    for parameter, value in zip(parameters, values, strict=True):
+        groups.setdefault(factors.get(parameter, 1.0), []).append(value)
+    return [{"params": those, "lr": lr * factor, "factor": factor} for factor, those in groups.items()]
 
 
 def moments_as_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
