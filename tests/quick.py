@@ -51,6 +51,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "agents/pipeline/": ("test_alarms", "test_plugins"),
     "agents/runs/": ("test_survival", "test_paths", "test_saved_runs", "test_memory"),
     "agents/report/": ("test_report",),
+    "agents/experiments/": ("test_experiments_runner", "test_experiments_statistics"),
     "agents/cli/": ("test_cli", "test_saved_runs"),
     "agents/cli/chat.py": ("test_chat_cli",),
     "agents/integrations/": ("test_sb3",),
