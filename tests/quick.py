@@ -59,6 +59,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "examples/": ("test_examples",),
     "README.md": ("test_examples",),
     "docs/": ("test_docs", "test_correctness"),
+    "docs/benchmark.md": ("test_experiments_statistics",),
     "pyproject.toml": ("test_architecture",),
     "constraints.txt": (),
     "benchmarks/gpu.py": ("test_gpu_script",),

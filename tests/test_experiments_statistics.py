@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -286,3 +288,16 @@ def test_scores_that_cannot_be_compared_are_refused() -> None:
         suite_mean(as_scores([np.arange(3.0)] * TASKS), confidence=95.0)
     with pytest.raises(ValueError, match=r"a p-value is 1\.5"):
         holm([0.5, 1.5])
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    exec(compile(block, "docs/benchmark.md", "exec"), {"__name__": "__main__"})
+    *intervals, note = capsys.readouterr().out.splitlines()
+    assert len(intervals) == 3
+    assert all(re.fullmatch(r"0\.\d{3} \[-?0\.\d{3}, 0\.\d{3}\]", line) for line in intervals), intervals
+    assert note.startswith("a single task")
+    assert f"fewer than {statistics.MIN_TASKS} tasks" in page
+    assert f"fewer than {statistics.MIN_SEEDS} seeds" in page
+    assert f"below {statistics.EXTREME} or above {1 - statistics.EXTREME}" in page
