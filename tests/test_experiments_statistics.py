@@ -21,6 +21,7 @@ from agents.experiments.statistics import (
     mean_improvement,
     normalised,
     performance_profile,
+    permutation_p_value,
     probability_of_improvement,
     stratified_mean,
     suite_difference,
@@ -224,6 +225,28 @@ def test_the_interquartile_mean_and_the_profile() -> None:
         assert interquartile_mean(as_scores(list(x.T))) == pytest.approx(stats.trim_mean(x, 0.25, axis=None), abs=1e-12)
     profile = performance_profile({"a": {0: 0.0, 1: 1.0}, "b": {0: 0.5, 1: 0.5, 2: 1.0, 3: 1.0}}, [-1.0, 0.0, 0.5, 1.0])
     assert profile == pytest.approx([1.0, 0.75, 0.5, 0.0])
+
+
+def test_the_permutation_test_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(11)
+
+    def difference(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+        return abs(x.mean(axis) - y.mean(axis))
+
+    for n, m, values in ((3, 3, 4), (5, 4, 3), (6, 6, 10**6)):
+        x, y = rng.integers(0, values, n) / values + 0.3, rng.integers(0, values, m) / values
+        expected = stats.permutation_test((x, y), difference, n_resamples=np.inf, alternative="greater").pvalue
+        found = permutation_p_value(*({i: float(s) for i, s in enumerate(scores)} for scores in (x, y)))
+        assert found == pytest.approx(expected, abs=1e-12)
+    apart = [dict.fromkeys(range(10), 1.0) | {0: 1.1}, dict.fromkeys(range(10), 0.0)]
+    assert permutation_p_value(*apart) == pytest.approx(2 / math.comb(20, 10), abs=1e-12)
+    many = [{i: float(s) for i, s in enumerate(rng.normal(mean, 1, 15))} for mean in (0.0, 0.7)]
+    expected = stats.ttest_ind(*(list(scores.values()) for scores in many)).pvalue
+    assert permutation_p_value(*many) == pytest.approx(expected, rel=0.15), (
+        "drawn, because there are too many divisions"
+    )
+    with pytest.raises(ValueError, match="one agent has no scores"):
+        permutation_p_value({}, {0: 1.0})
 
 
 @pytest.mark.parametrize("seed", range(20))
