@@ -232,8 +232,8 @@ def permutation_p_value(one: Mapping[int, float], other: Mapping[int, float]) ->
     """The two-sided p-value of "both agents have the same distribution of scores", on a single task.
 
     The share of all ways to divide the runs between the agents in which the means differ by at least as much as they
-    do (Fisher 1935, Pitman 1937). It is exact for every shape of noise. If there are more than `MAX_DIVISIONS` ways, as many
-    are drawn (always the same), and (1 + count) / (1 + drawn) is returned: Phipson and Smyth 2010
+    do (Fisher 1935, Pitman 1937). It is exact for every shape of noise. If there are more than `MAX_DIVISIONS` ways, as
+    many are drawn (always the same), and (1 + count) / (1 + drawn) is returned: Phipson and Smyth 2010
     (https://arxiv.org/abs/1603.05766).
 
     Args:
