@@ -103,8 +103,8 @@ MUTANTS = (
     Mutant("text-ends-twice", "lmgym/reward", "added = count_added_ends(tokenizer) if ends_with_eos else 0",
            "added = 0", "a text ends twice for a reward model whose tokenizer adds ends",
            ("tests/test_reward_model.py::test_a_text_ends_once_if_it_has_ended_whatever_the_tokenizer_adds",)),
-    Mutant("half-steps-lost", "agents/training", "[p.detach().float() if p.dtype in HALF else p for p in parameters]",
-           "list(parameters)", "small steps of weights in half precision are rounded away",
+    Mutant("half-steps-lost", "agents/training", "            parameter.copy_(value)",
+           "            value.copy_(parameter.copy_(value))", "small steps of weights in half precision are rounded away",
            ("tests/test_learner.py::test_small_steps_of_half_precision_are_not_lost",)),
     # Conversations ----------------------------------------------------------------------------------------------------
     Mutant("chat-smuggling", "lmgym/models/chat.py", "sanitize_control_tokens=True,", "sanitize_control_tokens=False,",

@@ -71,17 +71,12 @@ def trainer(module: ModuleType, **config: Any) -> Any:
 # The contract ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("module", "config"),
-    [(ppo, PLAIN_PPO), (rloo, {}), (reinforce, {})],
-    ids=["ppo", "rloo", "reinforce"],
-)
-def test_the_contract_in_brief(module: ModuleType, config: dict[str, Any]) -> None:
-    """A third of the updates of the contract's own. The reference has 84 % of β log Z, at a total variation of 0.27.
+def test_the_contract_in_brief() -> None:
+    """A third of the updates of the contract's own; all algorithms pass the whole of it in the slow tests.
 
-    Observed after 120 updates: 99.88, 99.98 and 99.81 %, total variation 0.003, 0.002 and 0.018.
+    The reference has 84 % of β log Z, at a total variation of 0.27. Observed after 120 updates: 99.88 % and 0.003.
     """
-    check_algorithm(trainer(module, **config), updates=80)
+    check_algorithm(trainer(ppo, **PLAIN_PPO), updates=80)
 
 
 @pytest.mark.slow

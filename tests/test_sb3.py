@@ -696,6 +696,7 @@ def our_ppo(made: Made, updates: int, batch: int, seed: int) -> None:
     list(ppo.train(made.policy, made.env.env, learner, config))
 
 
+@pytest.mark.slow
 def test_sb3s_ppo_and_ours_reach_the_same_optimum() -> None:
     """π_ref exp(score/β) / Z over the 84 completions of two tokens, from a total variation of 0.22.
 

@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
+from lmgym.models.large_packages import peft
 from lmgym.models.safe_weights import check_shapes, first_line, read_settings, read_weights
 from lmgym.models.transformers_quirks import seeded, silence_libraries
 
@@ -18,7 +18,7 @@ UNSUPPORTED = (
 """Settings of peft's LoRA that change what is computed or trained in ways that passes and copies here do not follow."""
 
 
-def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, dict[str, Tensor]]:
+def read_adapter(folder: str | Path, base_changes: bool) -> "tuple[peft.LoraConfig, dict[str, Tensor]]":
     """Reads the settings and weights of a LoRA adapter that peft has saved. No code in the folder is run.
 
     Args:
@@ -42,7 +42,7 @@ def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, di
             raise ValueError(
                 f"{file}: {key} is {settings[key]!r}, which changes the base; only {wanted!r} can be loaded"
             )
-    known = {field.name for field in fields(LoraConfig)}
+    known = {field.name for field in fields(peft.LoraConfig)}
     # Settings of newer versions of peft are dropped, but not a variant that is switched on. "auto_map" names code, and
     # code is not run.
     dropped = {key: value for key, value in settings.items() if key not in known and key != "auto_map"}
@@ -68,13 +68,17 @@ def read_adapter(folder: str | Path, base_changes: bool) -> tuple[LoraConfig, di
             "convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
         )
     try:
-        config = LoraConfig(**{key: value for key, value in settings.items() if key in known and key != "auto_mapping"})
+        config = peft.LoraConfig(
+            **{key: value for key, value in settings.items() if key in known and key != "auto_mapping"}
+        )
     except Exception as error:  # peft raises many types of errors on a value of a wrong type
         raise ValueError(f"{file}: not the settings of a LoRA adapter ({first_line(error)})") from error
     return config, read_weights(Path(folder) / "adapter_model.safetensors")
 
 
-def attach_adapter(model: Any, config: LoraConfig, weights: Mapping[str, Tensor], name: str, folder: str | Path) -> Any:
+def attach_adapter(
+    model: Any, config: "peft.LoraConfig", weights: Mapping[str, Tensor], name: str, folder: str | Path
+) -> Any:
     """Adds an adapter with these weights to a model, and returns the model (a new wrapper for the first adapter).
 
     Raises:
@@ -84,16 +88,16 @@ def attach_adapter(model: Any, config: LoraConfig, weights: Mapping[str, Tensor]
     trained_on, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft warns where they differ
     try:
         with seeded(0), silence_libraries():
-            if isinstance(model, PeftModel):
+            if isinstance(model, peft.PeftModel):
                 model.add_adapter(name, config)
             else:
-                model = get_peft_model(model, config, adapter_name=name)
+                model = peft.get_peft_model(model, config, adapter_name=name)
             check_shapes(
-                file, weights, get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+                file, weights, peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
             )
-            set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+            peft.set_peft_model_state_dict(model, dict(weights), adapter_name=name)
     except Exception as error:
-        if isinstance(model, PeftModel) and name in model.peft_config:
+        if isinstance(model, peft.PeftModel) and name in model.peft_config:
             detach_adapter(model, name)
         if isinstance(error, ValueError) and str(error).startswith(str(file)):
             raise
@@ -105,7 +109,7 @@ def attach_adapter(model: Any, config: LoraConfig, weights: Mapping[str, Tensor]
     return model
 
 
-def detach_adapter(model: PeftModel, name: str) -> Any:
+def detach_adapter(model: "peft.PeftModel", name: str) -> Any:
     """Removes an adapter from a model, and returns the model: the base itself, if no adapter is left."""
     if len(model.peft_config) == 1:
         return model.unload()

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import PreTrainedModel
 
 from lmgym.models.adaptable import all_linear, linear_layers, unadaptable
 from lmgym.models.adapter_files import attach_adapter, detach_adapter, read_adapter
 from lmgym.models.base_weights import absolute, check_base, record_base, weights_checksum
+from lmgym.models.large_packages import peft, tuners_utils
 from lmgym.models.transformers_quirks import disable_dropout, seeded, silence_libraries
 
 SAMPLE = 64
@@ -88,15 +86,15 @@ class Adapters(Collection[str]):
             self.require(base)
             config = copy.deepcopy(self._configs[base])
         else:
-            config = LoraConfig(
+            config = peft.LoraConfig(
                 r=rank, lora_alpha=alpha, target_modules=self._target_modules(targets, layers), task_type="CAUSAL_LM"
             )
         trained = self._trained()
         with seeded(seed), silence_libraries():
-            if isinstance(self.model, PeftModel):
+            if isinstance(self.model, peft.PeftModel):
                 self.model.add_adapter(name, config)
             else:
-                self.model = get_peft_model(cast(PreTrainedModel, self.model), config, adapter_name=name)
+                self.model = peft.get_peft_model(cast(Any, self.model), config, adapter_name=name)
         if base is None:
             config.base_model_name_or_path = None  # peft would name what the model was once loaded from
         if base is not None:
@@ -239,7 +237,7 @@ class Adapters(Collection[str]):
 
     @property
     def _configs(self) -> dict[str, Any]:
-        return self.model.peft_config if isinstance(self.model, PeftModel) else {}
+        return self.model.peft_config if isinstance(self.model, peft.PeftModel) else {}
 
     def _switch(self, name: str | None) -> None:
         if name is not None:
@@ -257,7 +255,7 @@ class Adapters(Collection[str]):
         """The names of the modules to adapt, in peft's form."""
         if targets not in ("all-linear", "attention"):
             raise ValueError(f"targets={targets!r} is unknown: choose 'all-linear' or 'attention'")
-        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        model: Any = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
         if targets == "all-linear" and not layers:
             return all_linear(model, model.get_output_embeddings())
         depth = model.config.get_text_config().num_hidden_layers
@@ -290,14 +288,14 @@ class Adapters(Collection[str]):
         self._switch(None)
 
 
-def _lora_layers_of(model: nn.Module) -> list[BaseTunerLayer]:
-    return [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+def _lora_layers_of(model: nn.Module) -> "list[tuners_utils.BaseTunerLayer]":
+    return [m for m in model.modules() if isinstance(m, tuners_utils.BaseTunerLayer)]
 
 
 def _untie_adapted(model: Any) -> None:
     """Separates embedding and output head, if they share their weights and an adapter changes only one of them."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not any(isinstance(module, BaseTunerLayer) for module in (embedding, head)):
+    if not any(isinstance(module, tuners_utils.BaseTunerLayer) for module in (embedding, head)):
         return
     embedding, head = (getattr(module, "base_layer", module) for module in (embedding, head))
     if head.weight is embedding.weight:

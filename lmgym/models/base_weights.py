@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel
 
 from lmgym.io import atomic
+from lmgym.models.large_packages import peft
 from lmgym.models.safe_weights import read_settings
 
 SETTINGS_FILE = "lmgym.json"
@@ -36,7 +36,7 @@ def weights_checksum(model: Any, per_weight: int | None = None) -> str:
         model: of transformers, or wrapped by peft.
         per_weight: reads only the first few numbers of each weight; None reads all.
     """
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     digest, seen = hashlib.sha256(), set()
     for name, weight in inner.state_dict().items():
         place = (weight.data_ptr(), weight.shape, weight.stride())

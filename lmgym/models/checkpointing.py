@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lmgym.fused import recomputed, recomputes
+from lmgym.models.large_packages import modeling_layers
 
 
 @contextmanager
@@ -48,7 +48,9 @@ def _outermost_layers(model: nn.Module) -> list[nn.Module]:
     """The layers to checkpoint. A layer inside another one is computed again with it."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():  # a module comes before those inside it
-        if isinstance(module, GradientCheckpointingLayer) and not any(name.startswith(f"{outer}.") for outer in found):
+        if isinstance(module, modeling_layers.GradientCheckpointingLayer) and not any(
+            name.startswith(f"{outer}.") for outer in found
+        ):
             found[name] = module
     if not found:
         raise ValueError(

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import PeftModel
 from torch import Tensor, nn
 
 from lmgym.fused import (
@@ -28,6 +27,7 @@ from lmgym.fused import (
 from lmgym.models.adapters import Adapters
 from lmgym.models.decoding import Decoding
 from lmgym.models.fused_decoding import FusedDecoding
+from lmgym.models.large_packages import peft
 from lmgym.models.model_files import read_model
 from lmgym.models.positions import position_limit
 from lmgym.models.probe import probe_architecture
@@ -161,7 +161,7 @@ class LanguageModel:
     def copy_of_base(self) -> "LanguageModel":
         """A copy of the base model in float32, without adapters, to be trained on its own."""
         model: Any = copy.deepcopy(self.model)
-        model = model.unload() if isinstance(model, PeftModel) else model
+        model = model.unload() if isinstance(model, peft.PeftModel) else model
         other = LanguageModel(model.float(), self.tokenizer, self.name)
         other.fast, other.capture = self.fast, self.capture
         return other
@@ -286,7 +286,7 @@ class LanguageModel:
         key = (self.adapters.changes, adapter)
         if key not in self._paths:
             self._paths = {old: path for old, path in self._paths.items() if old[0] == key[0]}
-            inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            inner = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
             reason = unsupported_reason(inner)
             if reason is None and adapter is not None:
                 reason = unsupported_adapter_reason(inner, adapter)

@@ -4,14 +4,10 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-)
 
 from lmgym.models.base_weights import load_base
 from lmgym.models.language_model import LanguageModel
@@ -98,10 +94,10 @@ def _probe() -> LanguageModel:
     letters = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
     letters.pre_tokenizer = Split("", "isolated")  # pyright: ignore[reportAttributeAccessIssue]
     letters.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>")
     # Absolute positions: without a beginning-of-sequence token, a rotary model cannot tell "a" from "aa" (it averages
     # equal values), and then no policy on it reaches the optimum of a tree.
-    config = GPT2Config(
+    config = transformers.GPT2Config(
         vocab_size=len(vocabulary),
         n_embd=32,
         n_inner=64,
@@ -117,5 +113,5 @@ def _probe() -> LanguageModel:
         initializer_range=0.3,
     )
     with seeded(0):
-        model = GPT2LMHeadModel(config)
+        model = transformers.GPT2LMHeadModel(config)
     return LanguageModel(model, tokenizer, "probe")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers
 
 from lmgym.models.safe_weights import check_folder, check_names, first_line
 from lmgym.models.transformers_quirks import silence_libraries
@@ -30,8 +30,8 @@ def read_model(source: str, name: str, dtype: torch.dtype, trust_remote_code: bo
         if (Path(source) / "adapter_config.json").is_file():
             raise ValueError("it is an adapter, not a whole model")
         with silence_libraries():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
             )
             model, found = loaded

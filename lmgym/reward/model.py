@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float, Int
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lmgym.fused import FusedModel, body_of, gather_positions, unsupported_reason
 from lmgym.models import (
@@ -45,6 +44,7 @@ from lmgym.models import (
     silence_libraries,
     weights_checksum,
 )
+from lmgym.models.large_packages import peft
 from lmgym.reward.reading import (
     check_reading,
     encode_texts,
@@ -211,7 +211,7 @@ class RewardModel:
 
     def _fused_model(self) -> FusedModel | None:
         """The fused forward pass of the model, if it is supported."""
-        if isinstance(self.model, PeftModel) or unsupported_reason(self.model) is not None:
+        if isinstance(self.model, peft.PeftModel) or unsupported_reason(self.model) is not None:
             return None
         if self._fused is None or self._fused.body is not body_of(self.model):
             self._fused = FusedModel(self.model)
@@ -296,8 +296,8 @@ class RewardModel:
             more: dict[str, Any] = {"num_labels": 1} if config else {}
             check_folder(base)
             with silence_libraries():
-                tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
-                model, found = AutoModelForSequenceClassification.from_pretrained(
+                tokenizer = transformers.AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
+                model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
                     str(base), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **more
                 )
             if config:
@@ -328,7 +328,7 @@ class RewardModel:
         `lmgym.json` stores `shift`, `gain` and `ends_with_eos`.
         """
         folder = Path(folder)
-        if isinstance(self.model, PeftModel):
+        if isinstance(self.model, peft.PeftModel):
             self.model = self.model.merge_and_unload()
         with silence_libraries(), self._config_for_reading():
             self.model.save_pretrained(folder)
@@ -341,7 +341,7 @@ class RewardModel:
         Raises:
             ValueError: the model has no adapter, or it was not made by `from_language_model`.
         """
-        if not isinstance(self.model, PeftModel) or self.base is None:
+        if not isinstance(self.model, peft.PeftModel) or self.base is None:
             raise ValueError("only a model that from_language_model() made with rank > 0 has an adapter: use save()")
         folder = Path(folder)
         with silence_libraries(), self._config_for_reading():

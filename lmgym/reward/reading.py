@@ -12,9 +12,8 @@ from itertools import chain
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from lmgym.models import (
     ChatTemplate,
@@ -29,6 +28,7 @@ from lmgym.models import (
     silence_libraries,
     token_ids,
 )
+from lmgym.models.large_packages import peft
 from lmgym.tasks.base import Prompt
 
 
@@ -116,7 +116,7 @@ def last_linear(model: Any) -> nn.Linear:
     Raises:
         ValueError: there is none.
     """
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     found = [(name, m) for name, m in inner.named_modules() if isinstance(m, nn.Linear) and m.out_features == 1]
     heads = [m for name, m in found if "original_module" not in name]
     if not heads:
@@ -139,7 +139,7 @@ def new_classifier(lm: LanguageModel, rank: int, alpha: int, seed: int) -> Any:
     with tempfile.TemporaryDirectory() as folder, seeded(seed), silence_libraries():
         lm.write(folder)
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=False
             ).to(lm.device)
             head = last_linear(model)
@@ -152,9 +152,9 @@ def new_classifier(lm: LanguageModel, rank: int, alpha: int, seed: int) -> Any:
         nn.init.normal_(head.weight, std=(lm.hidden_size + 1) ** -0.5)
         if rank:
             name = next(name for name, module in model.named_modules() if module is head)
-            config = LoraConfig(
+            config = peft.LoraConfig(
                 r=rank, lora_alpha=alpha, target_modules=all_linear(model, head), task_type="SEQ_CLS",
                 modules_to_save=[name],
             )  # fmt: skip
-            model = get_peft_model(model, config)
+            model = peft.get_peft_model(model, config)
     return model
