@@ -433,7 +433,7 @@ def test_texts_that_repeat_the_prompt() -> None:
     assert said == ["dataset: 9 of 10 rows hold texts that begin with the prompt: it is cut off them"]
     assert {c.ranked for c in found} == {(" yes", " no"), ("a", "b")}
     few = [*rows[:2], *[PLAIN] * 8]
-    assert read_comparisons(few)[0].ranked == ("Q 0? A: yes", "Q 0? A: no"), "by chance, as it is"
+    assert read_comparisons(few, say=str)[0].ranked == ("Q 0? A: yes", "Q 0? A: no"), "by chance, as it is"
     assert read_comparisons(rows, as_written=True)[0].ranked == ("Q 0? A: yes", "Q 0? A: no")
 
 
