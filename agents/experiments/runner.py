@@ -10,7 +10,7 @@ import platform
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -254,7 +254,7 @@ class _Pool:
         self._deaths: dict[str, int] = {}
         self._failed_starts = 0
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Row]:
+    def run(self, cells: Sequence[Cell]) -> Generator[Row, None, None]:
         """Runs cells; yields each one's fields and outcome when it ends."""
         self._todo.extend(cells)
         try:
