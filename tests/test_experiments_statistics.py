@@ -57,7 +57,7 @@ def draw(tasks: list[np.ndarray], rng: RNG, seeds: int) -> list[np.ndarray]:
 
 def covers(estimate: tuple[Any, Any, Any], truth: float) -> np.ndarray:
     low, high = t_interval(*estimate, 0.95)
-    return (low <= truth) & (truth <= high)
+    return np.asarray((low <= truth) & (truth <= high))
 
 
 def coverage(estimate: tuple[Any, Any, Any], truth: float) -> float:

@@ -64,7 +64,7 @@ def load_function(name: str) -> Callable[[Cell], dict[str, Any]]:
     if not module or not attribute:
         raise ValueError(f"{name!r} must be MODULE:FUNCTION, the function that runs a cell")
     try:
-        function: Any = getattr(importlib.import_module(module), attribute)
+        function: Callable[[Cell], dict[str, Any]] = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         raise ValueError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
     if not callable(function):
