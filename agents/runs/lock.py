@@ -17,14 +17,15 @@ class FolderLock:
 
     Args:
         folder: an existing folder.
+        name: the lock's file: several may lock parts of a folder.
 
     Raises:
         ValueError: another process holds the folder.
         lmgym.io.atomic.WriteError: the lock file cannot be opened.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / LOCK_FILE
+    def __init__(self, folder: Path, name: str = LOCK_FILE):
+        self.path = folder / name
         self._lock = FileLock(self.path, timeout=0, thread_local=False)
         with atomic.named_errors(self.path):
             try:

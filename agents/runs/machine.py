@@ -34,9 +34,9 @@ def revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def hardware() -> str:
-    """A description of the machine: GPU if there is one, processor, threads."""
-    cores = f"{_processor()}, torch threads: {torch.get_num_threads()}"
+def hardware(threads: int | None = None) -> str:
+    """A description of the machine: GPU if there is one, processor, threads (None: those of this process)."""
+    cores = f"{_processor()}, torch threads: {threads or torch.get_num_threads()}"
     return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
 
 
