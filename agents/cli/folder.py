@@ -127,8 +127,9 @@ def _defaults(wanted: Any) -> dict[str, Any]:
             found[f.name] = f.default
         elif f.default_factory is not dataclasses.MISSING:
             default: Any = f.default_factory()
-            plain = isinstance(default, type) or not dataclasses.is_dataclass(default)
-            found[f.name] = default if plain else dataclasses.asdict(default)
+            if dataclasses.is_dataclass(default) and not isinstance(default, type):
+                default = dataclasses.asdict(default)
+            found[f.name] = default
     return found
 
 
