@@ -225,7 +225,7 @@ def test_a_merged_run_is_one_plain_model(
     assert cli.main(["merge", str(run), str(out), "--policy", policy]) == 0
     assert not (out / "adapter_config.json").exists()
     plain = AutoModelForCausalLM.from_pretrained(out)
-    torch.testing.assert_close(logits(plain), policy_logits(run, policy), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(plain), policy_logits(run, policy), atol=5e-5, rtol=0)
     assert AutoTokenizer.from_pretrained(out).decode([20]) == lmgym.load("tiny").text.decode([20])
     assert ModelCard.load(out / "README.md").data.to_dict()["library_name"] == "transformers"
     capsys.readouterr()
@@ -417,7 +417,7 @@ def test_a_policy_is_uploaded_merged_or_onto_a_named_base(run: Path, tmp_path: P
     assert cli.main(["push", str(run), "--to", "someone/whole", "--merged", "--no-private"]) == 0
     assert hub.private == {"someone/whole": False}
     merged = download(hub, "someone/whole", tmp_path / "merged")
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(merged)), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(merged)), wanted, atol=5e-5, rtol=0)
     hub.repositories.clear()
     assert (
         cli.main(["push", str(run), "--to", "someone/adapter", "--base", "someone/base", "--policy=policy_best"]) == 0
