@@ -27,7 +27,8 @@ def gradient_checkpointing(on: bool = True) -> Iterator[None]:
 
 def recomputes() -> bool:
     """Whether the present pass is differentiated with gradient checkpointing."""
-    return _on.get() and torch.is_grad_enabled()
+    # torch.compile cannot look into a context variable; the learner refuses it together with gradient checkpointing.
+    return not torch.compiler.is_compiling() and _on.get() and torch.is_grad_enabled()
 
 
 def recomputed(function: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
