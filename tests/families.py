@@ -28,6 +28,10 @@ _VISION = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14,
 }  # fmt: skip
+_OPT = {
+    "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+    "word_embed_proj_dim": 32, "init_std": 0.3,
+}  # fmt: skip
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.3}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -101,31 +105,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("PhiConfig", _SIZES),
     "phi3": ("Phi3Config", _GROUPED),
     "phimoe": ("PhimoeConfig", _GROUPED | _EXPERTS),
-    "opt": (
-        "OPTConfig",
-        {
-            "hidden_size": 32,
-            "ffn_dim": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 64,
-            "word_embed_proj_dim": 32,
-            "init_std": 0.3,
-        },
-    ),
-    "opt (projected)": (
-        "OPTConfig",
-        {
-            "hidden_size": 32,
-            "ffn_dim": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 64,
-            "word_embed_proj_dim": 16,
-            "do_layer_norm_before": False,
-            "init_std": 0.3,
-        },
-    ),
+    "opt": ("OPTConfig", _OPT),
+    "opt (projected)": ("OPTConfig", _OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "bloom": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}),
     "falcon": ("FalconConfig", _SIZES | {"num_kv_heads": 1, "ffn_hidden_size": 64}),
     "falcon (alibi)": ("FalconConfig", _SIZES | {"num_kv_heads": 1, "ffn_hidden_size": 64, "alibi": True}),

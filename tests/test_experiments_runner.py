@@ -102,7 +102,7 @@ def test_wrong_cells_are_refused(fields: dict[str, Any], message: str) -> None:
 
 
 def test_every_cell_ends_in_a_row(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A result, an exception, an exit, a death, a hang, a result that is none: the others go on."""
+    """A result, an exception, an exit, a death, a hang, an invalid result: the others go on."""
     cells = [
         cell(0),
         cell(1, **{"raise": "no reward"}),

@@ -50,14 +50,19 @@ def test_kl_reward_forms() -> None:
         kl_reward("sampled", 0.1, None, reference)
 
 
+def bandit() -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor]:
+    """The scores of six actions, log π_ref, β and the optimum π_ref·exp(score/β)."""
+    generator = torch.Generator().manual_seed(0)
+    score, reference = torch.randn(6, generator=generator).double(), torch.randn(6, generator=generator).double()
+    reference, beta = reference.log_softmax(0), 0.5
+    return score, reference, beta, torch.softmax(reference + score / beta, 0)
+
+
 @pytest.mark.parametrize(("estimator", "distance"), [("k1", 0.0), ("k2", 0.247), ("k3", 0.755)])
 def test_what_the_estimators_optimise_when_they_stand_in_the_reward(estimator: str, distance: float) -> None:
     """Exact on-policy gradient ascent on a bandit: k1 finds π_ref·exp(score/β), k2 and k3 do not, and are refused."""
-    generator = torch.Generator().manual_seed(0)
-    score, reference = torch.randn(6, generator=generator).double(), torch.randn(6, generator=generator).double()
-    reference = reference.log_softmax(0)
-    beta, logits = 0.5, reference.clone()
-    optimum = torch.softmax(reference + score / beta, 0)
+    score, reference, beta, optimum = bandit()
+    logits = reference.clone()
     for _ in range(4000):
         logp = logits.log_softmax(0)
         reward = score - beta * kl_estimates(logp, reference)[estimator]
@@ -80,11 +85,8 @@ def test_what_the_estimators_optimise_when_they_stand_in_the_reward(estimator: s
 )
 def test_what_the_estimators_optimise_when_they_stand_in_the_loss(estimator: str, distance: float, reason: str) -> None:
     """Exact gradient ascent on the same bandit, where the estimator is differentiated and the actions are constants."""
-    generator = torch.Generator().manual_seed(0)
-    score, reference = torch.randn(6, generator=generator).double(), torch.randn(6, generator=generator).double()
-    reference = reference.log_softmax(0)
-    beta, logits = 0.5, reference.clone()
-    optimum = torch.softmax(reference + score / beta, 0)
+    score, reference, beta, optimum = bandit()
+    logits = reference.clone()
     for _ in range(4000):
         logits = logits.detach().requires_grad_()
         logp = logits.log_softmax(0)

@@ -46,7 +46,7 @@ class Estimate:
         value: the estimate.
         low, high: the bounds of the interval; None: not shown.
         degrees: degrees of freedom of the interval.
-        p_value: two-sided p-value of the hypothesis of no difference; None where there is none to test.
+        p_value: two-sided p-value of the hypothesis of no difference; None if no such hypothesis is tested.
         note: why there is no interval.
     """
 

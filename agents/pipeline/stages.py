@@ -112,8 +112,8 @@ def fine_tune(setting: Setting, options: Options, run: Run) -> None:
 def examples_of(setting: Setting, config: SFTOptions, run: Run) -> tuple[list[Example], list[Example]]:
     """Demonstrations to train on and held-out ones; for a task without any, the preferred texts of the comparisons.
 
-    Prompts without a demonstration are left out. There are none for conversations without answers: a chat model needs
-    no fine-tuning to give some.
+    Prompts without a demonstration are left out. For conversations without answers, both lists are empty: a chat model
+    can answer without fine-tuning.
     """
     try:
         train = demonstrations(setting.task, "train", config.examples, setting.seed)

@@ -17,7 +17,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A run's config.json.
 
     Raises:
-        ValueError: there is none, it is damaged, it is that of a model, or another version of lmgym wrote it.
+        ValueError: it is missing or damaged, it belongs to a model, or another version of lmgym wrote it.
     """
     path = folder / "config.json"
     run = folder.absolute().parent

@@ -101,7 +101,7 @@ def names_in(row: Mapping[str, Any]) -> str:
 
 
 def local_path(source: str) -> Path | None:
-    """The file or folder that a source names; None if there is none on this machine."""
+    """The file or folder that a source names; None if this machine does not have it."""
     head = _split_name(source)[0]
     return Path(head) if os.path.exists(head) else None
 

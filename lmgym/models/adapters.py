@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -94,7 +94,7 @@ class Adapters(Collection[str]):
             if isinstance(self.model, peft.PeftModel):
                 self.model.add_adapter(name, config)
             else:
-                self.model = peft.get_peft_model(cast(Any, self.model), config, adapter_name=name)
+                self.model = peft.get_peft_model(self.model, config, adapter_name=name)
         if base is None:
             config.base_model_name_or_path = None  # peft would name what the model was once loaded from
         if base is not None:

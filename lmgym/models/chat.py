@@ -70,7 +70,9 @@ class ChatTemplate:
         """
         prompt = self.encode(messages)
         whole = self._render([*messages, {"role": "assistant", "content": answer}], names_are_tokens=True)
-        before = self._render(messages, names_are_tokens=True, add_generation_prompt=True)
+        before = prompt
+        if whole[: len(prompt)] != prompt:  # such as where a message has the name of an added token
+            before = self._render(messages, names_are_tokens=True, add_generation_prompt=True)
         if whole[: len(before)] == before:
             written = whole[len(before) :]
         else:

@@ -158,7 +158,7 @@ class RewardModel:
 
     def count_tokens(self, texts: Sequence[str | Example]) -> int:
         """The number of tokens of some finished texts together, without padding."""
-        return int(self.encode(texts, [True] * len(texts))[1].sum())
+        return sum(map(len, self._token_rows(texts, [True] * len(texts))))
 
     def encode(
         self, texts: Sequence[str | Example], finished: Sequence[bool]
@@ -170,9 +170,7 @@ class RewardModel:
         Raises:
             ValueError: a text has a token that the model does not have.
         """
-        rows = encode_texts(self.tokenizer, self.chat, texts, finished, self.ends_with_eos)
-        if self._longest is not None:
-            rows = [last_tokens(row, self._longest, self._prefix_length) for row in rows]
+        rows = self._token_rows(texts, finished)
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
         if int(ids.max()) >= self.vocabulary:
@@ -182,6 +180,11 @@ class RewardModel:
             )
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         return ids.to(self.device), mask.to(self.device)
+
+    def _token_rows(self, texts: Sequence[str | Example], finished: Sequence[bool]) -> list[list[int]]:
+        """The token ids of each text, as long as the model allows."""
+        rows = encode_texts(self.tokenizer, self.chat, texts, finished, self.ends_with_eos)
+        return rows if self._longest is None else [last_tokens(r, self._longest, self._prefix_length) for r in rows]
 
     def forward(self, input_ids: Int[Tensor, "N L"], attention_mask: Int[Tensor, "N L"]) -> Float[Tensor, " N"]:
         """The scores of encoded texts before `shift`, differentiable."""

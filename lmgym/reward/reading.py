@@ -114,7 +114,7 @@ def last_linear(model: Any) -> nn.Linear:
     """The last layer of a model with one label. peft keeps its trained copy beside the original.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the model has no linear layer with one output.
     """
     inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     found = [(name, m) for name, m in inner.named_modules() if isinstance(m, nn.Linear) and m.out_features == 1]

@@ -150,7 +150,7 @@ def _checked(
 def _as_number(name: str, row: int, value: Any, prompt: Prompt, completion: Completion) -> float:
     try:
         if isinstance(value, str | bytes):
-            raise TypeError("a text is no number")
+            raise TypeError("a text is not a number")
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor of several numbers
         raise ScoreError(
