@@ -1,0 +1,6 @@
+"""Several processes that work on one run: `lmgym.ranks` over `torch.distributed`."""
+
+from agents.distributed.joining import TIMEOUT, joined, launched
+from agents.distributed.torch_ranks import TorchRanks
+
+__all__ = ["TIMEOUT", "TorchRanks", "joined", "launched"]
