@@ -8,7 +8,7 @@ share of the passes of a step.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
@@ -50,7 +50,15 @@ class Ranks(Protocol):
 
 
 class RankFailed(RuntimeError):
-    """Another rank died, hangs, or stopped with an error; the message names it."""
+    """Another rank died, hangs, or stopped with an error; the message names it.
+
+    Attributes:
+        seen: whether that rank has shown its error itself.
+    """
+
+    def __init__(self, message: str, seen: bool = False):
+        super().__init__(message)
+        self.seen = seen
 
 
 class _One:
@@ -147,6 +155,16 @@ def _as_bytes(rows: Tensor) -> Tensor:
     """[N, ...] as bytes [N, K]."""
     flat = rows.reshape(len(rows), math.prod(rows.shape[1:])).contiguous()
     return flat.view(torch.uint8)
+
+
+def in_shares(function: Callable[..., Sequence[float]], *columns: Sequence[Any]) -> Sequence[float]:
+    """The numbers of a function that gives one for each row, such as a score; each rank asks it for its rows alone."""
+    ranks = current()
+    if ranks.world == 1:
+        return function(*columns)
+    own = shares(len(columns[0]), ranks.world)[ranks.rank]
+    found = [float(number) for number in function(*(column[own] for column in columns))] if own.stop > own.start else []
+    return [number for part in gather_data(found, ranks) for number in part]
 
 
 def gather_data(value: Any, ranks: Ranks | None = None) -> list[Any]:

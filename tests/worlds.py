@@ -5,7 +5,6 @@ The functions that ranks run are at the top level of this module, because anothe
 
 import multiprocessing
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,14 +16,11 @@ import torch
 import torch.distributed as dist
 
 import lmgym
-from agents import a2c, dpo, grpo, nlpo, online_dpo, ppo, reinforce, reward_modelling, rloo, sft
+from agents import a2c, grpo, nlpo, online_dpo, ppo, reinforce, rloo
 from agents.distributed import joined
 from agents.learner import Learner, LearnerConfig
 from lmgym import Policy, TokenVectorEnv
-from lmgym.models import Example
-from lmgym.preferences import Comparison
-from lmgym.ranks import current
-from lmgym.reward import AdaptiveKL, RewardModel
+from lmgym.reward import AdaptiveKL
 from lmgym.tasks.probe import Tree
 
 PRELOADED = ("peft", "transformers.models.gpt2.modeling_gpt2", "worlds")
@@ -46,7 +42,9 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def _main(rank: int, world: int, port: int, timeout: float, function: Callable[..., Any], given: Any, pipe: Any) -> None:
+def _main(
+    rank: int, world: int, port: int, timeout: float, function: Callable[..., Any], given: Any, pipe: Any
+) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Joining the ranks that a launcher started: torchrun, `accelerate launch`, Slurm, or `lmgym train --procs`."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -15,11 +15,6 @@ TIMEOUT = 60.0
 """Seconds that a rank waits for the others, by default."""
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher sets in the environment of each rank."""
-
-
-def launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher started this process as one of several ranks."""
-    return environment.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in environment
 
 
 @contextmanager

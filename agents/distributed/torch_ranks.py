@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -66,10 +66,12 @@ class TorchRanks:
         Returns:
             Whether this rank should show it: not if rank 0 stops with the same one.
         """
-        self._store.set(f"lmgym/error/{self.rank}", message)
-        if self.rank == 0:
-            return True
-        return _soon(lambda: self._read("error", 0)) != message
+        with suppress(RuntimeError):  # the store is gone, if the process that held it is
+            self._store.set(f"lmgym/error/{self.rank}", message)
+            if self.rank > 0 and _soon(lambda: self._read("error", 0)) == message:
+                return False
+            self._store.set(f"lmgym/seen/{self.rank}", "yes")
+        return True
 
     def close(self) -> None:
         """Ends the thread that reports where this rank is."""
@@ -82,7 +84,7 @@ class TorchRanks:
         try:
             yield
         except RuntimeError as error:
-            raise RankFailed(self._diagnosis(str(error))) from error
+            raise self._diagnosis(str(error)) from error
         finally:
             self._since = 0.0
 
@@ -95,24 +97,24 @@ class TorchRanks:
                 self._store.set(f"lmgym/waits/{self.rank}", str(entered))
                 said = entered
 
-    def _diagnosis(self, error: str) -> str:
-        """Which rank is at fault, in words."""
+    def _diagnosis(self, error: str) -> RankFailed:
+        """Which rank is at fault."""
         try:
             self._store.set(f"lmgym/waits/{self.rank}", str(self._entered))
             time.sleep(4 * BEAT)  # until the others have said that they wait, or why they stop
             for rank in range(self.world):
                 if rank != self.rank and (message := self._read("error", rank)):
-                    return f"rank {rank} stopped: {message}"
+                    return RankFailed(f"rank {rank} stopped: {message}", bool(self._read("seen", rank)))
             absent = [rank for rank in range(self.world) if int(self._read("waits", rank) or 0) < self._entered]
         except RuntimeError:  # the store is gone, and with it the process that held it
             absent = []
         first = (error.splitlines() or [""])[0][:200]
         if not absent:
-            return f"the exchange between the ranks failed, because the launcher or a rank ended ({first})"
+            return RankFailed(f"the exchange between the ranks failed: the launcher or a rank has ended ({first})")
         names = f"rank {absent[0]}" if len(absent) == 1 else f"the ranks {', '.join(map(str, absent))}"
-        return (
+        return RankFailed(
             f"{names} did not answer: killed (perhaps because memory ran out), or busy with something else for longer "
-            f"than --rank-timeout ({first})"
+            "than --rank-timeout"
         )
 
     def _read(self, what: str, rank: int) -> str:
