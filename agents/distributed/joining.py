@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,8 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 def joined(timeout: float = TIMEOUT) -> Iterator[TorchRanks]:
     """Joins the other ranks, which are `lmgym.ranks.current()` while the body runs.
 
-    With CUDA, each rank takes the GPU of its number on its machine; tensors on a CPU go by gloo, those on a GPU by NCCL.
+    With CUDA, each rank takes the GPU of its number on its machine. Tensors on a CPU go by gloo, those on a GPU by
+    NCCL.
 
     Args:
         timeout: seconds that a rank waits for the others in an exchange, before it stops with an error.
@@ -36,36 +38,34 @@ def joined(timeout: float = TIMEOUT) -> Iterator[TorchRanks]:
             f"{missing[0]} is not set, so this process cannot find the other ranks: start it with torchrun, "
             "`accelerate launch` or `lmgym train --procs N` (docs/scaling.md)"
         )
-    store = _meet(timeout)
-    ranks = TorchRanks(store.clone())
+    ranks = _meet(timedelta(seconds=timeout))
     try:
         with using(ranks):
             yield ranks
             ranks.barrier()
-    except BaseException:
+    finally:
         ranks.close()
-        raise  # without destroying the group, which would wait for the ranks that are gone
-    ranks.close()
-    dist.destroy_process_group()
 
 
-def _meet(timeout: float) -> dist.Store:
-    backend = "gloo"
-    if torch.cuda.is_available():
-        own, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if own >= gpus:
-            raise ValueError(f"rank {own} of this machine has no GPU of its own, because there are {gpus}: start fewer")
-        torch.cuda.set_device(own)
-        backend = "cpu:gloo,cuda:nccl"
+def _meet(timeout: timedelta) -> TorchRanks:
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore("lmgym", store)
+        groups: dict[str, Any] = {"cpu": dist.ProcessGroupGloo(dist.PrefixStore("cpu", store), rank, world, timeout)}
     except (RuntimeError, ValueError) as error:  # torch's DistNetworkError and DistStoreError are RuntimeErrors
         said = " ".join(str(error).split())
         if "EADDRINUSE" in said or "address already in use" in said:
             raise ValueError(f"the port of {address} is in use: set MASTER_PORT to a free one") from error
         raise ValueError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at {address} within "
-            f"{timeout:g} s ({said[:300]}): check that all ranks were started, and that the address can be reached"
+            f"{timeout.total_seconds():g} s ({said[:300]}): check that all ranks were started, and that the address "
+            "can be reached"
         ) from error
-    return dist.distributed_c10d._get_default_store()
+    if torch.cuda.is_available():
+        own, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= gpus:
+            raise ValueError(f"rank {own} of this machine has no GPU of its own, because there are {gpus}: start fewer")
+        torch.cuda.set_device(own)
+        groups["cuda"] = dist.ProcessGroupNCCL(dist.PrefixStore("cuda", store), rank, world, timeout)
+    return TorchRanks(store, rank, world, groups)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -16,19 +16,26 @@ BEAT = 0.5
 
 
 class TorchRanks:
-    """The processes of a `torch.distributed` group.
+    """The processes of a group of `torch.distributed`.
+
+    The group is not torch's default one: with that, transformers writes files on rank 0 alone, and other libraries
+    change their ways too.
 
     A rank that dies closes its connections, so that the others see it immediately. One that hangs is seen when an
     exchange has waited for the group's timeout. Who is at fault is read from the store: every rank says there which
     exchange it waits in, and with which error it stops.
 
     Args:
-        store: the store of the group's rendezvous, by a connection of its own.
+        store: where the ranks met.
+        rank: the number of this process.
+        world: how many there are.
+        groups: for each type of device, the group by which its tensors go.
     """
 
-    def __init__(self, store: dist.Store):
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._store = store
+    def __init__(self, store: dist.Store, rank: int, world: int, groups: Mapping[str, dist.ProcessGroup]):
+        self.rank, self.world = rank, world
+        self._groups = groups
+        self._store = store.clone()  # the thread has a connection of its own
         self._entered, self._since = 0, 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -37,7 +44,7 @@ class TorchRanks:
     def sum(self, x: Tensor) -> Tensor:
         """Replaces `x` by its sum over the ranks, and returns it."""
         with self._exchange():
-            dist.all_reduce(x)
+            self._groups[x.device.type].allreduce([x]).wait()
         return x
 
     def gather(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
@@ -51,7 +58,7 @@ class TorchRanks:
         padded[: len(rows)] = rows
         found = rows.new_empty(self.world * most, *rows.shape[1:])
         with self._exchange():
-            dist.all_gather(list(found.split(most)), padded)
+            self._groups[rows.device.type].allgather([list(found.split(most))], [padded]).wait()
         if min(counts) == most:
             return found
         return torch.cat([found[rank * most : rank * most + count] for rank, count in enumerate(counts)])
