@@ -1,5 +1,6 @@
 """Starting a command on several processes of this machine, as torchrun does."""
 
+import logging
 import os
 import sys
 import uuid
@@ -42,6 +43,8 @@ def launch(module: str, arguments: Sequence[str], procs: int) -> tuple[int, str]
         max_restarts=0,
         monitor_interval=0.1,
     )
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the rank at fault says what happened
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as failed:
