@@ -91,7 +91,9 @@ TESTS = {
     "agents/training/batch.py": "tests/test_learner.py tests/test_fast.py -k 'test_learner or passes'",
     "agents/training/extras.py": f"{EXTRAS} and not run_'",
     "agents/training/minibatches.py": f"{EXTRAS} and not run_'",
-    "agents/training/master_weights.py": "tests/test_learner.py tests/test_memory.py -k 'float32 or master or bfloat16'",
+    "agents/training/master_weights.py": (
+        "tests/test_learner.py tests/test_memory.py -k 'float32 or master or bfloat16'"
+    ),
     "agents/training/metrics.py": "tests/test_ppo.py tests/test_learner.py -k 'test_learner or metrics'",
     "agents/training/microbatch.py": (
         "tests/test_learner.py tests/test_fast.py tests/test_survival.py -k 'items or passes or memory or wait'"
@@ -117,7 +119,9 @@ TESTS = {
     "lmgym/reward/score.py": "tests/test_reward.py tests/test_bad_input.py tests/test_env.py",
     "lmgym/reward/kl.py": "tests/test_reward.py tests/test_bad_input.py tests/test_env.py",
     "lmgym/reward/model.py": "tests/test_reward_model.py tests/test_bad_input.py tests/test_fast.py -k reward",
-    "lmgym/reward/reading.py": "tests/test_reward_model.py tests/test_chat.py tests/test_bad_input.py -k 'reward or chat'",
+    "lmgym/reward/reading.py": (
+        "tests/test_reward_model.py tests/test_chat.py tests/test_bad_input.py -k 'reward or chat'"
+    ),
 }
 """The tests of each file: arguments of pytest."""
 
