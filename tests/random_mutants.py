@@ -49,7 +49,7 @@ DECODING = "tests/test_sampling.py tests/test_policy.py tests/test_onednn.py"
 
 EXTRAS = (
     "tests/test_algorithms.py tests/test_learner.py tests/test_survival.py "
-    f"-k '(running or goes_on or refresh or mixed or minibatches) and {BRIEF}"
+    f"-k '(running or goes_on or refresh or mixed or minibatches or shapes) and {BRIEF}"
 )
 ENV_MODULES = ("vector", "row_state", "rewards", "actions", "action_masks", "prompts", "infos", "scorer_cache")
 ENV = "tests/test_env.py tests/test_action_masks.py tests/test_rollout.py tests/test_reward.py tests/test_bad_input.py"
@@ -96,7 +96,8 @@ TESTS = {
     ),
     "agents/training/metrics.py": "tests/test_ppo.py tests/test_learner.py -k 'test_learner or metrics'",
     "agents/training/microbatch.py": (
-        "tests/test_learner.py tests/test_fast.py tests/test_survival.py -k 'items or passes or memory or wait'"
+        "tests/test_learner.py tests/test_fast.py tests/test_memory.py tests/test_survival.py "
+        "-k 'items or passes or memory or wait'"
     ),
     "agents/training/moving_average.py": "tests/test_algorithms.py tests/test_survival.py -k 'average or goes_on'",
     "agents/training/nonfinite.py": "tests/test_survival.py -k 'bad_ or memory or gpu or row'",
@@ -128,6 +129,7 @@ TESTS = {
 PASSES, WIDTH, ALIKE = "only how much is done at a time", "only memory and speed", "both cases give the same there"
 NO_GPU = "only where steps are captured, which needs a GPU"
 EQUIVALENT: dict[tuple[str, str], str] = {
+    ("agents/online_dpo.py", "length = 3 * rollout.columns"): PASSES,
     ("agents/sft.py", "return torch.where(mask, loss, 1).sum()"): "a constant has no gradient",
     (
         "agents/evaluate.py",

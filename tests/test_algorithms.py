@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,8 +37,8 @@ from agents import (
 )
 from agents import functional as F
 from agents.learner import Learner, LearnerConfig
-from agents.training import RunningScale, require
-from lmgym import Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
+from agents.training import AdapterCopy, RunningScale, ShuffledMinibatches, require
+from lmgym import LanguageModel, Policy, Prompt, RolloutBuffer, Stream, TokenVectorEnv, collect
 from lmgym.exact import Tree, enumerate_tree, policy_logp
 from lmgym.models import Example, collate_examples
 from lmgym.preferences import Comparison
@@ -874,6 +875,32 @@ def test_the_moving_average_is_the_one_worked_out_by_hand() -> None:
     without = Learner([parameter], LearnerConfig())
     with without.averaged():
         torch.testing.assert_close(parameter.detach(), average.float())
+
+
+def test_a_copy_before_its_first_refresh_is_saved_without_tensors(probe: LanguageModel) -> None:
+    probe.adapters.add("policy")
+    copies = [AdapterCopy(probe, "policy", name) for name in ("one", "two")]
+    state = copies[0].state()
+    assert not state.tensors
+    copies[1].restore(state)
+    assert not copies[1].state().tensors
+    copies[0].renew()
+    assert len(copies[0].state().tensors) == len(probe.adapters.parameters("policy"))
+
+
+def test_minibatches_hold_each_row_once_a_pass_and_go_on_from_their_place() -> None:
+    def made() -> ShuffledMinibatches:
+        return ShuffledMinibatches(7, 3, torch.Generator().manual_seed(0))
+
+    found = [row.tolist() for row in islice(made(), 6)]
+    assert [len(rows) for rows in found] == [3, 3, 1, 3, 3, 1]
+    for one_pass in (found[:3], found[3:]):
+        assert sorted(chain(*one_pass)) == list(range(7))
+    assert found[:3] != found[3:], "each pass has an order of its own"
+    before, after = made(), made()
+    next(before)
+    after.restore(before.state())
+    assert [next(after).tolist() for _ in range(2)] == found[1:3]
 
 
 def test_after_a_refresh_the_policy_is_its_own_reference_and_goes_on() -> None:
