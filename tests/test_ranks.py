@@ -91,6 +91,12 @@ def test_more_ranks_and_updates_run_what_one_runs(world: int) -> None:
         compare(alone.result[name], found[-1].result[name], 1e-6)
 
 
+def test_a_parameter_that_no_rank_has_a_gradient_of_is_left_alone() -> None:
+    found = run_world(2, worlds.unused)
+    assert found[0].result == found[1].result == run_world(1, worlds.unused)[0].result
+    assert found[0].result[2:] == [1.0, 1.0]
+
+
 def test_a_refused_step_is_refused_by_all_and_counted_once() -> None:
     """The row that is at fault is one of rank 0: rank 1 refuses the step too, and names the row."""
     skipped = run_world(2, worlds.bad_step, True)

@@ -111,7 +111,7 @@ def _flat(parameters: Sequence[torch.Tensor]) -> np.ndarray:
 
 def _optimizer(**settings: Any) -> LearnerConfig:
     """Passes of a few rows each, so that a rank has several."""
-    return LearnerConfig(**({"warmup": 0.0, "micro_tokens": 16} | settings))
+    return LearnerConfig(**({"warmup": 0.0, "micro_tokens": 16, "max_grad_norm": 0.1} | settings))
 
 
 def sampled(module: ModuleType, rows: int = ROWS, top_p: float = 1.0, ema: float = 0.0, **settings: Any) -> Trained:
@@ -254,6 +254,14 @@ def different_prompts() -> str:
     env = TokenVectorEnv(4, task=task, model=lm, max_prompt_tokens=1, max_new_tokens=3, kl="none")
     collect(Policy(lm, None, critic="none"), env, RolloutBuffer.like(env), Stream(0, 0))
     return "went on"
+
+
+def unused() -> list[float]:
+    """A parameter that the loss of no rank reads, and weight decay: the optimizer must leave it alone."""
+    used, not_used = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    learner = Learner([used, not_used], _optimizer(weight_decay=0.5, lr=0.1), 0)
+    learner.minimise([1.0, 2.0, 3.0], lambda part: (used.sum() * sum(part)) if part else used.sum() * 0)
+    return [*used.tolist(), *not_used.tolist()]
 
 
 def drift() -> str:
