@@ -25,6 +25,7 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ('--chat', 'False', "Give each text prompt to the model as a user's message, by its chat template."),
         ('--seed', '0', 'Seed of all random numbers.'),
         ('--device', 'auto', '"cpu", "cuda", or "auto", which uses CUDA if there is a GPU.'),
+        ('--procs', '1', 'Processes on this machine that work on the run: each decodes its share of the completions, and takes its share of every step.'),
         ('--out', 'runs/latest', 'Folder of the run: new, empty, or that of an interrupted run with the same options, which then continues.'),
         ('--resume', '', 'Folder of an interrupted run to continue.'),
     ),
