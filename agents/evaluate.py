@@ -13,6 +13,7 @@ from agents.training.pass_memory import decoding_slots
 from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import Sequences
 from lmgym.policy import Policy
+from lmgym.ranks import current, gather_blocks, in_shares, shares
 from lmgym.reward import exact_kl
 from lmgym.rollout import RolloutBuffer, Stream, collect
 from lmgym.sampling import log_probs
@@ -88,7 +89,7 @@ def evaluate(
     """
     buffer = collect(policy, env, RolloutBuffer.like(env), Stream(seed, 0), slots=decoding_slots(policy, env))
     completions = env.completions()
-    gold = torch.tensor(env.task.gold(env.prompts, completions)).float() if env.task.has_gold else None
+    gold = torch.tensor(in_shares(env.task.gold, env.prompts, completions)).float() if env.task.has_gold else None
     exact, entropy = _over_vocabulary(policy, env, buffer.sequences)
     tokens = buffer.is_action.sum(1).float()
     columns = {
@@ -132,16 +133,22 @@ def _over_vocabulary(
 
     A pass takes at most `rows` rows, and fewer where they would have more than `max_logits` logits.
     """
-    kls, entropies = [], []
+    kls, entropies = (torch.zeros(sequences.tokens.shape) for _ in range(2))
     rows = max(1, min(rows, max_logits // (sequences.tokens.shape[1] * env.model.vocabulary)))
-    for start in range(0, sequences.tokens.shape[0], rows):
-        part = sequences[start : start + rows]
+    ranks = current()
+    blocks = shares(len(kls), ranks.world)
+    own = blocks[ranks.rank]
+    for start in range(own.start, own.stop, rows):
+        chosen = slice(start, min(start + rows, own.stop))
+        part = sequences[chosen]
         logp = policy.log_probs(part)
         logits, _ = env.model.evaluate(part, env.reference.adapter)
         reference = log_probs(logits, env.reference.temperature, part.environment_mask())
-        kls.append(exact_kl(logp, reference) * part.is_action)
-        entropies.append(torch.special.entr(logp.exp()).sum(-1) * part.is_action)
-    return torch.cat(kls).cpu(), torch.cat(entropies).cpu()
+        kls[chosen] = (exact_kl(logp, reference) * part.is_action).cpu()
+        entropies[chosen] = (torch.special.entr(logp.exp()).sum(-1) * part.is_action).cpu()
+    if ranks.world > 1:
+        gather_blocks(ranks, [kls, entropies], blocks)
+    return kls, entropies
 
 
 def _sample(

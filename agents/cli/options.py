@@ -143,6 +143,12 @@ def option_value(argv: Sequence[str], name: str) -> str | None:
     return None
 
 
+def last_value(argv: Sequence[str], name: str) -> str | None:
+    """The value of an option that holds if it is given several times."""
+    values = [option_value(argv[i : i + 2], name) for i in range(len(argv))]
+    return next((value for value in reversed(values) if value is not None), None)
+
+
 def field_names(fields: Sequence[str]) -> dict[str, str]:
     """New names of fields by old ones, from the values of --field.
 

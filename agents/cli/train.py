@@ -88,7 +88,7 @@ def run(argv: Sequence[str]) -> int:
         if setting.from_adapter:
             run.say(f"sft: none, because the adapter in {setting.from_adapter} belongs to the model as it is")
         before, after = run_all(setting, wanted.options, algorithm, run)
-        page = write_report(wanted.out)
+        page = write_report(wanted.out) if run.leads else ""
         run.complete()
     _show(run, before, after)
     run.say(f"report: {page}")

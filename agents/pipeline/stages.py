@@ -22,6 +22,7 @@ from agents.training import OnBadStep
 from lmgym.env import TokenVectorEnv
 from lmgym.models import Example, LanguageModel
 from lmgym.preferences import Comparison, SimulatedAnnotator, collect_comparisons, read_comparisons, write_comparisons
+from lmgym.ranks import in_shares
 from lmgym.reward import RewardModel, Score, read_text
 from lmgym.tasks import prompts_of
 
@@ -179,7 +180,8 @@ def gather_preferences(
         setting.task, test.prompts, test.groups, exact, rng, skip_ties=True, include_unfinished=unfinished_too
     )
     for name, found in zip(names, (comparisons, held_out, noise_free), strict=True):
-        write_comparisons(run.path(name), found)
+        if run.leads:
+            write_comparisons(run.path(name), found)
     run.say(f"preferences: {len(comparisons)} comparisons, {len(held_out)} held out")
     if not comparisons or not held_out:
         raise ValueError(
@@ -300,7 +302,7 @@ def train_policy(
     before = _evaluation_before(run, measure)
     run.say(f"before: {_summary(before)} on {options.test_prompts} held-out prompts")
     rows = _monitored(setup.train(algorithm.module, algorithm.config, **extra), setup, best, alarms, run)
-    rows = profiled(rows, run) if options.profile else rows
+    rows = profiled(rows, run) if options.profile and run.leads else rows
     kl = ControllerState(setup.env.kl_controller)
     stateful = {"learner": learner, "kl": kl, "best": best, "alarms": alarms}
     # An algorithm of your own that does not count with `learner.updates` begins again.
@@ -352,5 +354,5 @@ def _unseen_scores(setting: Setting, env: TokenVectorEnv) -> dict[str, float]:
     if not env.prompts:
         return {}
     completions = env.completions()
-    found = {name: score(env.prompts, completions) for name, score in functions.items() if score is not None}
+    found = {name: in_shares(score, env.prompts, completions) for name, score in functions.items() if score is not None}
     return {name: sum(scores) / len(scores) for name, scores in found.items()}
