@@ -79,7 +79,9 @@ def find_agent(spec: str) -> Agent:
         if given:
             raise ValueError(f"the agent {source!r} takes no settings: it is a function make(world)")
         if not callable(make):
-            raise ValueError(f"`make` of the agent {source!r} is {type(make).__name__}, and must be a function of a world")
+            raise ValueError(
+                f"`make` of the agent {source!r} is {type(make).__name__}, and must be a function of a world"
+            )
         return Agent(shown, spec, make, {"spec": spec, **hashed})
     catalog.check(module, source)
     rl, config = _settings(source, module, given)
@@ -140,7 +142,9 @@ def _own(source: str, spec: str, shown: str, given: Mapping[str, str]) -> Agent:
         n = _value("n", given.get("n", str(BEST_OF)), BEST_OF)
         if set(given) - {"n"} or n < 2:
             raise ValueError("best_of_n has one setting, n of at least 2, such as best_of_n:n=8")
-        return Agent(shown, spec, lambda world: BestOf(Policy(world.model, None, critic="none"), n), {"spec": spec, "n": n})
+        return Agent(
+            shown, spec, lambda world: BestOf(Policy(world.model, None, critic="none"), n), {"spec": spec, "n": n}
+        )
     rl = _options(source, {}, given)
     if source == "sft":
         return Agent(shown, spec, lambda world: sft(world, _of_world(rl, world)), {"spec": spec, "rl": rl})

@@ -32,7 +32,7 @@ def buy_comparisons(world: World, group: int = 4) -> tuple[list[Comparison], boo
         The rankings, and whether their texts are complete. Texts that were cut off at the token budget are left out,
         unless most texts are.
     """
-    env = world.env(64 // group * group)
+    env = world.env(64 // group * group, kl="none")
     groups: list[tuple[str, list[tuple[float, str, bool]]]] = []
     for rollout in buy(world, Policy(world.model, None, critic="none"), env, group):
         completions = zip(rollout.score.tolist(), env.completions(), strict=True)

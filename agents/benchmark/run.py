@@ -14,7 +14,9 @@ FUNCTION = "agents.benchmark.run:run"
 """What the worker processes run."""
 
 
-def cells_of(suite: Suite, agents: Sequence[Agent], seeds: int, tasks: Sequence[str] = ()) -> list[Cell]:
+def cells_of(
+    suite: Suite, agents: Sequence[Agent], seeds: int, tasks: Sequence[str] = (), device: str = "cpu"
+) -> list[Cell]:
     """The cells of a benchmark: seed by seed, so that a table is complete for few seeds before there are many.
 
     Args:
@@ -22,30 +24,39 @@ def cells_of(suite: Suite, agents: Sequence[Agent], seeds: int, tasks: Sequence[
         agents: what is compared.
         seeds: number of seeds.
         tasks: those of the suite's tasks to run; all by default.
+        device: of the models.
 
     Raises:
         ValueError: a task is not in the suite.
     """
     rows = [suite.row(task) for task in tasks] if tasks else suite.rows
+    elsewhere = {} if device == "cpu" else {"device": device}
     return [
-        Cell(suite.name, row.name, agent.name, index, dict(agent.config), {"suite": suite.hash, "row": row.as_data()})
+        Cell(
+            suite.name,
+            row.name,
+            agent.name,
+            index,
+            dict(agent.config),
+            {"suite": suite.hash, "row": row.as_data(), **elsewhere},
+        )
         for index in range(seeds)
         for row in rows
         for agent in agents
     ]
 
 
-def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
+def run(cell: Cell) -> dict[str, Any]:
     """Runs a cell: the curve of its evaluations, the first before training and the last after it.
 
     Raises:
         ValueError: the agent is another one than when the cell was planned.
     """
     agent = find_agent(cell.config["spec"])
-    if dict(agent.config) != {k: v for k, v in cell.config.items()}:
+    if dict(agent.config) != dict(cell.config):
         raise ValueError(f"the agent {agent.spec!r} was changed since the run began: start the command again")
     torch.manual_seed(cell.seed)
-    world = World(Row(**cell.setting["row"]), cell.seed, device)
+    world = World(Row(**cell.setting["row"]), cell.seed, cell.setting.get("device", "cpu"))
     world.record(find_agent("reference").make(world))
     world.record(agent.make(world))
     return {"curve": world.curve}

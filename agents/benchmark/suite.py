@@ -52,7 +52,9 @@ class Row:
 
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):
-            raise ValueError(f"metric of {self.name} is {self.metric!r}, and must be one of {', '.join(get_args(Metric))}")
+            raise ValueError(
+                f"metric of {self.name} is {self.metric!r}, and must be one of {', '.join(get_args(Metric))}"
+            )
         if not self.best > self.reference or not math.isfinite(self.best - self.reference):
             raise ValueError(f"{self.name}: best {self.best} must be above the reference's level {self.reference}")
         if min(self.tokens, self.passes) < 1 or not self.beta >= 0:
@@ -91,7 +93,7 @@ class Suite:
     @property
     def hash(self) -> str:
         """64 bits of the SHA-256 of everything that is in it: results of another hash cannot be compared."""
-        data = {"name": self.name, "rows": [row.as_data() for row in self.rows]}
+        data = {"name": self.name, "rows": sorted((row.as_data() for row in self.rows), key=lambda row: row["name"])}
         return hashlib.sha256(canonical(data).encode()).hexdigest()[:16]
 
     def row(self, name: str) -> Row:

@@ -241,9 +241,7 @@ class LanguageModel:
         last = slice(longest - 1, longest) if equal else (length - 1)[:, None]
         hidden = fused.forward(layers, ids[:, :longest], last, cache=cache, frozen_layers=frozen_layers)[:, 0]
         cache.longest = longest
-        return FusedDecoding(
-            hidden, self.output_head, fused, layers, cache, frozen_layers, passes=self.passes
-        )
+        return FusedDecoding(hidden, self.output_head, fused, layers, cache, frozen_layers, passes=self.passes)
 
     def hidden(self, sequences: Sequences, adapter: str | None = None) -> Float[Tensor, "B T D"]:
         """One pass over whole sequences: the hidden states from which each token was chosen, after the final norm."""

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from lmgym.tasks.base import Completion, Prompt, Split, Task
+from lmgym.tasks.base import Completion, Prompt, Split
 from lmgym.tasks.probe import BANDIT_SCORES, LETTERS, TREE_SCORES, Probe
 
 
@@ -53,8 +53,8 @@ SmallBandit = partial(ScaledBandit, 0.01)
 class NoisyTree(_Letters):
     """`Tree`, with normal noise on the score that learners see. The gold score has no noise.
 
-    A prompt carries the seed of its noise, so that noise is new in every episode, and a run can be repeated. Completions
-    of one group have different noise, unless they are equal.
+    A prompt carries the seed of its noise, so that noise is new in every episode, and a run can be repeated. The
+    completions of one group have different noise, unless they are equal.
 
     Args:
         sigma: the noise's standard deviation. The scores are between 0 and 1.
@@ -155,9 +155,9 @@ class Count(_Letters):
 
 
 class FewPrompts(_Letters):
-    """Repeat the first two of the prompt's three letters in alphabetical order. Only `train_prompts` prompts are trained on.
+    """Repeat the first two of the prompt's three letters in alphabetical order, after few training prompts.
 
-    The test prompts are the other ones, so that the gold score measures generalisation. Each letter that is right at its
+    The test prompts are all others, so that the gold score measures generalisation. Each letter that is right at its
     position pays 0.5; a text of another length than two scores 0.
 
     Args:

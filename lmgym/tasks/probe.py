@@ -32,6 +32,8 @@ TREE_SCORES: Mapping[str, float] = MappingProxyType(
 
 
 class Probe(Task):
+    """A task of the probe model: four prompts, and `scores` for the texts that score."""
+
     best = 1.0
     scores: Mapping[str, float]
 
