@@ -228,7 +228,7 @@ def register_all() -> None:
         ("Count", "write as many letters as the prompt says, and stop", 5),
         ("FewPrompts", "letters in order, after 16 training prompts", 3),
         ("Both", "two objectives, of which the lower one counts", 5),
-        ("Alternate", "letters of two kinds must alternate for long", 32),
+        ("Alternate", "letters of two kinds must alternate for long", 16),
     ):
         register_task(
             f"lmgym/{name}-v0",

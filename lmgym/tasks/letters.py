@@ -209,7 +209,7 @@ class Alternate(_Letters):
 
     name = "alternate"
 
-    def __init__(self, length: int = 32):
+    def __init__(self, length: int = 16):
         self.length = length
 
     def score_text(self, prompt: Prompt, text: str, completion: Completion) -> float:
