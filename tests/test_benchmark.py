@@ -26,13 +26,12 @@ from lmgym.env import Finish
 from lmgym.exact import enumerate_tree
 from lmgym.models import load
 from lmgym.tasks.probe import BANDIT_SCORES, Tree
-from lmgym.testing import check_policy
 
 TREE = Row(
     "Tree", "lmgym/Tree-v0", "decoy", "objective", tokens=700, passes=4000, beta=0.05, reference=0.3, best=0.71,
     test_rows=32,
 )  # fmt: skip
-SMALL = Suite("small", (TREE,))
+BANDIT = replace(find_suite("text-v1").row("Bandit"), tokens=240, test_rows=16)
 
 
 def metered(budget: int, rows: int = 8, **arguments: Any) -> tuple[MeteredEnv, Meter]:
@@ -41,7 +40,7 @@ def metered(budget: int, rows: int = 8, **arguments: Any) -> tuple[MeteredEnv, M
     return MeteredEnv(rows, meter=meter, **arguments), meter
 
 
-def cell_of(spec: str, row: Row = TREE, index: int = 0) -> Cell:
+def cell_of(spec: str, row: Row = BANDIT, index: int = 0) -> Cell:
     return next(c for c in cells_of(Suite("small", (row,)), [find_agent(spec)], index + 1) if c.index == index)
 
 
@@ -119,13 +118,14 @@ def test_updates_end_with_the_budget_and_the_learning_rate_with_them() -> None:
     assert meter.spent == 90, "it remembers the dearest update"
 
 
-def test_updates_that_sample_nothing_end_after_their_number() -> None:
-    learner, meter = learner_of(Meter(100), 12), Meter(100)
-    learner.meter = meter
-    rates = []
+@pytest.mark.parametrize("spent", [0, 100])
+def test_updates_that_sample_nothing_end_after_their_number(spent: int) -> None:
+    meter, rates = Meter(100), []
+    meter.spend(spent)
+    learner = learner_of(meter, 12)
     for _ in learner.updates(5):
         rates.append(learner.lr)
-    assert (len(rates), meter.spent) == (5, 0)
+    assert (len(rates), meter.spent) == (5, spent)
     assert rates == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
 
 
@@ -170,7 +170,6 @@ def test_a_suite_is_frozen_data() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": "score"}, "metric of Tree is 'score'"),
         ({"best": 0.3}, "best 0.3 must be above"),
         ({"tokens": 0}, "budgets must be at least 1"),
         ({"beta": -1.0}, "β not negative"),
@@ -188,7 +187,7 @@ def test_every_row_is_a_registered_environment_with_true_levels(row: Row) -> Non
     env.close()
     if not row.exact:
         return
-    measure = Measure(row, env.unwrapped.row)
+    measure = World(replace(row, test_rows=1), 0)._measure
     assert row.reference == pytest.approx(measure.reference_level(), rel=1e-3)
     if row.metric == "objective":
         assert row.best == pytest.approx(measure.optimum(), rel=1e-3)
@@ -261,11 +260,10 @@ def test_exact_figures_are_those_of_many_samples(world: World) -> None:
     for parameter in lm.adapters.parameters("moved"):
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
     exact = world._measure(policy)
-    many = replace(TREE, exact=False, test_rows=6000)
-    env = lmgym.TokenVectorEnv(6000, **world._arguments("test", kl="none"))
-    sampled = Measure(many, env)(policy)
+    many = replace(TREE, exact=False, test_rows=2000)
+    sampled = Measure(many, world._arguments("test", kl="none"))(policy)
     assert exact["kl"] > 0.1
-    for name, tolerance in (("gold", 0.02), ("kl", 0.03), ("length", 0.05)):
+    for name, tolerance in (("gold", 0.03), ("kl", 0.04), ("length", 0.08)):
         assert exact[name] == pytest.approx(sampled[name], abs=tolerance), name
     assert world._measure(lmgym.Policy(lm, None, critic="none"))["kl"] == pytest.approx(0.0, abs=1e-6)
 
@@ -284,20 +282,22 @@ def test_chance_is_uniform() -> None:
     assert found["gold"] == pytest.approx(sum(BANDIT_SCORES.values()) / 5), "four letters and the end of sequence"
     reference = np.mean([float(tree.reference_logp.mean()) for tree in world._measure.trees])
     assert found["kl"] == pytest.approx(-math.log(5) - reference, abs=1e-5)
-    check_policy(policy, world.env(4, kl="none"))
+    env = world.env(4, kl="none")
+    buffer = lmgym.collect(policy, env, lmgym.RolloutBuffer.like(env), lmgym.Stream(0, 0))
+    assert torch.equal(policy.evaluate(buffer.sequences).logp, buffer.logp)
+    assert buffer.logp[buffer.is_action].tolist() == pytest.approx([-math.log(5)] * 4)
 
 
 def test_best_of_n_against_the_enumerated_distribution(world: World) -> None:
     reference = lmgym.Policy(world.model, None, critic="none")
-    row = replace(TREE, test_rows=2000)
-    measure = Measure(row, lmgym.TokenVectorEnv(2000, **world._arguments("test", kl="none")))
+    measure = Measure(replace(TREE, test_rows=320), world._arguments("test", kl="none"))
     found = measure(BestOf(reference, 4))
     expected = [
         float((F.best_of_n_probs(tree.scores, tree.reference_logp.exp(), 4) * tree.scores).sum())
         for tree in world._measure.trees
     ]
     assert found["gold"] == pytest.approx(float(np.mean(expected)), abs=0.02)
-    assert found["score"] == found["gold"], "the tree's score is its gold score"
+    assert found["score"] == pytest.approx(found["gold"]), "the tree's score is its gold score"
     assert 0.5 * F.best_of_n_kl(4) < found["kl"] <= F.best_of_n_kl(4) + 1e-6
 
 
@@ -341,20 +341,21 @@ def make(world):
     "spec", ["rloo", "ppo", "dpo", "sft", "best_of_n", "sb3_ppo", "sb3_a2c", "reference", "random"]
 )
 def test_agents_of_every_kind_run(spec: str) -> None:
-    settings = {"rloo": ":group=4:rows=16", "ppo": ":rows=16", "sb3_ppo": ":rows=16", "sb3_a2c": ":rows=16"}
+    small = ("ppo", "dpo", "sft", "sb3_ppo", "sb3_a2c")
+    settings = {"rloo": ":group=4:rows=16"} | dict.fromkeys(small, ":rows=16")
     points = run(cell_of(spec + settings.get(spec, "")))["curve"]
     first, last = points[0], points[-1]
     assert first["tokens"] == first["kl"] == 0
-    assert first["gold"] == pytest.approx(0.3002, abs=1e-3)
-    assert last["tokens"] <= TREE.tokens
+    assert first["gold"] == pytest.approx(BANDIT.reference, abs=1e-3)
+    assert last["tokens"] <= BANDIT.tokens
     trained = spec not in ("best_of_n", "reference", "random")
-    assert (last["tokens"] > 0.85 * TREE.tokens) == trained
+    assert (last["tokens"] > 0.85 * BANDIT.tokens) == trained
     assert (last["backward"] > 0) == trained
     assert all(math.isfinite(value) for point in points for value in point.values())
     if spec in ("rloo", "ppo", "sb3_ppo", "sb3_a2c"):
-        assert len(points) == 11, "ten evaluations and one before"
+        assert len(points) >= 10, "about ten evaluations, and one before"
         spent = [point["tokens"] for point in points]
-        assert all(p >= 70 * i for i, p in enumerate(spent[:-1])), "each is after another tenth of the budget"
+        assert all(p >= BANDIT.tokens / 10 * i for i, p in enumerate(spent[:-1])), "after another tenth of the budget"
     if trained:
         assert last["kl"] > 0
 
@@ -376,7 +377,7 @@ def test_a_file_is_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert agent.name == "mine:rate=0.25"
     assert agent.config["config"] == {"updates": 1, "rate": 0.25}
     assert agent.config["rl"] == {"rows": 16}
-    assert len(run(cell_of("mine.py:rate=0.25"))["curve"]) == 11
+    assert len(run(cell_of("mine.py:rate=0.25"))["curve"]) >= 10
     assert len(run(cell_of("made.py"))["curve"]) == 11
     cell = cell_of("mine.py")
     Path("mine.py").write_text(MINE + "\n# changed\n")

@@ -38,7 +38,8 @@ BASELINES = ("reference", "random")
 """Agents that are in every table."""
 BEST_OF = 8
 OWN = ("sft", "best_of_n", "sb3_ppo", "sb3_a2c")
-SB3: Mapping[str, Mapping[str, Any]] = {"ppo": {"n_epochs": 4, "batch_size": 64}, "a2c": {}}
+SB3: Mapping[str, Mapping[str, Any]] = {"ppo": {"n_epochs": 4}, "a2c": {}}
+"""Settings that differ from Stable-Baselines3's defaults; PPO's minibatches are a quarter of a rollout."""
 Make = Callable[[World], "TokenPolicy | BestOf"]
 
 
@@ -188,7 +189,7 @@ def _value(name: str, text: str, default: Any) -> Any:
     wanted = bool if isinstance(default, bool) else (int,) if isinstance(default, int) else (int, float, type(None))
     if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise ValueError(f"{name}={text} is not of the type of its default, {default!r}")
-    return value
+    return float(value) if isinstance(default, float) else value
 
 
 def _of_world(rl: Mapping[str, Any], world: World) -> RLOptions:
@@ -200,7 +201,7 @@ def _train(module: ModuleType, config: Any, rl: Mapping[str, Any], world: World)
     options, extra = _of_world(rl, world), catalog.extra_arguments(module)
     more: dict[str, Any] = {name: None for name, optional in extra.items() if optional}
     if extra.get("comparisons") is False:
-        more["comparisons"], finished = buy_comparisons(world)
+        more["comparisons"], finished = buy_comparisons(world, options.rows)
         if hasattr(config, "finished"):
             config = dataclasses.replace(config, finished=finished)
     setup = build_training(world.setting(), options, config, learner=MeteredLearner)

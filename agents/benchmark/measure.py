@@ -1,6 +1,8 @@
 """What the benchmark measures of a policy: gold score, KL to the reference, length and variety."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from lmgym.tasks.base import Prompt
 
 SEED = 20_240_229
 """Of the evaluation's prompts and random numbers, which are the same for all agents."""
+GROUP = 8
+"""Best of n is measured from groups of this times n completions, and on this many rollouts."""
 PASS_ROWS = 4096
 """Completions in one pass, when all are listed."""
 
@@ -41,11 +45,12 @@ class Measure:
 
     Args:
         row: of the suite.
-        env: `row.test_rows` rows of test prompts, with the row's β.
+        arguments: of the environment, with test prompts and the row's β.
     """
 
-    def __init__(self, row: Row, env: TokenVectorEnv):
-        self.row, self.env = row, env
+    def __init__(self, row: Row, arguments: Mapping[str, Any]):
+        self.row, self.arguments = row, arguments
+        self.env = TokenVectorEnv(row.test_rows, **arguments)
         self.trees = self._all_trees() if row.exact else []
         self._joined = _join([tree.sequences for tree in self.trees]) if self.trees else None
 
@@ -72,11 +77,7 @@ class Measure:
         """All completions of all test prompts, with their gold scores."""
         task, rng = self.env.task, np.random.default_rng(SEED)
         texts = sorted({task.sample(rng, "test").text for _ in range(2000)})
-        env = TokenVectorEnv(
-            1, task=task, model=self.env.model, score=task.gold, split="test", beta=self.row.beta,
-            max_prompt_tokens=self.env.max_prompt_tokens, max_new_tokens=self.env.max_new_tokens,
-            banned_tokens=self.row.arguments.get("banned_tokens", ()),
-        )  # fmt: skip
+        env = TokenVectorEnv(1, **{**self.arguments, "score": task.gold})
         return [enumerate_tree(env, Prompt(text)) for text in texts]
 
     def _exact(self, policy: TokenPolicy) -> dict[str, float]:
@@ -93,25 +94,27 @@ class Measure:
         return {"gold": float(np.mean(golds)), "kl": float(np.mean(kls)), "length": float(np.mean(lengths))}
 
     def _best_of(self, best: BestOf) -> dict[str, float]:
-        """The same of the best of n: one completion of each group, and the KL of that choice, ties included."""
-        env, n = self.env, best.n
-        buffer = RolloutBuffer.like(env)
-        golds, scores, kls, lengths, texts = [], [], [], [], []
-        for update in range(n):  # so that as many prompts are answered as of other agents
-            collect(best.policy, env, buffer, Stream(SEED, update, samples=n))
-            groups = buffer.score.view(-1, n)
-            alike = torch.full_like(groups, 1 / n)
-            probs = F.best_of_n_probs(groups, alike, n)
+        """The same of the best of n, from groups of `GROUP` · n completions of a prompt."""
+        env, n, group = self.env, best.n, GROUP * best.n
+        rows = -(-env.num_envs // group) * group
+        env = TokenVectorEnv(rows, **self.arguments)
+        buffer, weights = RolloutBuffer.like(env), torch.tensor(F.best_weights(group, n))
+        columns: dict[str, list[Tensor]] = {"gold": [], "score": [], "kl": [], "length": []}
+        texts: list[str] = []
+        for update in range(GROUP):
+            collect(best.policy, env, buffer, Stream(SEED, update, samples=group))
             completions = env.completions()
-            gold = torch.tensor(env.task.gold(env.prompts, completions)).view(-1, n)
-            tokens = buffer.is_action.sum(1).view(-1, n)
-            golds.append((probs * gold).sum(1))
-            scores.append((probs * groups).sum(1))
-            lengths.append((probs * tokens).sum(1))
-            kls.append(F.forward_kl(probs.log(), alike.log()))
-            texts += [completions[i * n + int(k)].text for i, k in enumerate(groups.argmax(1))]
-        mean = [float(torch.cat(column).double().mean()) for column in (golds, scores, kls, lengths)]
-        return dict(zip(("gold", "score", "kl", "length"), mean, strict=True)) | {"distinct_2": distinct(texts)}
+            scores = buffer.score.cpu().view(-1, group)
+            order = scores.sort(dim=1, stable=True).indices  # equal scores are in random order already
+            gold = torch.tensor(env.task.gold(env.prompts, completions)).view(-1, group)
+            tokens = buffer.is_action.sum(1).cpu().view(-1, group).float()
+            for name, column in (("gold", gold), ("score", scores), ("length", tokens)):
+                columns[name].append(column.float().gather(1, order) @ weights)
+            alike = torch.full_like(scores, 1 / group)
+            columns["kl"].append(F.forward_kl(F.best_of_n_probs(scores, alike, n).log(), alike.log()))
+            texts += [completions[i * group + int(k)].text for i, k in enumerate(scores[:, :n].argmax(1))]
+        found = {name: float(torch.cat(parts).double().mean()) for name, parts in columns.items()}
+        return found | {"distinct_2": distinct(texts)}
 
 
 def _chosen(policy: TokenPolicy, sequences: Sequences) -> Tensor:

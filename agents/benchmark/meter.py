@@ -107,7 +107,8 @@ class MeteredLearner(Learner):
 
     def updates(self, total: int) -> Iterator[int]:
         """The indices 0, 1, … of the updates that the budget allows. Updates that sample nothing end after `total`."""
-        most, sampled, update = self.rollout, True, 0
+        most, update = self.rollout, 0
+        sampled = self.meter.left >= most  # otherwise the budget has bought what it learns from
         while self.meter.left >= most if sampled else update < total:
             self.position = update + 1
             progress = self.meter.spent / self.meter.budget if sampled else update / total

@@ -25,14 +25,14 @@ def buy(world: World, policy: TokenPolicy, env: MeteredEnv, samples: int) -> Ite
         update += 1
 
 
-def buy_comparisons(world: World, group: int = 4) -> tuple[list[Comparison], bool]:
-    """Rankings of different completions of the same prompt, by their score.
+def buy_comparisons(world: World, rows: int = 64, group: int = 4) -> tuple[list[Comparison], bool]:
+    """Pairs of completions of the same prompt, the best and the worst of each group by their score.
 
     Returns:
-        The rankings, and whether their texts are complete. Texts that were cut off at the token budget are left out,
+        The pairs, and whether their texts are complete. Texts that were cut off at the token budget are left out,
         unless most texts are.
     """
-    env = world.env(64 // group * group, kl="none")
+    env = world.env(max(1, rows // group) * group, kl="none")
     groups: list[tuple[str, list[tuple[float, str, bool]]]] = []
     for rollout in buy(world, Policy(world.model, None, critic="none"), env, group):
         completions = zip(rollout.score.tolist(), env.completions(), strict=True)

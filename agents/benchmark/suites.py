@@ -42,7 +42,7 @@ TEXT_V1 = Suite(
         # Best: the largest gold score of the policies π_ref · exp(score/β), over all β (at β = 0.095).
         Row(
             "Goodhart", "lmgym/Goodhart-v0", "hacking: the score comes apart from the gold score", "gold",
-            tokens=15_000, passes=120_000, beta=0.1, reference=0.02768, best=0.3850,
+            tokens=15_000, passes=120_000, beta=0.1, reference=0.02843, best=0.3850,
         ),
         Row(
             "Count", "lmgym/Count-v0", "stopping: as many letters as the prompt says", "objective",
@@ -56,10 +56,19 @@ TEXT_V1 = Suite(
             "Both", "lmgym/Both-v0", "two objectives: the lower one counts", "objective",
             tokens=18_000, passes=144_000, beta=0.02, reference=0.1872, best=0.6501,
         ),
-        # Reference: of 20,000 completions.
+        # Reference of this row and the next two: the mean gold of 8,192 held-out completions (Sentiment: 2,048).
         Row(
             "Alternate", "lmgym/Alternate-v0", "long horizon: letters of two kinds must alternate", "gold",
-            tokens=32_000, passes=256_000, beta=0.01, reference=0.07, best=1.0, exact=False, test_rows=256,
+            tokens=32_000, passes=256_000, beta=0.01, reference=0.0731, best=1.0, exact=False, test_rows=256,
+        ),
+        Row(
+            "Arithmetic", "lmgym/Arithmetic-v0", "sums: a digit is added to a number, in text", "gold",
+            tokens=10_000, passes=120_000, beta=0.02, reference=0.4335, best=1.0, lr=2e-3, exact=False, test_rows=256,
+        ),
+        Row(
+            "Sentiment", "lmgym/Sentiment-v0", "a learned reward model, within 6 nats of KL", "gold",
+            tokens=30_000, passes=360_000, beta=0.08, reference=0.161, best=1.0, lr=2e-3, exact=False,
+            arguments={"max_new_tokens": 24}, max_kl=6.0,
         ),
     ),
 )  # fmt: skip

@@ -43,7 +43,7 @@ class World:
         self.beta, self.lr = row.beta, row.lr
         self.meter = Meter(row.tokens)
         self.curve: list[dict[str, float]] = []
-        self._measure = Measure(row, TokenVectorEnv(row.test_rows, **self._arguments("test", kl="none")))
+        self._measure = Measure(row, self._arguments("test", kl="none"))
         self._seconds, self._since = 0.0, time.process_time()
 
     def env(self, rows: int = 64, **arguments: Any) -> MeteredEnv:

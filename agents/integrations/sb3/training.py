@@ -41,7 +41,10 @@ def train_with_sb3(
     after_update: Callable[[], object],
     **settings: Any,
 ) -> None:
-    """Trains a policy in place, with a learning rate that decays linearly to 0. Other settings are SB3's defaults.
+    """Trains a policy in place, with a learning rate that decays linearly to 0.
+
+    Other settings are SB3's defaults, except for the length of a rollout, which is that of a completion, and PPO's
+    minibatches, which are a quarter of a rollout.
 
     Args:
         algorithm: "ppo" or "a2c".
@@ -57,6 +60,8 @@ def train_with_sb3(
     view = SB3VecEnv(env)
     steps = settings.pop("n_steps", env.max_new_tokens)
     rollout = steps * env.num_envs
+    if algorithm == "ppo":
+        settings.setdefault("batch_size", max(2, rollout // 4))
     model = ALGORITHMS[algorithm](
         LMPolicy,
         view,
