@@ -12,8 +12,8 @@ from agents import functional as F
 from agents.training.pass_memory import decoding_slots
 from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import Sequences
-from lmgym.policy import Policy
 from lmgym.ranks import current, gather_blocks, in_shares, shares
+from lmgym.policy import Policy, TokenPolicy
 from lmgym.reward import exact_kl
 from lmgym.rollout import RolloutBuffer, Stream, collect
 from lmgym.sampling import log_probs
@@ -72,7 +72,7 @@ METRICS = {
 
 @torch.no_grad()
 def evaluate(
-    policy: Policy, env: TokenVectorEnv, seed: int = 0, samples: int = 12, gamma: float = 1.0, lam: float = 0.95
+    policy: TokenPolicy, env: TokenVectorEnv, seed: int = 0, samples: int = 12, gamma: float = 1.0, lam: float = 0.95
 ) -> EvaluationReport:
     """Runs one episode in each row and measures the completions.
 
@@ -127,7 +127,7 @@ def distinct(texts: Sequence[str], n: int = 2) -> float:
 
 
 def _over_vocabulary(
-    policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32, max_logits: int = 2**23
+    policy: TokenPolicy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32, max_logits: int = 2**23
 ) -> tuple[Tensor, Tensor]:
     """[B, T] exact KL to the reference and [B, T] entropy, in nats, at each visited state; 0 outside the actions.
 

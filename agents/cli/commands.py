@@ -14,6 +14,7 @@ COMMANDS = {
     "chat": "talk with a chat model, line by line",
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",
+    "benchmark": "compare agents on a suite of tasks: table, intervals, leaderboard",
     "report": "write report.html for the folder of a run",
     "repeat": "run the command of a run again and compare the results",
     "merge": "write the policy of a run as one plain model folder",

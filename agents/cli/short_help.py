@@ -109,6 +109,18 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     'algorithms': (
     ),
+    'benchmark': (
+        ('SUITE', '', 'A suite, such as "text-v1"; or "report" to write table and leaderboard of results files again; or "verify" to run a sample of their cells again.'),
+        ('--agents', 'ppo,grpo,rloo,reinforce,a2c,expert_iteration', 'What to compare, with commas: algorithms, FILE.py, package.module, installed agents.'),
+        ('--seeds', '3', 'Seeds of each agent on each task.'),
+        ('--tasks', '', 'Only these tasks of the suite, with commas.'),
+        ('--jobs', '1', 'Worker processes, of one thread each.'),
+        ('--shard', '1/1', 'Which part of the cells to run, such as 2/4 on the second of four machines.'),
+        ('--time-limit', '600.0', 'Maximum seconds of a cell, after which it counts as failed; 0: no limit.'),
+        ('--retry-failed', 'False', 'Run cells again that ended without a result.'),
+        ('--out', '', 'Folder of results, table.md and leaderboard.html; by default runs/benchmark/SUITE.'),
+        ('--cells', '5', 'For "verify": how many cells to run again.'),
+    ),
     'report': (
         ('RUN...', '', 'Folders of runs.'),
     ),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli import (
+    benchmark,
     chat,
     evaluate,
     folder,
@@ -38,6 +39,7 @@ KINDS: dict[str, Callable[[], type]] = {
     "evaluate": lambda: evaluate.Evaluate,
     "sample": lambda: sample.Sample,
     "chat": lambda: chat.Chat,
+    "benchmark": lambda: benchmark.Benchmark,
     "report": lambda: report.Report,
     "repeat": lambda: repeat.Repeat,
     "merge": lambda: merge.Merge,
@@ -77,6 +79,10 @@ SHOWN = {
     ),
     "envs": (),
     "algorithms": (),
+    "benchmark": (
+        "SUITE", "--agents", "--seeds", "--tasks", "--jobs", "--shard", "--time-limit", "--retry-failed", "--out",
+        "--cells",
+    ),
     "report": ("RUN...",),
     "repeat": ("RUN", "--out"),
     "merge": ("RUN", "OUT", "--policy", "--dtype"),
