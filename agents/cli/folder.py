@@ -114,7 +114,7 @@ def open_run(
         track=track,
         limits=wanted.limits,
         arguments=[command, *argv],
-        inputs=_inputs(wanted),
+        inputs=input_digests(wanted),
         defaults=about(_defaults(wanted)),
     )
 
@@ -133,7 +133,7 @@ def _defaults(wanted: Any) -> dict[str, Any]:
     return found
 
 
-def _inputs(wanted: Any) -> dict[str, str]:
+def input_digests(wanted: Any) -> dict[str, str]:
     """SHA-256 of the files and folders that a command reads, by the names that the user gave."""
     algorithm = getattr(wanted, "algorithm", "")
     given = [getattr(wanted, name, None) for name in INPUTS] + [algorithm if algorithm.endswith(".py") else ""]

@@ -15,6 +15,8 @@ from typing import Any
 
 from agents.cli import (
     chat,
+    check,
+    compare,
     evaluate,
     folder,
     merge,
@@ -27,6 +29,7 @@ from agents.cli import (
     sample,
     sft,
     short_help,
+    sweep,
     train,
 )
 
@@ -39,6 +42,9 @@ KINDS: dict[str, Callable[[], type]] = {
     "sample": lambda: sample.Sample,
     "chat": lambda: chat.Chat,
     "report": lambda: report.Report,
+    "compare": lambda: compare.Compare,
+    "sweep": lambda: sweep.options_type("ppo")[0],
+    "check": lambda: check.Check,
     "repeat": lambda: repeat.Repeat,
     "merge": lambda: merge.Merge,
     "push": lambda: push.Push,
@@ -50,7 +56,7 @@ SHOWN = {
     "train": (
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
-        "--from-adapter", "--chat", "--seed", "--device", "--out", "--resume",
+        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--device", "--out", "--resume",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
@@ -78,6 +84,12 @@ SHOWN = {
     "envs": (),
     "algorithms": (),
     "report": ("RUN...",),
+    "compare": ("RUN...", "--out"),
+    "sweep": (
+        "TASK", "--over", "--seeds", "--jobs", "--trials", "--metric", "--algorithm", "--model", "--prompts", "--gold",
+        "--reward", "--test-prompts", "--device", "--out",
+    ),
+    "check": ("FILE", "--skip", "--kl", "--rows", "--lr", "--updates", "--draws", "--allow-shared-prompts"),
     "repeat": ("RUN", "--out"),
     "merge": ("RUN", "OUT", "--policy", "--dtype"),
     "push": ("RUN", "--to", "--policy", "--merged", "--base", "--private"),
