@@ -1,6 +1,7 @@
 """Evaluation of a policy on held-out prompts: scores, KL to the reference, diversity, texts."""
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,18 +35,21 @@ class EvaluationReport:
     Attributes:
         figures: the measured quantities by name; see `METRICS`.
         samples: some completions as plain data, with the reward, KL, value and advantage of each token.
+        rows: for every completion the CRC-32 of its prompt, as "prompt", and its `ROW_FIGURES`: what a paired
+            comparison of two policies needs.
     """
 
     figures: Mapping[str, Figure]
     samples: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, float]] = ()
 
     def figures_to_dict(self) -> dict[str, dict[str, float]]:
         """The figures, as plain data."""
         return {name: {"mean": f.mean, "stderr": f.stderr} for name, f in self.figures.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Figures and samples, as plain data."""
-        return {"figures": self.figures_to_dict(), "samples": list(self.samples)}
+        """All of it, as plain data."""
+        return {"figures": self.figures_to_dict(), "samples": list(self.samples), "rows": list(self.rows)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationReport":
@@ -55,7 +59,8 @@ class EvaluationReport:
             return math.nan if value is None else value
 
         figures = {k: Figure(number(f["mean"]), number(f["stderr"])) for k, f in data["figures"].items()}
-        return cls(figures, [{**sample, "score": number(sample["score"])} for sample in data["samples"]])
+        samples = [{**sample, "score": number(sample["score"])} for sample in data["samples"]]
+        return cls(figures, samples, data.get("rows", ()))
 
 
 METRICS = {
@@ -68,6 +73,9 @@ METRICS = {
     "finished_share": "share of completions that ended before the token budget",
     "distinct_2": "number of distinct word pairs / number of word pairs, over all completions",
 }
+
+ROW_FIGURES = ("gold", "score", "kl_nats_per_sequence", "tokens")
+"""The figures that are kept for every completion, where they are measured."""
 
 
 @torch.no_grad()
@@ -114,7 +122,11 @@ def evaluate(
         _sample(env, buffer, advantages, row, None if gold is None else float(gold[row]))
         for row in range(min(samples, rows))
     ]
-    return EvaluationReport(figures, shown)
+    kept = {name: columns[name].tolist() for name in ROW_FIGURES if name in columns}
+    kept["prompt"] = [zlib.crc32(p.text.encode(errors="surrogatepass")) for p in env.prompts]
+    return EvaluationReport(
+        figures, shown, [dict(zip(kept, row, strict=True)) for row in zip(*kept.values(), strict=True)]
+    )
 
 
 def distinct(texts: Sequence[str], n: int = 2) -> float:

@@ -137,7 +137,7 @@ def open_run(
         track=track,
         limits=wanted.limits,
         arguments=[command, *argv],
-        inputs=_inputs(wanted),
+        inputs=input_digests(wanted),
         defaults=about(_defaults(wanted)),
     )
 
@@ -161,7 +161,7 @@ def path_of(value: str) -> str:
     return value.rpartition(":")[0] if ".py:" in value else value
 
 
-def _inputs(wanted: Any) -> dict[str, str]:
+def input_digests(wanted: Any) -> dict[str, str]:
     """SHA-256 of the files and folders that a command reads, by the names that the user gave."""
     algorithm = getattr(wanted, "algorithm", "")
     given = [getattr(wanted, name, None) for name in INPUTS] + [algorithm if algorithm.endswith(".py") else ""]

@@ -77,6 +77,7 @@ def run_all(
     )
     reports = (("before", before), ("after", after))
     run.write_rows("samples.jsonl", [{"when": when, **sample} for when, report in reports for sample in report.samples])
+    run.write_rows("scores.jsonl", [{"when": when, **row} for when, report in reports for row in report.rows])
     return before, after
 
 

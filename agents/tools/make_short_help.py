@@ -16,6 +16,8 @@ from typing import Any
 from agents.cli import (
     benchmark,
     chat,
+    check,
+    compare,
     evaluate,
     folder,
     merge,
@@ -28,6 +30,7 @@ from agents.cli import (
     sample,
     sft,
     short_help,
+    sweep,
     train,
 )
 
@@ -41,6 +44,9 @@ KINDS: dict[str, Callable[[], type]] = {
     "chat": lambda: chat.Chat,
     "benchmark": lambda: benchmark.Benchmark,
     "report": lambda: report.Report,
+    "compare": lambda: compare.Compare,
+    "sweep": lambda: sweep.options_type("ppo")[0],
+    "check": lambda: check.Check,
     "repeat": lambda: repeat.Repeat,
     "merge": lambda: merge.Merge,
     "push": lambda: push.Push,
@@ -52,7 +58,7 @@ SHOWN = {
     "train": (
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
-        "--from-adapter", "--chat", "--seed", "--device", "--out", "--resume",
+        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--device", "--out", "--resume",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
@@ -84,6 +90,12 @@ SHOWN = {
         "--cells",
     ),
     "report": ("RUN...",),
+    "compare": ("RUN...", "--out"),
+    "sweep": (
+        "TASK", "--over", "--seeds", "--jobs", "--trials", "--metric", "--algorithm", "--model", "--prompts", "--gold",
+        "--reward", "--test-prompts", "--device", "--out",
+    ),
+    "check": ("FILE", "--skip", "--kl", "--rows", "--lr", "--updates", "--draws", "--allow-shared-prompts"),
     "repeat": ("RUN", "--out"),
     "merge": ("RUN", "OUT", "--policy", "--dtype"),
     "push": ("RUN", "--to", "--policy", "--merged", "--base", "--private"),
