@@ -121,7 +121,9 @@ def require_template(lm: LanguageModel) -> None:
 def as_conversations(comparisons: Sequence[Comparison], system: str | None) -> list[Comparison]:
     """The comparisons with prompts as --chat and --system give them to the model."""
     prompts = [as_conversation(comparison.as_prompt, system) for comparison in comparisons]
-    return [Comparison(p.text, c.ranked, p.messages) for p, c in zip(prompts, comparisons, strict=True)]
+    return [
+        Comparison(p.text, c.ranked, p.messages, c.is_tie) for p, c in zip(prompts, comparisons, strict=True)
+    ]
 
 
 def _own_score(task: Task, entry: TaskSpec, wanted_by_name: bool, wanted: Common) -> Score | None:
