@@ -307,6 +307,16 @@ class Asker:
         found = self.store.rows("SELECT MAX(id) AS id FROM labels WHERE labeller = ?", labeller)
         return found[0]["id"]
 
+    def progress(self, labeller: int) -> dict[str, int]:
+        """How far it is: answers of this labeller ("mine"), labels of all ("all"), and how many are wanted ("wanted").
+
+        "mine" counts every answer, "all" one per item and labeller that counts towards the overlap.
+        """
+        mine = self.store.rows("SELECT COUNT(*) AS n FROM labels WHERE labeller = ?", labeller)[0]["n"]
+        row = self.store.rows(_PROGRESS, self.rules.overlap, self.rules.overlap)[0]
+        most = row["items"] if self.rules.most is None else min(row["items"], self.rules.most * self.rules.overlap)
+        return {"mine": mine, "all": row["done"], "wanted": most}
+
 
 _RESERVED = (
     "(SELECT COUNT(*) FROM showings AS s WHERE s.item = items.id AND s.answered = 0 AND s.labeller != ? AND "
@@ -322,6 +332,10 @@ _BEGUN = (
     "SELECT id FROM items WHERE purpose IN ('ask', 'write') AND asked_at IS NOT NULL AND labels < ? AND NOT EXISTS "
     f"(SELECT 1 FROM labels AS l WHERE l.item = items.id AND l.labeller = ?) AND labels + {_RESERVED} < "
     "CASE purpose WHEN 'write' THEN 1 ELSE ? END ORDER BY asked_at, id LIMIT 1"
+)
+_PROGRESS = (
+    "SELECT COALESCE(SUM(CASE purpose WHEN 'write' THEN 1 ELSE ? END), 0) AS items, COALESCE(SUM(MIN(labels, ?)), 0) "
+    "AS done FROM items WHERE purpose IN ('ask', 'write')"
 )
 _NEVER_ASKED = "SELECT id, split, batch FROM items WHERE purpose IN ('ask', 'write') AND asked_at IS NULL ORDER BY id"
 _ADD_SHOWING = (
