@@ -22,7 +22,18 @@ from agents.labelling.access import Guard
 from agents.labelling.retraining import Retrainer
 from agents.labelling.writer import Writer
 from lmgym.io import parse_json, printable
-from lmgym.preferences import LONGEST, Asker, Figure, Item, LabelStats, LabelStore, Outcome, Showing, StoreError, label_stats
+from lmgym.preferences import (
+    LONGEST,
+    Asker,
+    Figure,
+    Item,
+    LabelStats,
+    LabelStore,
+    Outcome,
+    Showing,
+    StoreError,
+    label_stats,
+)
 
 COOKIE = "lmgym_label"
 FRESH = 3.0
@@ -59,11 +70,15 @@ class Page:
     Args:
         asker: hands out questions of its store.
         retrainer: trains a reward model in the background after so many labels; None: never.
+        labels: the number of labels that the store has.
+
+    Attributes:
+        labels: the number of labels now.
     """
 
-    def __init__(self, asker: Asker, retrainer: Retrainer | None = None) -> None:
+    def __init__(self, asker: Asker, retrainer: Retrainer | None = None, labels: int = 0) -> None:
         self.asker, self.store, self.retrainer = asker, asker.store, retrainer
-        self.writer = Writer(asker.store)
+        self.writer, self.labels = Writer(asker.store), labels
         self._figures: tuple[float, LabelStats] | None = None
         self._visitors: dict[str, _Visitor] = {}
 
@@ -112,8 +127,9 @@ class Page:
                 return route(visitor, body)
 
             found = await self.writer.run(work)
-            if self.retrainer is not None and "progress" in found:
-                self.retrainer.look(found["progress"]["all"])
+            self.labels = found["progress"]["all"]
+            if self.retrainer is not None:
+                self.retrainer.look(self.labels)
             return found
 
         return _as_json(handled)
@@ -310,7 +326,12 @@ HEAD = ["labeller", "answers", "seconds each", "left", "same answer again", "rig
 
 def _row(one: Any) -> list[str]:
     seconds = "" if math.isnan(one.seconds) else f"{one.seconds:.1f}"
-    return [shown(one.name), str(one.labels), seconds, *map(percent, (one.left, one.consistency, one.gold, one.agreement))]
+    return [
+        shown(one.name),
+        str(one.labels),
+        seconds,
+        *map(percent, (one.left, one.consistency, one.gold, one.agreement)),
+    ]
 
 
 def figure_lines(found: LabelStats, own_left: Figure | None) -> list[list[str]]:

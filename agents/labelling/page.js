@@ -18,7 +18,7 @@ async function call(path, body) {
       if (body) busy = response.status === 507; // the disk is full
       if (response.status !== 507) return response.ok ? found : null;
     } catch {
-      $("problem").textContent = `The server does not answer.${body ? " Your answer is sent until it is saved." : ""}`;
+      if (body) $("problem").textContent = "The server does not answer. Your answer is sent again until it is saved.";
     }
     if (!body) return null;
     await new Promise((resolve) => setTimeout(resolve, 1500)); // then the same again, with the same nonce

@@ -38,15 +38,29 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         found.close()
         if error.errno == errno.EADDRINUSE:
-            raise ValueError(f"port {port} is in use: give another one with --port, or 0 for any that is free") from error
+            raise ValueError(
+                f"port {port} is in use: give another one with --port, or 0 for any that is free"
+            ) from error
         raise ValueError(f"cannot listen on {host}, port {port} ({error.strerror}): give --host and --port") from error
     return found
 
 
 def links(store: LabelStore, labellers: Sequence[int], host: str, port: int) -> list[str]:
     """The link of each labeller. Whoever has it labels in that name."""
+    if ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_unspecified:
+        host = own_address()
     name = f"[{host}]" if ":" in host else host
     return [f"http://{name}:{port}/?token={store.token(labeller)}" for labeller in labellers]
+
+
+def own_address() -> str:
+    """This machine's address in its network; 127.0.0.1 if it is in none. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address for documentation, RFC 5737
+            return probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
 
 
 def serve(page: Page, socket_: socket.socket, until: Callable[[], bool] | None = None) -> None:

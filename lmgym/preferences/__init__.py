@@ -6,7 +6,8 @@ from lmgym.preferences.asking import Asker, Outcome, Rules
 from lmgym.preferences.comparisons import Comparison, write_comparisons
 from lmgym.preferences.database import StoreError
 from lmgym.preferences.items import LONGEST, MOST_TEXTS, Item, Label, Showing
-from lmgym.preferences.label_files import Format, Ties, comparisons_of, export_labels, import_labels
+from lmgym.preferences.label_card import label_card
+from lmgym.preferences.label_files import Format, Ties, comparisons_of, export_labels, import_labels, read_items
 from lmgym.preferences.label_stats import LabellerStats, LabelStats, label_stats
 from lmgym.preferences.labellers import SimulatedLabeller
 from lmgym.preferences.queries import Strategy
@@ -40,9 +41,11 @@ __all__ = [
     "export_labels",
     "import_labels",
     "krippendorff_alpha",
+    "label_card",
     "label_stats",
     "leave_out",
     "read_comparisons",
+    "read_items",
     "side_bias",
     "wilson",
     "write_comparisons",

@@ -138,7 +138,9 @@ def alpha_with_interval(
     return Figure(krippendorff_alpha(ratings, level), float(low), float(high), items)
 
 
-def _coincidences(ratings: Float[ndarray, "labellers items"]) -> tuple[Float[ndarray, "items C C"], Float[ndarray, " C"]]:
+def _coincidences(
+    ratings: Float[ndarray, "labellers items"],
+) -> tuple[Float[ndarray, "items C C"], Float[ndarray, " C"]]:
     """For each item with m ≥ 2 answers, how often values c and k are paired, divided by m − 1; and the values."""
     values = np.unique(ratings[np.isfinite(ratings)])
     counts = (ratings.T[:, :, None] == values).sum(1).astype(float)
@@ -156,8 +158,10 @@ def _alpha(o: Float[ndarray, "B C C"], values: Float[ndarray, " C"], level: Leve
     return 1 - np.divide((total - 1) * observed, expected, out=np.full(len(o), np.nan), where=expected > 0)
 
 
-def _differences(frequency: Float[ndarray, "B C"], values: Float[ndarray, " C"], level: Level) -> Float[ndarray, "b C C"]:
-    """δ²: nominal, 1 unless equal; interval, (c − k)²; ordinal, (the frequency of the values from c to k, half of both)²."""
+def _differences(
+    frequency: Float[ndarray, "B C"], values: Float[ndarray, " C"], level: Level
+) -> Float[ndarray, "b C C"]:
+    """δ²: nominal, 1 unless equal; interval, (c − k)²; ordinal, (how often values from c to k occur, half of both)²."""
     if level == "nominal":
         return (1 - np.eye(len(values)))[None]
     if level == "interval":

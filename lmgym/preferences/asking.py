@@ -9,7 +9,7 @@ import numpy as np
 
 from lmgym.preferences.items import Item, Showing, answer_of
 from lmgym.preferences.queries import RANDOM_SHARE, Strategy, choose
-from lmgym.preferences.store import LabelStore, item_of
+from lmgym.preferences.store import LabelStore
 
 FUTURE = 5.0
 """Seconds by which a lease may have begun in the future before it counts as one from before the clock was set back."""
@@ -119,7 +119,9 @@ class Asker:
 
     def _is_taken(self, item: int, labeller: int) -> bool:
         """Whether as many others answer an item, or are about to, as shall."""
-        row = self.store.rows(f"SELECT purpose, labels, {_RESERVED} AS reserved FROM items WHERE id = ?", *self._now(labeller), item)[0]
+        row = self.store.rows(
+            f"SELECT purpose, labels, {_RESERVED} AS reserved FROM items WHERE id = ?", *self._now(labeller), item
+        )[0]
         return row["purpose"] in ("ask", "write") and row["labels"] + row["reserved"] >= self._overlap(row["purpose"])
 
     def _overlap(self, purpose: str) -> int:
@@ -153,7 +155,9 @@ class Asker:
         return None if number is None else self._show(number, labeller)
 
     def _calibration(self, done: set[int]) -> int | None:
-        rows = self.store.rows("SELECT id FROM items WHERE purpose = 'calibration' ORDER BY id LIMIT ?", self.rules.calibration)
+        rows = self.store.rows(
+            "SELECT id FROM items WHERE purpose = 'calibration' ORDER BY id LIMIT ?", self.rules.calibration
+        )
         return next((row["id"] for row in rows if row["id"] not in done), None)
 
     def _to_repeat(self, labeller: int) -> int | None:
@@ -169,7 +173,9 @@ class Asker:
     def _chosen(self) -> int | None:
         """An item that nobody was asked yet, by the strategy; the choice is stored with its propensity."""
         store, rules = self.store, self.rules
-        (asked,) = store.rows("SELECT COUNT(*) FROM items WHERE purpose IN ('ask', 'write') AND asked_at IS NOT NULL")[0]
+        (asked,) = store.rows("SELECT COUNT(*) FROM items WHERE purpose IN ('ask', 'write') AND asked_at IS NOT NULL")[
+            0
+        ]
         if rules.most is not None and asked >= rules.most:
             return None
         rows = store.rows(_NEVER_ASKED)
@@ -189,7 +195,9 @@ class Asker:
 
     def scores(self, items: Sequence[int]) -> np.ndarray | None:
         """[K, N, T] the stored scores of items, NaN where there are none; None if there are none at all."""
-        found = {(row["item"], row["member"]): json.loads(row["scores"]) for row in self.store.rows("SELECT * FROM scores")}
+        found = {
+            (row["item"], row["member"]): json.loads(row["scores"]) for row in self.store.rows("SELECT * FROM scores")
+        }
         if not found:
             return None
         members, texts = 1 + max(member for _, member in found), max(map(len, found.values()))
@@ -205,9 +213,20 @@ class Asker:
         store, now, item = self.store, self.store.clock(), self.store.item(number)
         draws = [store.draw("side", number, labeller, text) for text in range(len(item.texts))]
         side = tuple(sorted(range(len(draws)), key=draws.__getitem__, reverse=repeat))
-        count = store.rows("SELECT COUNT(*) AS n FROM showings WHERE item = ? AND labeller = ?", number, labeller)[0]["n"]
+        count = store.rows("SELECT COUNT(*) AS n FROM showings WHERE item = ? AND labeller = ?", number, labeller)[0][
+            "n"
+        ]
         nonce = store.digest("nonce", number, labeller, repeat, count).hex()[:32]
-        row = (nonce, number, labeller, repeat, json.dumps(side), store.guidelines()[0], now, now + self.rules.lease_seconds)
+        row = (
+            nonce,
+            number,
+            labeller,
+            repeat,
+            json.dumps(side),
+            store.guidelines()[0],
+            now,
+            now + self.rules.lease_seconds,
+        )
         with store.transaction() as connection:
             connection.execute(_ADD_SHOWING, row)
         return Showing(nonce, item, side, repeat)
@@ -289,7 +308,9 @@ class Asker:
         """
         store = self.store
         with store.transaction() as connection:
-            found = store.rows("SELECT * FROM events WHERE id = ? AND labeller = ? AND answer != 'undo'", event, labeller)
+            found = store.rows(
+                "SELECT * FROM events WHERE id = ? AND labeller = ? AND answer != 'undo'", event, labeller
+            )
             if not found:
                 raise ValueError("there is no such answer of yours to take back: reload the page")
             if store.rows("SELECT 1 FROM events WHERE undo_of = ?", event):

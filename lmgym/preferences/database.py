@@ -23,8 +23,8 @@ CREATE TABLE guidelines (version INTEGER PRIMARY KEY, text TEXT NOT NULL, added_
 CREATE TABLE labellers (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, role TEXT NOT NULL, added_at REAL NOT NULL, withdrawn_at REAL);
 CREATE TABLE withdrawals (labeller INTEGER PRIMARY KEY, at REAL NOT NULL, events INTEGER NOT NULL);
--- What can be asked. `asked_at`, `strategy` and `propensity` are set when an item is first chosen; `labels` counts those
--- who have answered it and did not skip it.
+-- What can be asked. `asked_at`, `strategy` and `propensity` are set when an item is first chosen; `labels` counts who
+-- has answered it and did not skip it.
 CREATE TABLE items (
     id INTEGER PRIMARY KEY, purpose TEXT NOT NULL, prompt TEXT NOT NULL, messages TEXT NOT NULL, texts TEXT NOT NULL,
     best INTEGER, explanation TEXT NOT NULL, source TEXT NOT NULL, model TEXT NOT NULL, split TEXT NOT NULL,

@@ -24,8 +24,8 @@ class Item:
         prompt: what the texts continue; with `messages`, their transcript by default.
         texts: two to four different texts; none where a person writes one.
         messages: the conversation that the texts answer.
-        purpose: "ask" for a label; "gold" and "calibration" have a known answer, hidden or told afterwards; "write" asks
-            for a text.
+        purpose: "ask" for a label; "gold" and "calibration" have a known answer, hidden or told afterwards; "write"
+            asks for a text.
         best: the index of the text that is known to be best.
         explanation: why, which is shown after an answer in the calibration round.
         source: where the texts come from; labellers do not see it.

@@ -3,17 +3,21 @@
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lmgym.io import atomic, read_jsonl
+from lmgym.io import Source, atomic, read_jsonl, read_rows, source_name
 from lmgym.io.jsonl import parse_json
 from lmgym.preferences.comparisons import Comparison, comparison_row
 from lmgym.preferences.items import Item, Label, answer_of
-from lmgym.preferences.rows import read_comparisons
+from lmgym.preferences.rows import comparison_of, read_comparisons
 from lmgym.preferences.store import LabelStore
+from lmgym.tasks.prompt_rows import prompt_of
 
 Format = Literal["pairs", "conversations", "argilla", "texts", "whole"]
 Ties = Literal["drop", "half"]
@@ -46,16 +50,23 @@ def comparisons_of(
     return found
 
 
-def export_labels(store: LabelStore, path: str | os.PathLike[str], form: Format = "pairs", ties: Ties = "drop") -> int:
+def export_labels(
+    store: LabelStore,
+    path: str | os.PathLike[str],
+    form: Format = "pairs",
+    ties: Ties = "drop",
+    split: Literal["all", "train", "test"] = "all",
+) -> int:
     """Writes labels to a file, which `import_labels` reads back; returns the number of rows.
 
     Args:
         store: the file of labels.
         path: the file to write.
-        form: "pairs": prompt, chosen and rejected as texts, or prompt and ranking. "conversations": the same as messages
-            (as TRL reads them). "argilla": the records that `Dataset.records.to_json` of Argilla 2 writes. "texts":
-            prompts and the texts that people wrote, for fine-tuning. "whole": all items, labellers and events.
+        form: "pairs": prompt, chosen and rejected as texts, or prompt and ranking. "conversations": the same as
+            messages, as TRL reads them. "argilla": the records that `Dataset.records.to_json` of Argilla 2 writes.
+            "texts": prompts and the texts that people wrote, for fine-tuning. "whole": all items, labellers and events.
         ties: as in `comparisons_of`, for "pairs" and "conversations".
+        split: for the same, which labels.
     """
     if form == "whole":
         rows = list(_whole_rows(store))
@@ -65,7 +76,7 @@ def export_labels(store: LabelStore, path: str | os.PathLike[str], form: Format 
         rows = _written_rows(store)
     elif form in get_args(Format):
         make = comparison_row if form == "pairs" else _conversation_row
-        rows = [make(comparison) for comparison in comparisons_of(store, ties=ties)]
+        rows = [make(comparison) for comparison in comparisons_of(store, None if split == "all" else split, ties)]
     else:
         raise ValueError(f"no format {form!r}: give one of {', '.join(get_args(Format))}")
     if form == "argilla":
@@ -97,6 +108,60 @@ def import_labels(store: LabelStore, path: str | os.PathLike[str], form: Format,
     }
     with store.transaction():
         return readers[form](store, Path(path))
+
+
+# Questions ------------------------------------------------------------------------------------------------------------
+
+
+def read_items(
+    source: Source,
+    fields: Mapping[str, str] | None = None,
+    purpose: Literal["ask", "gold"] = "ask",
+    say: Callable[[str], object] | None = None,
+) -> list[Item]:
+    """Reads texts to compare: comparisons in any common form, or rows with a prompt and a list of texts without a rank.
+
+    Args:
+        source: a file, a folder, the name of a data set, or rows; see `lmgym.io.read_rows`.
+        fields: other names for fields.
+        purpose: "gold" for rows whose best text is known, with an optional "explanation".
+        say: receives messages for the user, such as the number of rows that compare a text with itself.
+
+    Raises:
+        ValueError: a row is malformed, or cannot be shown; the message names the file and the row.
+    """
+    notes: Counter[str] = Counter()
+    items, name = [], source_name(source)
+    for place, row in read_rows(source, fields):
+        try:
+            items.append(_item(row, place, purpose, notes, name))
+        except ValueError as error:
+            said = str(error)
+            raise ValueError(said if said.startswith(place) else f"{place}: {said}") from error
+    for what, count in notes.items():
+        (say or warnings.warn)(f"{name}: {count} of {len(items)} rows {what}")
+    found = [item for item in items if item is not None]
+    if not found:
+        raise ValueError(f"{name}: no row has two different texts to compare")
+    return found
+
+
+UNRANKED = ("texts", "completions", "responses", "answers", "generations")
+
+
+def _item(
+    row: Mapping[str, Any], place: str, purpose: Literal["ask", "gold"], notes: Counter[str], source: str
+) -> Item | None:
+    texts = next((row[name] for name in UNRANKED if isinstance(row.get(name), list)), None)
+    if purpose == "ask" and texts is not None and all(isinstance(text, str) for text in texts):
+        prompt = prompt_of(row, place)
+        return Item(prompt.text, tuple(texts), prompt.messages, source=source)
+    comparison = comparison_of(row, place, notes)
+    if comparison is None:
+        return None
+    explanation = row.get("explanation")
+    item = Item.of(comparison, purpose, source)
+    return replace(item, explanation=explanation) if isinstance(explanation, str) else item
 
 
 # Comparisons ----------------------------------------------------------------------------------------------------------

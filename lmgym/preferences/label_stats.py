@@ -103,7 +103,9 @@ def label_stats(store: LabelStore) -> LabelStats:
     return stats_of(labels, items, trainings[0] if trainings else None)
 
 
-def stats_of(labels: Sequence[Label], items: Mapping[int, Item], training: Mapping[str, int] | None = None) -> LabelStats:
+def stats_of(
+    labels: Sequence[Label], items: Mapping[int, Item], training: Mapping[str, int] | None = None
+) -> LabelStats:
     """The figures of labels.
 
     Args:

@@ -13,8 +13,8 @@ WORST = 0.5
 class SimulatedLabeller:
     """Chooses the text with the highest score, with errors.
 
-    With probability |b| the answer is the side of the bias, whatever the texts are. Otherwise it is the better text; with
-    the probability ε that of the error it is the other one. ε grows with fatigue, up to a half.
+    With the probability |b| the answer is the side of the bias, whatever the texts are. Otherwise it is the better text
+    or, with the probability ε of an error, the other one. ε grows with fatigue, up to a half.
 
     Attributes:
         error_rate: ε of the first answer.

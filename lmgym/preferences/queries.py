@@ -93,8 +93,9 @@ def choose(
 ) -> Query:
     """Chooses one of N items.
 
-    With the probability `random_share` it is a held-out item, at random. Otherwise it is an item to train on: again with
-    `random_share` at random, and else by the strategy; at random where the strategy needs scores and there are none.
+    With the probability `random_share` it is a held-out item, at random. Otherwise it is an item to train on: again
+    with `random_share` at random, and else by the strategy. Where the strategy needs scores and there are none, it is
+    at random.
 
     Args:
         strategy: how to choose.
@@ -109,11 +110,13 @@ def choose(
     """
     if not RANDOM_SHARE <= random_share <= 1:
         raise ValueError(
-            f"a random share of {random_share} is out of range: give {RANDOM_SHARE} to 1; without it, the accuracy of a "
-            "reward model could not be measured"
+            f"a random share of {random_share} is out of range: give {RANDOM_SHARE} to 1; without it, the accuracy of "
+            "a reward model could not be measured"
         )
     if strategy not in get_args(Strategy) or not len(is_test):
-        raise ValueError(f"the strategy {strategy!r} for {len(is_test)} items; known are {', '.join(get_args(Strategy))}")
+        raise ValueError(
+            f"the strategy {strategy!r} for {len(is_test)} items; known are {', '.join(get_args(Strategy))}"
+        )
     test_share = float(is_test.mean()) if is_test.all() or not is_test.any() else random_share
     is_held_out = bool(rng.random() < test_share)
     group = np.flatnonzero(is_test == is_held_out)

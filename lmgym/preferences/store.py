@@ -232,7 +232,9 @@ class LabelStore:
     def set_scores(self, scores: dict[int, Sequence[Sequence[float]]]) -> None:
         """Replaces the scores of texts: for each item's id, one row per member of the ensemble, one number per text."""
         rows = [
-            (item, member, json.dumps(list(row))) for item, members in scores.items() for member, row in enumerate(members)
+            (item, member, json.dumps(list(row)))
+            for item, members in scores.items()
+            for member, row in enumerate(members)
         ]
         with self.transaction() as connection:
             connection.execute("DELETE FROM scores")
