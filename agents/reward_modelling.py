@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from agents import functional as F
@@ -47,6 +48,13 @@ def scores_of(model: RewardModel, comparisons: Sequence[Comparison]) -> list[Ten
     return list(scores.split([len(c.ranked) for c in comparisons]))
 
 
+def comparison_loss(scores: Float[Tensor, " K"], comparison: Comparison) -> Float[Tensor, ""]:
+    """`functional.ranking_loss`; of a tie, its mean over the order and the reverse: the cross-entropy with target ½."""
+    if not comparison.is_tie:
+        return F.ranking_loss(scores)
+    return (F.ranking_loss(scores) + F.ranking_loss(scores.flip(0))) / 2
+
+
 def margins_of(scores: Sequence[Tensor]) -> Tensor:
     """The score of the better (by label) minus that of the worse, for all pairs of all rankings."""
     return torch.cat([(s[:, None] - s[None])[tuple(torch.triu_indices(len(s), len(s), 1))] for s in scores])
@@ -54,7 +62,8 @@ def margins_of(scores: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: RewardModel, comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """Accuracy and calibration on held-out comparisons."""
+    """Accuracy and calibration on held-out comparisons; ties have no right answer and are left out."""
+    comparisons = [comparison for comparison in comparisons if not comparison.is_tie]
     parts = [scores_of(model, comparisons[start : start + 32]) for start in range(0, len(comparisons), 32)]
     margins = margins_of([scores for part in parts for scores in part])
     # Count each pair in both orders: with the better one always first, the outcome would always be "true".
@@ -81,9 +90,11 @@ def train(
     def loss(part: Sequence[Comparison]) -> Tensor:
         """[prompts] the loss of each comparison."""
         scores = scores_of(model, part)
-        loss = torch.stack([F.ranking_loss(s) for s in scores])
+        loss = torch.stack([comparison_loss(s, c) for s, c in zip(scores, part, strict=True)])
         learner.metrics.add("loss/train", loss)
-        learner.metrics.add("accuracy/train", (margins_of(scores) > 0).float())
+        decided = [s for s, c in zip(scores, part, strict=True) if not c.is_tie]
+        if decided:
+            learner.metrics.add("accuracy/train", (margins_of(decided) > 0).float())
         return loss
 
     def length(comparison: Comparison) -> int:

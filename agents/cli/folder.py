@@ -22,7 +22,7 @@ MOST_THREADS = 1024
 """More threads than any machine can use; torch crashes with very many."""
 INPUTS = (
     "prompts", "test_prompts_file", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward",
-    "watch", "chat_template",
+    "watch", "labels", "chat_template",
 )  # fmt: skip
 """Options whose value can be the path of a file or folder that the run reads."""
 _RESUME = (

@@ -93,7 +93,9 @@ def parse(command: str, kind: Any, argv: Sequence[str], default: Any = None) -> 
         said = StringIO()
         try:
             with redirect_stderr(said):
-                return tyro.cli(kind, prog=f"lmgym {command}", description=COMMANDS[command], args=line, **more)
+                return tyro.cli(
+                    kind, prog=f"lmgym {command}", description=_description(command, kind), args=line, **more
+                )
         except SystemExit as stopped:
             refused = _refusal(stopped)
             if refused is not None:
@@ -105,6 +107,11 @@ def parse(command: str, kind: Any, argv: Sequence[str], default: Any = None) -> 
     if shown != list(argv):
         parsed(shown)  # tyro's messages quote the command line: parse it first without terminal control characters
     return parsed(argv)
+
+
+def _description(command: str, kind: Any) -> str:
+    """What a command does; a further word, as in `lmgym label stats`, has its own docstring."""
+    return COMMANDS.get(command) or str(kind.__doc__).partition("\n")[0]
 
 
 def _refusal(stopped: SystemExit) -> ValueError | None:

@@ -249,6 +249,7 @@ def train_reward_model(
 ) -> tuple[RewardModel, Learner]:
     """Trains a reward model from a language model, and reports its accuracy and calibration."""
     rank = rank_for(lm, config.lora_rank)
+    held_out = [comparison for comparison in held_out if not comparison.is_tie]
     model = RewardModel.from_language_model(lm, rank, 2 * rank, seed, ends_with_eos)
     learner = Learner(model.parameters(), config, seed, on_bad_step=on_bad_step, say=run.say)
     total = config.epochs * -(-len(comparisons) // config.minibatch_prompts)

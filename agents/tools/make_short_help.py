@@ -20,6 +20,8 @@ from agents.cli import (
     compare,
     evaluate,
     folder,
+    label,
+    loop,
     merge,
     preferences,
     push,
@@ -38,6 +40,8 @@ KINDS: dict[str, Callable[[], type]] = {
     "train": lambda: train.options_type("ppo")[0],
     "sft": lambda: folder.recorded(sft.SFT),
     "preferences": lambda: folder.recorded(preferences.Preferences),
+    "label": lambda: label.Label,
+    "loop": lambda: loop.Loop,
     "reward": lambda: folder.recorded(reward.Reward),
     "evaluate": lambda: evaluate.Evaluate,
     "sample": lambda: sample.Sample,
@@ -68,9 +72,17 @@ SHOWN = {
         "TASK", "--model", "--prompts", "--gold", "--max-new-tokens", "--preferences.prompts",
         "--preferences.completions", "--preferences.error-rate", "--seed", "--device", "--out", "--resume",
     ),
+    "label": (
+        "RUN|TASK", "--pairs", "--write", "--db", "--guidelines", "--known", "--count", "--texts", "--until",
+        "--labellers", "--overlap", "--ask", "--retrain-every", "--host", "--port", "--simulate.labellers",
+    ),
+    "loop": (
+        "TASK", "--out", "--rounds", "--labels", "--texts", "--label", "--reward", "--train", "--simulate.labellers",
+        "--seed",
+    ),
     "reward": (
-        "--preferences", "--test-preferences", "--field", "--model", "--epochs", "--lr", "--lora-rank", "--seed",
-        "--device", "--out", "--resume",
+        "--preferences", "--labels", "--test-preferences", "--field", "--model", "--epochs", "--lr", "--lora-rank",
+        "--seed", "--device", "--out", "--resume",
     ),
     "evaluate": (
         "RUN|TASK", "--policy", "--model", "--reward", "--prompts", "--gold", "--temperature", "--max-new-tokens",
