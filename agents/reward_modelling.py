@@ -10,7 +10,7 @@ https://arxiv.org/abs/1706.03741 (Christiano et al.).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from lmgym.preferences import Comparison
 from lmgym.reward import RewardEnsemble, RewardModel, read_text
 
 Loss = Literal["pairs", "choice"]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -127,18 +128,18 @@ def train(
         yield learner.drain() | (evaluate(model, held_out) if held_out and step + 1 == steps else {})
 
 
-def bootstrap(comparisons: Sequence[Comparison], seed: int, member: int) -> list[Comparison]:
-    """As many comparisons, drawn with replacement: what one member of an ensemble is trained on.
+def bootstrap(items: Sequence[Item], seed: int, member: int) -> list[Item]:
+    """As many items (comparisons), drawn with replacement: what one member of an ensemble is trained on.
 
     Christiano et al. 2017, section 2.2.3 (https://arxiv.org/abs/1706.03741). Every member has its own draw.
 
     Args:
-        comparisons: what is drawn from.
+        items: what is drawn from.
         seed: of the ensemble.
         member: its index.
     """
     rng = np.random.default_rng(np.random.SeedSequence((seed, 3, member)))
-    return [comparisons[i] for i in rng.integers(len(comparisons), size=len(comparisons))]
+    return [items[i] for i in rng.integers(len(items), size=len(items))]
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ COMMANDS = {
     "chat": "talk with a chat model, line by line",
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",
+    "study": "run a study: does a paper's claim hold here?",
+    "studies": "list the studies",
     "report": "write report.html for the folder of a run",
     "repeat": "run the command of a run again and compare the results",
     "merge": "write the policy of a run as one plain model folder",
