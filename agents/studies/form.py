@@ -169,9 +169,13 @@ def study_named(name: str) -> ModuleType:
 
 def cells_of(study: ModuleType, config: Any) -> list[Cell]:
     """One cell for each seed. Its key depends on the settings and on the study's own file."""
-    name = study.__name__.rpartition(".")[2]
-    source = hashlib.sha256(Path(study.__file__ or "").read_bytes()).hexdigest()[:16]
-    return [Cell(name, name, "study", index, asdict(config), {"source": source}) for index in range(config.seeds)]
+    name, setting = study.__name__.rpartition(".")[2], {"source": _source_of(study)}
+    return [Cell(name, name, "study", index, asdict(config), setting) for index in range(config.seeds)]
+
+
+def _source_of(study: ModuleType) -> str:
+    """The hash of a study's file."""
+    return hashlib.sha256(Path(study.__file__ or "").read_bytes()).hexdigest()[:16]
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
