@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 STUDIES = {
     "christiano": "deep reinforcement learning from human preferences (Christiano et al. 2017)",
     "bai": "a helpful and harmless assistant with RLHF (Bai et al. 2022)",
+    "limits": "limits and ethics (Gabriel 2020; Casper et al. 2023)",
     "gao": "scaling laws for reward model overoptimization (Gao et al. 2022)",
+    "ziegler": "fine-tuning language models from human preferences (Ziegler et al. 2019)",
 }
 """The name of each study, and the paper behind it."""
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from agents.experiments.cells import Cell
 from agents.experiments.results import Row
@@ -17,6 +17,7 @@ from agents.experiments.statistics import Estimate, detectable_effect, mean_of_r
 from agents.studies import STUDIES
 
 Outcome = Literal["held", "did not", "cannot be told"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 MIN_RUNS = 3
 """Minimum number of seeds for a verdict about a mean."""
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from agents.experiments.results import Row
 from agents.report import charts
-from agents.studies.form import Verdict, mean_curves, measured
+from agents.studies.form import OUTCOMES, Verdict, mean_curves, measured
 from lmgym.io import atomic
 
 
@@ -77,7 +77,7 @@ def _paragraphs(study: ModuleType) -> list[str]:
 
 def _tally(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(verdict.outcome for verdict in verdicts)
-    parts = [f"{counts[outcome]} {outcome}" for outcome in ("held", "did not", "cannot be told") if counts[outcome]]
+    parts = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
     return f"Of {len(verdicts)} claims: {', '.join(parts)}."
 
 

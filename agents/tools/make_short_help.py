@@ -27,6 +27,7 @@ from agents.cli import (
     sample,
     sft,
     short_help,
+    study,
     train,
 )
 
@@ -38,6 +39,7 @@ KINDS: dict[str, Callable[[], type]] = {
     "evaluate": lambda: evaluate.Evaluate,
     "sample": lambda: sample.Sample,
     "chat": lambda: chat.Chat,
+    "study": lambda: study.Study,
     "report": lambda: report.Report,
     "repeat": lambda: repeat.Repeat,
     "merge": lambda: merge.Merge,
@@ -77,6 +79,8 @@ SHOWN = {
     ),
     "envs": (),
     "algorithms": (),
+    "study": ("NAME", "--quick", "--out", "--jobs", "--retry-failed"),
+    "studies": (),
     "report": ("RUN...",),
     "repeat": ("RUN", "--out"),
     "merge": ("RUN", "OUT", "--policy", "--dtype"),
