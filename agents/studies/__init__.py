@@ -16,6 +16,8 @@ STUDIES = {
     "bai": "a helpful and harmless assistant with RLHF (Bai et al. 2022)",
     "limits": "limits and ethics (Gabriel 2020; Casper et al. 2023)",
     "gao": "scaling laws for reward model overoptimization (Gao et al. 2022)",
+    "ouyang": "following instructions with human feedback (Ouyang et al. 2022)",
+    "trial_runs": "trial runs on 1 to 10 % of the data",
     "ziegler": "fine-tuning language models from human preferences (Ziegler et al. 2019)",
 }
 """The name of each study, and the paper behind it."""
