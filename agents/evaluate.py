@@ -2,10 +2,12 @@
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +15,8 @@ from agents import functional as F
 from agents.training.pass_memory import decoding_slots
 from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import Sequences
-from lmgym.ranks import current, gather_blocks, in_shares, shares
 from lmgym.policy import Policy, TokenPolicy
+from lmgym.ranks import current, gather_blocks, in_shares, shares
 from lmgym.reward import exact_kl
 from lmgym.rollout import RolloutBuffer, Stream, collect
 from lmgym.sampling import log_probs
@@ -136,6 +138,43 @@ def distinct(texts: Sequence[str], n: int = 2) -> float:
     """
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
+
+
+def self_bleu(texts: Sequence[str], n: int = 4) -> float:
+    """The mean BLEU of each text against all others: 1 if all are equal, 0 if no two share a word.
+
+    Zhu et al. 2018 (https://arxiv.org/abs/1802.01886). BLEU is the geometric mean over k = 1 … n of the clipped
+    precision of word k-grams, times the brevity penalty (Papineni et al. 2002, https://aclanthology.org/P02-1040).
+    Above k = 1, one is added to both counts, so that a short text has no precision of 0 (Lin & Och 2004, "ORANGE").
+    Texts without words are left out.
+
+    Args:
+        texts: at least two.
+        n: the longest k-gram.
+
+    Raises:
+        ValueError: fewer than two texts have words.
+    """
+    split = [words for words in map(str.split, texts) if words]
+    if len(split) < 2:
+        raise ValueError(f"self-BLEU compares texts, and {len(split)} of {len(texts)} have words: give at least two")
+    lengths, precisions = Counter(map(len, split)), np.ones(len(split))
+    for k in range(1, n + 1):
+        counts = [Counter(tuple(words[i : i + k]) for i in range(len(words) - k + 1)) for words in split]
+        most: dict[tuple[str, ...], list[int]] = {}  # how often the two texts that hold a k-gram most often hold it
+        for gram, times in ((gram, times) for own in counts for gram, times in own.items()):
+            most[gram] = sorted([*most.get(gram, [0, 0]), times])[-2:]
+        for row, own in enumerate(counts):
+            # Among the other texts: the second one, if this text is the first.
+            matched = sum(min(times, most[gram][times < most[gram][1]]) for gram, times in own.items())
+            precisions[row] *= (matched + (k > 1)) / max(1, own.total() + (k > 1))
+    total = 0.0
+    for words, precision in zip(split, precisions, strict=True):
+        length = len(words)
+        others = (other for other, texts in lengths.items() if texts > (other == length))
+        nearest = min(others, key=lambda other: (abs(other - length), other))
+        total += precision ** (1 / n) * math.exp(min(0.0, 1 - nearest / length))
+    return float(total / len(split))
 
 
 def _over_vocabulary(

@@ -173,9 +173,9 @@ def env_arguments(id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     arguments["model"] = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
     score = arguments.pop("score", None) or spec.reward_model
     if isinstance(score, str):
-        from lmgym.reward import RewardModel, Score
+        from lmgym.reward import Score, load_reward_model
 
-        score = Score({"reward_model": RewardModel.load(score, device=device)})
+        score = Score({"reward_model": load_reward_model(score, device)})
     arguments["score"] = score
     return arguments
 

@@ -17,6 +17,8 @@ COMMANDS = {
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",
     "benchmark": "compare agents on a suite of tasks: table, intervals, leaderboard",
+    "study": "run a study: does a paper's claim hold here?",
+    "studies": "list the studies",
     "report": "write report.html for the folder of a run",
     "compare": "compare runs on one page: curves, differences with intervals, texts side by side",
     "sweep": "train with every combination of some settings and seeds, and compare",

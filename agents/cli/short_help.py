@@ -154,6 +154,15 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ('--out', '', 'Folder of results, table.md and leaderboard.html; by default runs/benchmark/SUITE.'),
         ('--cells', '5', 'For "verify": how many cells to run again.'),
     ),
+    'study': (
+        ('NAME', '', 'Name of the study; `lmgym studies` lists them.'),
+        ('--quick', 'False', 'A smaller study, of at most ten minutes on two cores.'),
+        ('--out', '', 'Folder of the results: runs/studies/NAME by default.'),
+        ('--jobs', '1', 'Number of seeds that run at the same time.'),
+        ('--retry-failed', 'False', 'Run seeds again that ended without a result.'),
+    ),
+    'studies': (
+    ),
     'report': (
         ('RUN...', '', 'Folders of runs.'),
     ),

@@ -22,7 +22,7 @@ from agents.runs import Run
 from lmgym.io import printable
 from lmgym.models import check_base
 
-STAGES = ("sft", "preferences", "reward", "reward_model", "before")
+STAGES = ("sft", "preferences", "query_model", "reward", "reward_model", "before")
 """Names of stages in the folder of a run, which an algorithm cannot have."""
 SHOWN = 3
 """Prompts whose completions before and after training are printed."""

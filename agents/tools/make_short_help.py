@@ -32,6 +32,7 @@ from agents.cli import (
     sample,
     sft,
     short_help,
+    study,
     sweep,
     train,
 )
@@ -47,6 +48,7 @@ KINDS: dict[str, Callable[[], type]] = {
     "sample": lambda: sample.Sample,
     "chat": lambda: chat.Chat,
     "benchmark": lambda: benchmark.Benchmark,
+    "study": lambda: study.Study,
     "report": lambda: report.Report,
     "compare": lambda: compare.Compare,
     "sweep": lambda: sweep.options_type("ppo")[0],
@@ -101,6 +103,8 @@ SHOWN = {
         "SUITE", "--agents", "--seeds", "--tasks", "--jobs", "--shard", "--time-limit", "--retry-failed", "--out",
         "--cells",
     ),
+    "study": ("NAME", "--quick", "--out", "--jobs", "--retry-failed"),
+    "studies": (),
     "report": ("RUN...",),
     "compare": ("RUN...", "--out"),
     "sweep": (
