@@ -68,7 +68,8 @@ class Mutant:
 
 FUNCTIONAL, POLICY, MODELS = "agents/functional.py", "lmgym/policy.py", "lmgym/models"
 ENV, ROLLOUT, LEARNER = "lmgym/env", "lmgym/rollout", "agents/learner.py"
-MASTER_WEIGHTS = "agents/training/master_weights.py"
+MASTER_WEIGHTS, OWN_ROWS = "agents/training/master_weights.py", "lmgym/rollout/own_rows.py"
+RANKS = "tests/test_ranks.py"
 BULK_SCORE = "rewards.scatter_add_(1, self.length[:, None] - 1, (paid.score * terminated)[:, None])"
 BULK_KL = "logp, reference_logp).masked_fill(~is_action, 0.0)"
 STEPPING = "tests/test_env.py::test_stepping_equals_bulk_equals_plain_python"
@@ -500,6 +501,32 @@ MUTANTS = (
     Mutant("gradients-add-up", MASTER_WEIGHTS, "            self.begin_step()", "pass",
            "gradients of earlier steps added to the new one",
            ("tests/test_learner.py::test_a_step_goes_down_its_own_loss_alone",)),
+    Mutant("rewards-of-one-rank", OWN_ROWS, "buffer.reference_logp, buffer.rewards, buffer.score,",
+           "buffer.reference_logp, buffer.score,", "advantages are whitened over the rows of one rank",
+           (f"{RANKS} -k 'ppo or rloo'",)),
+    Mutant("kl-of-one-rank", OWN_ROWS, "buffer.is_action, buffer.reference_logp, buffer.rewards",
+           "buffer.is_action, buffer.rewards", "the KL controller is fed by the rows of one rank",
+           (f"{RANKS} -k 'grpo or rloo'",)),
+    Mutant("same-uniforms-on-all-ranks", ROLLOUT, "policy.device, own.first)", "policy.device, 0)",
+           "all ranks draw the same random numbers", (f"{RANKS} -k 'rloo'",)),
+    Mutant("mean-of-means", LEARNER, "part, loss, weights[rows, :steps], self.metrics",
+           "part, loss, weigh(part.mask) / current().world, self.metrics",
+           "each rank weights its loss by the tokens of its own rows", (f"{RANKS} -k 'ppo'",)),
+    Mutant("norm-before-the-sum", LEARNER, "        self.weights.end_gradient()",
+           "        nn.utils.clip_grad_norm_(self.weights.values, 0.1); self.weights.end_gradient()",
+           "each rank clips its own part of the gradient", (f"{RANKS} -k 'ppo'",)),
+    Mutant("metric-counted-per-rank", "agents/training/metrics.py", "        if ranks.rank > 0:", "        if False:",
+           "a value of the whole step is counted once for each rank", (f"{RANKS} -k 'ppo'",)),
+    Mutant("shuffle-of-its-own", LEARNER, "torch.Generator(device=self.device).manual_seed(seed)",
+           "torch.Generator(device=self.device).manual_seed(seed + current().rank)",
+           "each rank shuffles its minibatches in an order of its own", (f"{RANKS} -k 'ppo or sft'",)),
+    Mutant("whole-loss-per-rank", LEARNER, "loss if world == 1 else loss / world", "loss",
+           "a loss that every rank computes whole counts once for each rank", (f"{RANKS} -k 'ppo or foreign'",)),
+    Mutant("rows-of-rank-0-twice", "agents/training/microbatch.py", "balanced(sizes, ranks.world)[ranks.rank]",
+           "balanced(sizes, ranks.world)[0]", "all ranks take the same share of a step", (f"{RANKS} -k 'rloo'",)),
+    Mutant("unused-parameters-decay", "agents/training/over_ranks.py", "in zip(values, used, strict=True) if count]",
+           "in zip(values, used, strict=True)]", "parameters without a gradient are stepped on several ranks",
+           (f"{RANKS} -k 'no_rank_has'",)),
     Mutant("average-forgets", "agents/training", "share = (1 - self.decay) * ~refused",
            "share = self.decay * ~refused",
            "moving average of the parameters with the weights swapped",

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 TESTED_BY: dict[str, tuple[str, ...]] = {
     "lmgym/env/": ("test_env", "test_action_masks", "test_gymnasium"),
-    "lmgym/rollout/": ("test_rollout", "test_cuda_graph"),
+    "lmgym/rollout/": ("test_rollout", "test_cuda_graph", "test_ranks"),
     "lmgym/models/": (
         "test_models",
         "test_architectures",
@@ -31,6 +31,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "lmgym/critic.py": ("test_policy",),
     "lmgym/sampling.py": ("test_sampling", "test_policy"),
     "lmgym/devices.py": ("test_rollout", "test_memory"),
+    "lmgym/ranks.py": ("test_ranks",),
     "lmgym/tasks/": ("test_tasks", "test_data"),
     "lmgym/tasks/messages.py": ("test_messages", "test_chat"),
     "lmgym/tasks/conversational.py": ("test_messages", "test_chat"),
@@ -42,7 +43,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "lmgym/__init__.py": ("test_gymnasium",),
     "agents/functional.py": ("test_functional", "test_oracles"),
     "agents/learner.py": ("test_ppo", "test_learner"),
-    "agents/training/": ("test_ppo", "test_learner", "test_memory"),
+    "agents/training/": ("test_ppo", "test_learner", "test_memory", "test_ranks"),
     "agents/evaluate.py": ("test_evaluate",),
     "agents/sft.py": ("test_sft",),
     "agents/reward_modelling.py": ("test_reward_model",),
@@ -54,6 +55,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "agents/experiments/": ("test_experiments_runner", "test_experiments_statistics"),
     "agents/cli/": ("test_cli", "test_saved_runs"),
     "agents/cli/chat.py": ("test_chat_cli",),
+    "agents/distributed/": ("test_ranks", "test_ranks_cli"),
     "agents/integrations/": ("test_sb3",),
     "agents/tools/": (),
     "examples/": ("test_examples",),

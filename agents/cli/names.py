@@ -20,6 +20,7 @@ from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.models import LanguageModel, load, set_template
 from lmgym.policy import Policy
 from lmgym.preferences import Comparison, leave_out, read_comparisons
+from lmgym.ranks import tell
 from lmgym.registry import TaskSpec, default_arguments, find_spec, make_task
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 from lmgym.reward import Score, load_reward_model
@@ -250,7 +251,7 @@ def model_named(name: str, wanted: Any) -> LanguageModel:
     if lm.text.padding_note:
         print(f"lmgym: {printable(lm.text.padding_note)}", file=sys.stderr)
     set_template(lm.tokenizer, *chat_options(wanted))
-    torch.set_num_threads(wanted.threads or _default_threads(lm.model.num_parameters()))
+    torch.set_num_threads(wanted.threads or tell(_default_threads(lm.model.num_parameters())))
     return lm
 
 

@@ -27,6 +27,7 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ('--seeds', '', 'Several runs that differ in their seed: --seeds 0 1 2 makes --out/seed-0, seed-1 and seed-2, and a page that compares them.'),
         ('--jobs', '1', 'With --seeds: number of runs at the same time, each in a process of its own.'),
         ('--device', 'auto', '"cpu", "cuda", or "auto", which uses CUDA if there is a GPU.'),
+        ('--procs', '1', 'Processes on this machine that work on the run: each decodes its share of the completions, and takes its share of every step.'),
         ('--out', 'runs/latest', 'Folder of the run: new, empty, or that of an interrupted run with the same options, which then continues.'),
         ('--resume', '', 'Folder of an interrupted run to continue.'),
     ),

@@ -65,6 +65,7 @@ SHOWN = {
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
         "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--device", "--out", "--resume",
+        "--from-adapter", "--chat", "--seed", "--device", "--procs", "--out", "--resume",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
