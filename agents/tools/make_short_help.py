@@ -64,8 +64,7 @@ SHOWN = {
     "train": (
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
-        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--device", "--out", "--resume",
-        "--from-adapter", "--chat", "--seed", "--device", "--procs", "--out", "--resume",
+        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--procs", "--device", "--out", "--resume",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
