@@ -139,9 +139,19 @@ def test_missing_results_are_named_and_leave_whole_seeds() -> None:
     results = Results([r for r in rows if r["task"] != "Task7"] + results_of({"weak": 0.45}, seeds=3))
     assert [s.agent for s in results.ranked] == ["weak"]
     assert "`strong` lacks 3 results, the first is Task7, seed 0; it is not in the table" in markdown(results)
-    live = live_table(results)[1]
+    head, live = live_table(results)
     assert [row[0] for row in live] == ["weak", "strong"]
-    assert live[1][2 + 7] == "", "but the table that fills shows what there is"
+    filled = dict(zip(head, live[1], strict=True))
+    assert [name for name, cell in filled.items() if not cell] == ["Task7"], "the table that fills shows what there is"
+
+
+def test_a_part_of_a_suite_says_so() -> None:
+    rows = results_of({"strong": 0.65}, seeds=3)
+    note = "Only a part of the suite: its other tasks have no results."
+    assert note not in markdown(Results(rows))
+    part = Results([row for row in rows if row["task"] != "Task3"])
+    assert note in markdown(part)
+    assert note in page(part)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from agents.benchmark.drawing import Curve, dot_plot, line_plot, table
 from agents.benchmark.league import Results, Standing
-from agents.benchmark.table import LEGEND, last_line, provenance, short
+from agents.benchmark.table import LEGEND, PART, last_line, provenance, short
 from agents.experiments import statistics
 from agents.report.html import Html, join, tag
 from agents.report.page import POLICY, style_sheet
@@ -70,6 +70,7 @@ def _overall(results: Results) -> Html:
     ]
     return join(
         tag("p", LEGEND, class_="note"),
+        tag("p", PART) if not results.is_whole else "",
         dot_plot(dots, "Mean over tasks of each seed, with the 95 % interval of the mean"),
         table(["agent", "mean", "IQM", "seeds", *tasks], rows),
         tag("p", "; ".join(lacking), class_="note") if lacking else "",

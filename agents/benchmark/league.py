@@ -114,6 +114,11 @@ class Results:
         return self.rows[0]["setting"]["suite"]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every task of the suite has results."""
+        return self.suite.hash == self.hash
+
+    @property
     def ranked(self) -> list[Standing]:
         """The agents that are compared, the best first."""
         return [s for s in self.standings if s.seeds and s.agent not in BASELINES]

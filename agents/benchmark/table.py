@@ -4,13 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agents.benchmark.league import SEPARATE_BY, SEPARATE_P, Results, Standing
+from agents.benchmark.suite import Suite
 from agents.experiments import statistics
+from lmgym.registry import find_spec
 
 LEGEND = (
     "0 is the reference, the model before training, and 1 the best attainable. The mean has a 95 % interval over "
     "seeds; a single task has none. A failed run counts 0. “Equal compute” takes the last evaluation within each "
     "task's budget of token passes."
 )
+
+PART = "Only a part of the suite: its other tasks have no results."
 
 
 def markdown(results: Results) -> str:
@@ -19,7 +23,15 @@ def markdown(results: Results) -> str:
     head = ["agent", "seeds", "mean", "equal compute", "IQM", *tasks]
     lines = [f"# {results.suite.name}", "", LEGEND, "", _row(head), _row(["---"] * len(head))]
     lines += [_row(_cells(results, standing)) for standing in results.standings if standing.seeds]
-    lines += ["", *_incomplete(results), *_failed(results), "## Differences", "", *_differences(results)]
+    lines += [
+        "",
+        *([PART, ""] if not results.is_whole else []),
+        *_incomplete(results),
+        *_failed(results),
+        "## Differences",
+        "",
+        *_differences(results),
+    ]
     lines += ["## Tasks", "", *_tasks(results), "## How it was made", "", *provenance(results)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -102,6 +114,19 @@ def _tasks(results: Results) -> list[str]:
         "",
     ]
     return lines
+
+
+def suite_table(suite: Suite) -> str:
+    """The tasks of a suite, for the documentation."""
+    head = ["task", "capability", "environment", "model", "metric", "tokens", "β", "reference", "best"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for row in suite.rows:
+        metric = "gold − β·KL" if row.metric == "objective" else "gold"
+        limit = "" if row.max_kl is None else f", KL ≤ {row.max_kl:g}"
+        levels = [f"{row.beta:g}", f"{row.reference:.3g}", f"{row.best:.3g}"]
+        model = find_spec(row.id).model
+        lines.append(_row([row.name, row.capability, f"`{row.id}`", model, metric + limit, f"{row.tokens:,}", *levels]))
+    return "\n".join(lines)
 
 
 def provenance(results: Results) -> list[str]:
