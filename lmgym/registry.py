@@ -180,6 +180,21 @@ def env_arguments(id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+LETTER_TASKS = (
+    ("ScaledBandit", "one letter, scores up to 100", 1),
+    ("SmallBandit", "one letter, scores up to 0.01", 1),
+    ("NoisyTree", "up to three letters, with noise on the score", 3),
+    ("FirstLetter", "many letters, of which only the first one counts", 16),
+    ("Password", "exactly one text scores, and a decoy pays a little", 3),
+    ("Goodhart", "a score that comes apart from the gold score", 4),
+    ("Count", "write as many letters as the prompt says, and stop", 5),
+    ("FewPrompts", "letters in order, after 16 training prompts", 3),
+    ("Both", "two objectives, of which the lower one counts", 5),
+    ("Alternate", "letters of two kinds must alternate for long", 16),
+)
+"""The tasks of `lmgym.tasks.letters`: name, summary, token budget."""
+
+
 def register_all() -> None:
     """Registers lmgym's own environments, and those of installed packages."""
     register_task(
@@ -218,18 +233,7 @@ def register_all() -> None:
         max_prompt_tokens=4,
         max_new_tokens=3,
     )
-    for name, summary, steps in (
-        ("ScaledBandit", "one letter, scores up to 100", 1),
-        ("SmallBandit", "one letter, scores up to 0.01", 1),
-        ("NoisyTree", "up to three letters, with noise on the score", 3),
-        ("FirstLetter", "many letters, of which only the first one counts", 16),
-        ("Password", "exactly one text scores, and a decoy pays a little", 3),
-        ("Goodhart", "a score that comes apart from the gold score", 4),
-        ("Count", "write as many letters as the prompt says, and stop", 5),
-        ("FewPrompts", "letters in order, after 16 training prompts", 3),
-        ("Both", "two objectives, of which the lower one counts", 5),
-        ("Alternate", "letters of two kinds must alternate for long", 16),
-    ):
+    for name, summary, steps in LETTER_TASKS:
         register_task(
             f"lmgym/{name}-v0",
             f"lmgym.tasks.letters:{name}",
