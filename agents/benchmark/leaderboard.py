@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from agents.benchmark.drawing import Curve, dot_plot, line_plot, table
 from agents.benchmark.league import Results, Standing
-from agents.benchmark.table import LEGEND, PART, last_line, provenance, short
+from agents.benchmark.table import LEGEND, PART, last_line, provenance, short, two
 from agents.experiments import statistics
 from agents.report.html import Html, join, tag
 from agents.report.page import POLICY, style_sheet
@@ -61,7 +61,7 @@ def _overall(results: Results) -> Html:
     tasks = results.suite.tasks
     shown = [s for s in results.standings if s.seeds]
     rows = [
-        [s.agent, short(results.mean(s)), f"{statistics.interquartile_mean(s.scores):.2f}", f"{s.seeds}", *_means(s)]
+        [s.agent, short(results.mean(s)), two(statistics.interquartile_mean(s.scores)), f"{s.seeds}", *_means(s)]
         for s in shown
     ]
     dots = [(s.agent, _per_seed(s), results.mean(s)) for s in shown]
@@ -147,7 +147,7 @@ def _agents(results: Results) -> Html:
 
 
 def _means(standing: Standing) -> list[str]:
-    return [f"{_mean(scores):.2f}" for scores in standing.scores.values()]
+    return [two(_mean(scores)) for scores in standing.scores.values()]
 
 
 def _mean(scores: Mapping[int, float]) -> float:

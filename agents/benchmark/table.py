@@ -41,8 +41,8 @@ def _row(cells: Iterable[object]) -> str:
 
 
 def _cells(results: Results, standing: Standing) -> list[str]:
-    each = [f"{sum(s.values()) / len(s):.2f}" for s in standing.scores.values()]
-    iqm = f"{statistics.interquartile_mean(standing.scores):.2f}"
+    each = [two(sum(s.values()) / len(s)) for s in standing.scores.values()]
+    iqm = two(statistics.interquartile_mean(standing.scores))
     return [
         f"`{standing.agent}`", str(standing.seeds), short(results.mean(standing)),
         short(results.mean(standing, "passes")), iqm, *each,
@@ -52,8 +52,13 @@ def _cells(results: Results, standing: Standing) -> list[str]:
 def short(estimate: statistics.Estimate) -> str:
     """An estimate with two decimals and its interval, if there is one."""
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+        return two(estimate.value)
+    return f"{two(estimate.value)} [{two(estimate.low)}, {two(estimate.high)}]"
+
+
+def two(value: float) -> str:
+    """Two decimals, and no minus before 0."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _incomplete(results: Results) -> list[str]:
@@ -158,6 +163,6 @@ def live_table(results: Results) -> tuple[Sequence[str], list[Sequence[str]]]:
             own[row["task"]].append(results.score(row))
         means = [sum(scores) / len(scores) if scores else None for scores in own.values()]
         known = [mean for mean in means if mean is not None]
-        shown = [f"{mean:.2f}" if mean is not None else "" for mean in means]
-        rows.append([standing.agent, f"{sum(known) / len(known):.2f}" if known else "", *shown])
+        shown = [two(mean) if mean is not None else "" for mean in means]
+        rows.append([standing.agent, two(sum(known) / len(known)) if known else "", *shown])
     return ["agent", "mean", *results.suite.tasks], rows

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from agents.benchmark.agents import find_agents, known_agents
@@ -127,11 +128,12 @@ def _live(console: Console, cells: Sequence[Cell], folder: Path) -> Iterator[Cal
 
 
 def as_table(results: Results) -> Table:
-    """The means so far, for a terminal."""
+    """The means so far, for a terminal: a line for each task, because there are more tasks than agents."""
     head, rows = live_table(results)
-    table = Table(*head, title=f"{results.suite.name}, means so far")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+    names = [Column(printable(row[0]), overflow="fold", min_width=5, justify="right") for row in rows]
+    table = Table(Column("task", no_wrap=True), *names, title=f"{results.suite.name}, means so far", box=SIMPLE_HEAD)
+    for i, name in enumerate(head[1:], start=1):
+        table.add_row(printable(name), *(row[i] for row in rows))
     return table
 
 
