@@ -240,6 +240,8 @@ def test_the_headline_is_the_last_evaluation_within_the_limits() -> None:
     points = curve((0.2, 0, 0, 0), (0.45, 2, 20, 10), (0.6, 3, 40, 31), (0.7, 3.1, 80, 60))
     assert row.headline(points) == pytest.approx(0.8), "the last one is beyond the KL limit"
     assert row.headline(points, "passes") == pytest.approx(0.5), "and 40 + 2 · 31 is more than 100 passes"
+    later = curve((0.2, 0, 50, 0), (0.45, 2, 70, 10), (0.6, 3, 90, 31))
+    assert row.headline(later, "passes") == pytest.approx(0.5), "passes count from the first evaluation"
     assert row.headline(curve((0.6, 9, 0, 0))) == 0.0, "nothing is within the limit"
     free = replace(row, max_kl=None)
     assert free.headline(points) == pytest.approx(1.0)

@@ -11,7 +11,7 @@ from agents.report.html import Html, join, tag
 from agents.report.page import POLICY, style_sheet
 
 STYLE = """
-.wide { overflow-x: auto } .numbers td, .numbers thead th { padding-left: 18px }
+.wide { overflow-x: auto } .numbers tbody th { text-align: left; font-weight: 400; padding-right: 18px } .numbers td, .numbers thead th { padding-left: 18px }
 .dots text { font-size: 12px; fill: var(--ink) } .dots .muted { fill: var(--muted) }
 .dots line { stroke: var(--rule) } .dots .dot { fill: var(--series-1); fill-opacity: .45 }
 .dots .mean { stroke: var(--ink); stroke-width: 2 } .dots .interval { stroke: var(--series-1); stroke-width: 3 }
@@ -101,10 +101,11 @@ def _compute(results: Results) -> Html:
     shown = sorted((s for s in results.standings if s.seeds), key=lambda s: -results.mean(s, "passes").value)
     rows = []
     for s in shown:
-        ends = [row["result"]["curve"][-1] for row in s.rows if row["status"] == "ok"]
-        tokens = max(1.0, sum(end["tokens"] for end in ends))
-        each = [f"{sum(end[name] for end in ends) / tokens:.1f}" for name in ("forward", "backward")]
-        seconds = sum(end["cpu_seconds"] for end in ends) / max(1, len(ends))
+        curves = [row["result"]["curve"] for row in s.rows if row["status"] == "ok"]
+        spent = [{name: c[-1][name] - c[0][name] for name in c[-1]} for c in curves]
+        tokens = max(1.0, sum(end["tokens"] for end in spent))
+        each = [f"{sum(end[name] for end in spent) / tokens:.1f}" for name in ("forward", "backward")]
+        seconds = sum(end["cpu_seconds"] for end in spent) / max(1, len(spent))
         rows.append([s.agent, short(results.mean(s, "passes")), *each, f"{seconds:.1f}"])
     head = ["agent", "mean", "forward passes per sampled token", "backward passes", "CPU s per run"]
     return join(
