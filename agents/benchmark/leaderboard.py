@@ -11,7 +11,9 @@ from agents.report.html import Html, join, tag
 from agents.report.page import POLICY, style_sheet
 
 STYLE = """
-.wide { overflow-x: auto } .numbers tbody th { text-align: left; font-weight: 400; padding-right: 18px } .numbers td, .numbers thead th { padding-left: 18px }
+.wide { overflow-x: auto }
+.numbers tbody th { text-align: left; font-weight: 400; padding-right: 18px }
+.numbers td, .numbers thead th { padding-left: 18px }
 .dots text { font-size: 12px; fill: var(--ink) } .dots .muted { fill: var(--muted) }
 .dots line { stroke: var(--rule) } .dots .dot { fill: var(--series-1); fill-opacity: .45 }
 .dots .mean { stroke: var(--ink); stroke-width: 2 } .dots .interval { stroke: var(--series-1); stroke-width: 3 }
