@@ -164,7 +164,6 @@ def test_a_part_of_a_suite_says_so() -> None:
         (lambda rows: rows[3]["result"]["curve"][1].pop("kl"), "kl of an evaluation is None"),
         (lambda rows: rows[3]["result"]["curve"][1].update(kl="2"), "kl of an evaluation is '2'"),
         (lambda rows: rows[3]["result"]["curve"].append(3), "tokens of an evaluation is None"),
-        (lambda rows: rows.extend(results_of_cells(cells("strong", 1, spec="other.py"))), "with different settings"),
         (lambda rows: rows[0]["setting"].pop("suite"), "are no benchmark"),
     ],
 )
@@ -208,6 +207,17 @@ def test_two_machines_give_the_table_of_one(tmp_path: Path) -> None:
         return markdown(results).partition("## How it was made")[0]
 
     assert table(merged) == table(Results(rows))
+
+
+def test_the_settings_of_the_last_run_count() -> None:
+    old = [row | {"started": "2026-01-01"} for row in results_of({"mine": 0.3}, seeds=3)]
+    new = [result(c, 0.65) | {"started": "2026-01-02"} for c in cells("mine", 2, spec="mine.py") if c.task != "Task9"]
+    results = Results([*new, *old, *results_of({"weak": 0.45}, seeds=3)])
+    mine = next(s for s in results.standings if s.agent == "mine")
+    assert (mine.seeds, len(mine.missing), results.left_out) == (0, 12, {"mine": 30})
+    assert "- `mine`: 30 results with other settings are left out" in markdown(results)
+    results = Results([*new, *old], {"mine": {"spec": "mine"}})
+    assert (results.standings[0].seeds, results.left_out) == (3, {"mine": 18}), "unless the command says which"
 
 
 class Page(html.parser.HTMLParser):

@@ -68,6 +68,9 @@ def _incomplete(results: Results) -> list[str]:
         for s in results.standings
         if s.missing
     ]
+    lines += [
+        f"- `{agent}`: {count} results with other settings are left out" for agent, count in results.left_out.items()
+    ]
     return ["Incomplete:", "", *lines, ""] if lines else []
 
 
