@@ -16,6 +16,7 @@ from agents.benchmark import verify as verification
 from agents.benchmark.leaderboard import page
 from agents.benchmark.league import Results
 from agents.benchmark.suite import Row, Suite
+from agents.benchmark.suites import find_suite
 from agents.benchmark.table import live_table, markdown
 from agents.benchmark.verify import Rerun, judge, verify
 from agents.experiments import Cell, merge_results, statistics
@@ -262,6 +263,23 @@ def test_the_table_says_how_it_was_made() -> None:
     assert "a machine" in text
     assert "120 runs, 0.08 processor hours" in text
     assert "0 of 10 tasks separate two agents" in text
+
+
+COMMITTED = Path(__file__).resolve().parents[1] / "docs" / "benchmark" / "text-v1"
+
+
+def test_the_committed_table_is_that_of_the_committed_results() -> None:
+    results = Results.read(str(COMMITTED / "results.jsonl"))
+    assert results.hash == find_suite("text-v1").hash
+    assert results.is_whole
+    assert (COMMITTED / "table.md").read_text(encoding="utf-8") == markdown(results)
+    assert (COMMITTED / "leaderboard.html").read_text(encoding="utf-8") == page(results)
+
+
+@pytest.mark.slow
+def test_a_slice_of_the_committed_results_is_confirmed() -> None:
+    verdict = verify([str(COMMITTED / "results.jsonl")], cells=6, seed=0)
+    assert verdict.confirmed, verdict
 
 
 # Verification ---------------------------------------------------------------------------------------------------------
