@@ -42,6 +42,19 @@ class TaskSpec:
 TASK_SPECS: dict[str, TaskSpec] = {}
 ENTRY_POINT_GROUP = "lmgym.tasks"
 """The group of entry points with which other packages register tasks."""
+LETTER_TASKS = (
+    ("ScaledBandit", "one letter, scores up to 100", 1),
+    ("SmallBandit", "one letter, scores up to 0.01", 1),
+    ("NoisyTree", "up to three letters, with noise on the score", 3),
+    ("FirstLetter", "many letters, of which only the first one counts", 16),
+    ("Password", "exactly one text scores, and a decoy pays a little", 3),
+    ("Goodhart", "a score that comes apart from the gold score", 4),
+    ("Count", "write as many letters as the prompt says, and stop", 5),
+    ("FewPrompts", "letters in order, after 16 training prompts", 3),
+    ("Both", "two objectives, of which the lower one counts", 5),
+    ("Alternate", "letters of two kinds must alternate for long", 16),
+)
+"""The tasks of `lmgym.tasks.letters`: class, summary, token budget."""
 
 
 def register_task(
@@ -173,9 +186,9 @@ def env_arguments(id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     arguments["model"] = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
     score = arguments.pop("score", None) or spec.reward_model
     if isinstance(score, str):
-        from lmgym.reward import RewardModel, Score
+        from lmgym.reward import Score, load_reward_model
 
-        score = Score({"reward_model": RewardModel.load(score, device=device)})
+        score = Score({"reward_model": load_reward_model(score, device)})
     arguments["score"] = score
     return arguments
 

@@ -7,8 +7,8 @@ from agents.benchmark.drawing import Curve, dot_plot, line_plot, table
 from agents.benchmark.league import Results, Standing
 from agents.benchmark.table import LEGEND, PART, last_line, provenance, short, two
 from agents.experiments import statistics
+from agents.report.document import document
 from agents.report.html import Html, join, tag
-from agents.report.page import POLICY, style_sheet
 
 STYLE = """
 .wide { overflow-x: auto }
@@ -38,25 +38,8 @@ def page(results: Results) -> str:
         ("runs", "Every agent: settings and command", _agents(results)),
     ]
     title = f"{results.suite.name} leaderboard"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Html(style_sheet() + STYLE)),
-    )
-    facts = [line.removeprefix("- ").replace("`", "") for line in provenance(results)]
-    header = tag(
-        "header",
-        tag("p", "lmgym benchmark", class_="kicker"),
-        tag("h1", title),
-        tag("p", *(tag("span", fact) for fact in facts), class_="facts"),
-        tag("nav", *(tag("a", name.partition(":")[0], href=f"#{key}") for key, name, _ in sections)),
-    )
-    main = tag("main", *(tag("section", tag("h2", name), body, id=key) for key, name, body in sections))
-    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', header, main), lang='en')}\n"
+    facts = [tag("span", line.removeprefix("- ").replace("`", "")) for line in provenance(results)]
+    return document("lmgym benchmark", title, facts, sections, title, STYLE)
 
 
 def _overall(results: Results) -> Html:
