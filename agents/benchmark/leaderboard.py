@@ -27,15 +27,14 @@ def page(results: Results) -> str:
     """The whole page."""
     views = [("overall", "All tasks", _overall(results))]
     for row in results.suite.rows:
-        title = f"{row.name}: {row.capability}"
-        views.append((f"task-{row.name}", title, _task(results, row.name)))
+        views.append((f"task-{row.name}", row.name, _task(results, row.name)))
     sections = [
         *views,
         ("compute", "Equal compute", _compute(results)),
         ("differences", "Differences", _differences(results)),
         ("frontiers", "Gold against KL", _frontiers(results)),
         ("profiles", "Performance profiles", _profiles(results)),
-        ("runs", "Every agent: settings and command", _agents(results)),
+        ("runs", "Every agent", _agents(results)),
     ]
     title = f"{results.suite.name} leaderboard"
     facts = [tag("span", line.removeprefix("- ").replace("`", "")) for line in provenance(results)]
@@ -75,6 +74,7 @@ def _task(results: Results, task: str) -> Html:
     )
     pairs = [f"{a} − {b}: {by:.2f} (p {p:.2g})" for a, b, by, p in results.separations[task]]
     return join(
+        tag("p", row.capability.capitalize()),
         tag("p", facts, class_="note"),
         dot_plot(dots, f"Scores on {task}, one dot for each seed"),
         _curves(results, task),
