@@ -431,7 +431,7 @@ def test_an_installed_agent(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ppo:lr=-1", "lr"),
         ("ppo:lr=1:", "must be NAME or NAME:SETTING=VALUE"),
         ("", "must be NAME or NAME:SETTING=VALUE"),
-        ("distill", "learns from a teacher"),
+        ("distill", "`train` of the agent 'distill' requires 'teacher'"),
         ("random:n=1", "has no settings"),
         ("best_of_n:n=1", "n of at least 2"),
         ("json", "no algorithm 'json'"),

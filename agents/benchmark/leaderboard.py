@@ -74,7 +74,7 @@ def _task(results: Results, task: str) -> Html:
     )
     pairs = [f"{a} − {b}: {by:.2f} (p {p:.2g})" for a, b, by, p in results.separations[task]]
     return join(
-        tag("p", row.capability.capitalize()),
+        tag("p", f"{row.capability[0].upper()}{row.capability[1:]}"),
         tag("p", facts, class_="note"),
         dot_plot(dots, f"Scores on {task}, one dot for each seed"),
         _curves(results, task),
