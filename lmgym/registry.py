@@ -193,6 +193,21 @@ def env_arguments(id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+LETTER_TASKS = (
+    ("ScaledBandit", "one letter, scores up to 100", 1),
+    ("SmallBandit", "one letter, scores up to 0.01", 1),
+    ("NoisyTree", "up to three letters, with noise on the score", 3),
+    ("FirstLetter", "many letters, of which only the first one counts", 16),
+    ("Password", "exactly one text scores, and a decoy pays a little", 3),
+    ("Goodhart", "a score that comes apart from the gold score", 4),
+    ("Count", "write as many letters as the prompt says, and stop", 5),
+    ("FewPrompts", "letters in order, after 16 training prompts", 3),
+    ("Both", "two objectives, of which the lower one counts", 5),
+    ("Alternate", "letters of two kinds must alternate for long", 16),
+)
+"""The tasks of `lmgym.tasks.letters`: name, summary, token budget."""
+
+
 def register_all() -> None:
     """Registers lmgym's own environments, and those of installed packages."""
     register_task(
