@@ -140,7 +140,7 @@ def input_digests(wanted: Any) -> dict[str, str]:
     # These words never mean a file, even if there is one of that name, such as a folder "tiny".
     words = ("default", "learned", "task", *BUILT_IN_MODELS, *BUILT_IN_REWARD_MODELS)
     paths = [value for value in given if isinstance(value, str) and value not in words]
-    paths = [value.rpartition(":")[0] if ".py:" in value else value for value in paths]
+    paths = [value.removeprefix("trl:").rpartition(":")[0] if ".py:" in value else value for value in paths]
     if getattr(wanted, "from_adapter", None):
         policy = Path(wanted.from_adapter) / "policy"
         paths.append(str(policy) if policy.is_dir() else wanted.from_adapter)

@@ -22,7 +22,7 @@ from lmgym.policy import Policy
 from lmgym.preferences import Comparison, leave_out, read_comparisons
 from lmgym.registry import TaskSpec, default_arguments, find_spec, make_task
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
-from lmgym.reward import RewardModel, Score
+from lmgym.reward import RewardModel, Score, trl_reward
 from lmgym.tasks import Conversational, Prompt, PromptList, as_conversation, prompts_of
 from lmgym.tasks.base import ScoreFunction, Task
 
@@ -211,11 +211,13 @@ def score_named(name: str, device: str) -> Score:
 
 
 def function_named(name: str) -> ScoreFunction:
-    """Imports "package.module:function" or "FILE.py:function".
+    """Imports "package.module:function" or "FILE.py:function"; after "trl:" it is a reward function in TRL's form.
 
     Raises:
         ValueError: there is no such module or function.
     """
+    if name.startswith("trl:") and name.count(":") > 1:
+        return trl_reward(function_named(name.removeprefix("trl:")))
     source, _, attribute = name.rpartition(":")
     try:
         module = load_file(source) if source.endswith(".py") else importlib.import_module(source)

@@ -15,6 +15,7 @@ from lmgym.reward.kl import (
 from lmgym.reward.model import BUILT_IN, RewardModel
 from lmgym.reward.reading import read_text
 from lmgym.reward.score import LARGEST_SCORE, Score, ScoreError
+from lmgym.reward.trl import trl_reward
 
 __all__ = [
     "BUILT_IN",
@@ -33,4 +34,5 @@ __all__ = [
     "kl_estimates",
     "kl_reward",
     "read_text",
+    "trl_reward",
 ]
