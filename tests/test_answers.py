@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,3 +296,48 @@ def test_no_data_set_that_was_read_runs_what_the_model_wrote(tmp_path: Path) -> 
     task = made("spiral_matrix", allow_code=True)
     task.score([task._prompt(0)], [Completion(program)])
     assert mark.exists(), "the program runs where eval is called"
+
+
+# TorchRL --------------------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "other_libraries.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def torchrl() -> Any:
+    """TorchRL warns of its own deprecations while it is imported."""
+    pytest.importorskip("torchrl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torchrl.envs
+
+        return torchrl
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("output", ["torch", "numpy"])
+def test_torchrl_accepts_scalar_and_vector(torchrl: Any, output: str) -> None:
+    from torchrl.envs import GymWrapper, check_env_specs
+    from torchrl.envs.gym_like import default_info_dict_reader
+
+    options: dict[str, Any] = {"num_envs": 3, "kl": "none", "output": output, "autoreset_mode": "Disabled"}
+    wrapped = GymWrapper(gym.make_vec("lmgym/Tree-v0", **options))
+    check_env_specs(wrapped)
+    played = wrapped.rollout(6, break_when_any_done=False)
+    assert played.batch_size == (3, 6)
+    assert bool(played["next", "done"].any())
+    scalar = GymWrapper(gym.make("lmgym/Tree-v0", kl="none"))
+    scalar.set_info_dict_reader(default_info_dict_reader(["action_mask", "reference_logp", "score"]))
+    check_env_specs(scalar)
+    played = scalar.rollout(20)
+    assert float(played["next", "score"][-1]) == float(played["next", "reward"][-1]) != 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchrls_ppo_of_the_page_learns(torchrl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"^```python torchrl\n(.*?)^```$", PAGE, re.M | re.S)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(block, "docs/other_libraries.md", "exec"), names)
+    assert names["scores"][0] < 0.6
+    assert np.mean(names["scores"][-3:]) >= 0.95
+    assert "the best is 1" in capsys.readouterr().out
