@@ -262,15 +262,24 @@ def test_scoring_does_not_change_the_question() -> None:
     assert task._entry(prompt.data["index"]) == before
 
 
+def test_questions_that_change_between_processes_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    with pytest.warns(UserWarning, match="reasoning/ransom_note change from process to process.*PYTHONHASHSEED=0"):
+        made("ransom_note")
+    monkeypatch.setenv("PYTHONHASHSEED", "3")
+    made("ransom_note")
+
+
 SLOW_TO_PASS: dict[str, dict[str, Any]] = {}
 """Options with which a data set is checked, where its defaults cannot be."""
 
 
 @pytest.mark.slow
-def test_the_data_sets_pass_the_contract() -> None:
+def test_the_data_sets_pass_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     """All 95 that were read, and with `allow_code` the ten that run code."""
     pytest.importorskip("reasoning_gym")
     failed = {}
+    monkeypatch.setenv("PYTHONHASHSEED", "0")  # only for the warning: the order in this process stays
     for name in [*READ_NAMES, *RUN_CODE]:
         try:
             check_task(made(name, allow_code=name in RUN_CODE, **SLOW_TO_PASS.get(name, {})), draws=6)
@@ -280,12 +289,13 @@ def test_the_data_sets_pass_the_contract() -> None:
 
 
 @pytest.mark.slow
-def test_no_data_set_that_was_read_runs_what_the_model_wrote(tmp_path: Path) -> None:
+def test_no_data_set_that_was_read_runs_what_the_model_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program as the answer, in the forms that eval, SymPy and YAML would run; and the list is of this version."""
     library = pytest.importorskip("reasoning_gym")
     assert {*READ_NAMES, *RUN_CODE, "composite"} == set(library.factory.DATASETS)
     assert READ_VERSION == "0.1.25"
     mark = tmp_path / "ran"
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
     program = f"__import__('pathlib').Path({str(mark)!r}).touch()"
     for name in READ_NAMES:
         task = made(name, size=50)

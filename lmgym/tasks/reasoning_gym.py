@@ -8,7 +8,9 @@ it: a completion could run any program. Those need `allow_code=True`. All others
 
 import copy
 import math
+import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,6 +23,8 @@ from lmgym.tasks.base import Completion, Prompt, Split, Task, sample_in_split
 
 NOT_A_NUMBER = ("complex_arithmetic", "number_sorting")
 """Data sets that pay 1 for the answer "nan", because no comparison with it is true."""
+HASHED = ("isomorphic_strings", "list_functions", "polynomial_multiplication", "ransom_note")
+"""Data sets that go through sets of texts, whose order Python changes from process to process."""
 HUGE = {
     "coin_flip": re.compile(r"e[-+]?\d{4}", re.I),
     "rubiks_cube": re.compile(r"\d{4}"),
@@ -68,6 +72,12 @@ class ReasoningGym(Task):
         check_name(name, allow_code)
         self._library = _library(allow_code)
         self.name, self.size, self.extract = name, size, extract
+        if name in HASHED and os.environ.get("PYTHONHASHSEED", "random") == "random":
+            warnings.warn(
+                f"the questions of reasoning/{name} change from process to process, so no run can be repeated or "
+                "resumed exactly: set PYTHONHASHSEED=0",
+                stacklevel=2,
+            )
         try:
             self._dataset = self._library.create_dataset(name, seed=seed, size=size, **config)
         except (TypeError, AssertionError, ValueError) as error:
