@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from agents.cli.commands import did_you_mean
-from agents.cli.folder import MOST_THREADS
+from agents.cli.folder import MOST_THREADS, TRL
 from agents.cli.options import Common, check_numbers, field_names, note
 from agents.pipeline import Setting
 from agents.pipeline.load_algorithm import load_file
@@ -157,8 +157,14 @@ def _budgets(wanted: Common, entry: TaskSpec, task: Task, lm: LanguageModel) -> 
         if wanted.max_prompt_tokens is None and wanted.long_prompts == "error":
             longest = max(map(len, lm.text.encode_prompts(prompts)))
             defaults["max_prompt_tokens"] = max(longest, defaults["max_prompt_tokens"])
-    elif isinstance(task, Conversational) and wanted.max_prompt_tokens is None:
-        defaults["max_prompt_tokens"] += len(lm.text.chat.encode(task.wrap(Prompt("Hello")).messages))
+    elif isinstance(task, Conversational):
+        around = len(lm.text.chat.encode(task.wrap(Prompt("Hello")).messages))
+        if wanted.max_prompt_tokens is not None and wanted.max_prompt_tokens < around:
+            raise ValueError(
+                f"--max-prompt-tokens is {wanted.max_prompt_tokens}, but the chat template makes {around} tokens of "
+                'the message "Hello" alone: raise it, or leave it out'
+            )
+        defaults["max_prompt_tokens"] += around
     return {**defaults, **chosen, "missing_eos_score": missing_eos_score}
 
 
@@ -216,8 +222,8 @@ def function_named(name: str) -> ScoreFunction:
     Raises:
         ValueError: there is no such module or function.
     """
-    if name.startswith("trl:") and name.count(":") > 1:
-        return trl_reward(function_named(name.removeprefix("trl:")))
+    if name.startswith(TRL) and name.count(":") > 1:
+        return trl_reward(function_named(name.removeprefix(TRL)))
     source, _, attribute = name.rpartition(":")
     try:
         module = load_file(source) if source.endswith(".py") else importlib.import_module(source)

@@ -106,7 +106,8 @@ class ReasoningGym(Task):
     def _prompt(self, index: int) -> Prompt:
         entry = self._entry(index)
         answer = entry["answer"]
-        return Prompt(entry["question"], {"index": index, "answer": None if answer is None else str(answer)})
+        data = {"index": index, "answer": None if answer is None else str(answer)}
+        return Prompt(entry["question"], data, place=f"reasoning/{self.name}, question {index}")
 
     def _score(self, index: int, text: str) -> float:
         answer = self.extract(text)
