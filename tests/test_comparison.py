@@ -92,6 +92,12 @@ def test_seeds_that_make_no_sense(
     assert not (tmp_path / "new").exists()
 
 
+def test_the_folder_of_a_single_run_stays_its_own(seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*LINE, "--seeds", "0", f"--out={seeds / 'seed-3'}"]) == 2
+    assert "holds a single run" in capsys.readouterr().err
+    assert not (seeds / "seed-3" / "results.jsonl").exists()
+
+
 def test_a_run_that_fails_is_named_and_the_others_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
