@@ -5,9 +5,10 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 import lmgym
-from agents import cli
+from agents.cli import names
+from agents.cli.folder import input_digests
 from lmgym.reasoning_names import READ_NAMES, READ_VERSION, RUN_CODE
 from lmgym.reward import Score, ScoreError, trl_reward
 from lmgym.tasks import Completion, Prompt, PromptList, answers
@@ -112,7 +114,8 @@ def test_rewards_equal_trls(chat: bool) -> None:
     texts, limits, ids = ["HELLO", "ok", "no", "a b"], [10, -1, 3, 0], [[1, 2], [3], [4, 5, 6], []]
     rows = [{"prompt": told(f"p{i}", "user"), "limit": limit} for i, limit in enumerate(limits)]
     trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x), reward_funcs=[brevity, shouting], state=None,
+        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x), reward_funcs=[brevity, shouting],
+        state=SimpleNamespace(global_step=0),
         reward_processing_classes=[None, None], reward_func_names=["brevity", "shouting"], environments=None,
         _log_completion_extra=None, _log_metric=None, _current_train_step_time=0.0, args=SimpleNamespace(report_to=[]),
     )  # fmt: skip
@@ -130,7 +133,7 @@ def test_rewards_equal_trls(chat: bool) -> None:
     assert math.isnan(float(theirs[1, 0]))
 
 
-def test_reward_functions_get_what_they_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reward_functions_get_what_they_name(tmp_path: Path) -> None:
     def only(completions: Sequence[str], level: Sequence[Any], bonus: float = 2.0) -> list[float]:
         return [bonus * len(c) * (n or 0) for c, n in zip(completions, level, strict=True)]
 
@@ -139,20 +142,23 @@ def test_reward_functions_get_what_they_name(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(ScoreError, match="the score 'few' returned 1 numbers for 2 completions"):
         Score({"few": trl_reward(lambda completions: [1.0])})(prompts, [Completion(""), Completion("")])
 
-    async def later(completions: Any) -> Any: ...
+    async def later(completions: Any) -> list[float]:
+        return [0.0 for _ in completions]
 
-    def trained(completions: Any, trainer_state: Any) -> Any: ...
+    def trained(completions: Any, trainer_state: Any) -> list[float]:
+        return [0.0 for _ in completions]
 
     with pytest.raises(ValueError, match="later is a coroutine"):
-        trl_reward(later)
+        trl_reward(cast("Any", later))
     with pytest.raises(ValueError, match="trained needs 'trainer_state', which only TRL's trainer has"):
         trl_reward(trained)
     (tmp_path / "mine.py").write_text("def f(completions, **_):\n    return [float(len(c)) for c in completions]\n")
-    run = ["train", "Bandit", "--sft.examples=0", "--ppo.updates=1", "--ppo.rows=4", "--test-prompts=4"]
-    assert cli.main([*run, f"--reward=trl:{tmp_path / 'mine.py'}:f", f"--out={tmp_path / 'run'}"]) == 0
-    assert "paid by f" in capsys.readouterr().out
-    assert '"f"' not in (tmp_path / "run" / "config.json").read_text()
-    assert str(tmp_path / "mine.py") in (tmp_path / "run" / "config.json").read_text().partition('"inputs"')[2]
+    named = f"trl:{tmp_path / 'mine.py'}:f"
+    score = names.score_named(named, "cpu")
+    assert (score.names, score(prompts, [Completion("xyz"), Completion("")])) == (("f",), [3, 0])
+    assert set(input_digests(SimpleNamespace(reward=named))) == {str(tmp_path / "mine.py")}
+    with pytest.raises(ValueError, match="no function"):
+        names.score_named(f"trl:{tmp_path / 'mine.py'}:g", "cpu")
 
 
 def test_completions_know_their_tokens(probe: lmgym.LanguageModel) -> None:
@@ -319,26 +325,24 @@ def torchrl() -> Any:
     pytest.importorskip("torchrl")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import torchrl.envs
-
-        return torchrl
+        return import_module("torchrl.envs")
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("output", ["torch", "numpy"])
 def test_torchrl_accepts_scalar_and_vector(torchrl: Any, output: str) -> None:
-    from torchrl.envs import GymWrapper, check_env_specs
-    from torchrl.envs.gym_like import default_info_dict_reader
-
+    data, gym_like = import_module("torchrl.data"), import_module("torchrl.envs.gym_like")
     options: dict[str, Any] = {"num_envs": 3, "kl": "none", "output": output, "autoreset_mode": "Disabled"}
-    wrapped = GymWrapper(gym.make_vec("lmgym/Tree-v0", **options))
-    check_env_specs(wrapped)
+    wrapped = torchrl.GymWrapper(gym.make_vec("lmgym/Tree-v0", **options))
+    torchrl.check_env_specs(wrapped)
     played = wrapped.rollout(6, break_when_any_done=False)
     assert played.batch_size == (3, 6)
     assert bool(played["next", "done"].any())
-    scalar = GymWrapper(gym.make("lmgym/Tree-v0", kl="none"))
-    scalar.set_info_dict_reader(default_info_dict_reader(["action_mask", "reference_logp", "score"]))
-    check_env_specs(scalar)
+    scalar = torchrl.GymWrapper(gym.make("lmgym/Tree-v0", kl="none"))
+    number = data.Unbounded((), dtype=torch.float64)
+    spec = data.Composite(action_mask=data.Unbounded((6,), dtype=torch.int8), score=number, reference_logp=number)
+    scalar.set_info_dict_reader(gym_like.default_info_dict_reader(["action_mask", "score", "reference_logp"], spec))
+    torchrl.check_env_specs(scalar)
     played = scalar.rollout(20)
     assert float(played["next", "score"][-1]) == float(played["next", "reward"][-1]) != 0
 
