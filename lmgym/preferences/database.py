@@ -146,6 +146,8 @@ def _reason(error: Exception) -> str:
         return "the disk is full: free some space; the page sends unsaved answers again"
     if "readonly" in said or "unable to open" in said or number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"cannot be written ({said}): give a file in a folder that you may write to with --db"
+    if number == errno.ENOENT:
+        return "its folder does not exist: make it, or give another file with --db"
     if "not a database" in said or "malformed" in said:
         return f"not a SQLite file, or a damaged one ({said}): give another file, or restore a copy of this one"
     if "locked" in said:
