@@ -133,6 +133,11 @@ def _defaults(wanted: Any) -> dict[str, Any]:
     return found
 
 
+def path_of(value: str) -> str:
+    """The file of "FILE.py:function"; any other value as it is."""
+    return value.rpartition(":")[0] if ".py:" in value else value
+
+
 def _inputs(wanted: Any) -> dict[str, str]:
     """SHA-256 of the files and folders that a command reads, by the names that the user gave."""
     algorithm = getattr(wanted, "algorithm", "")
@@ -140,7 +145,7 @@ def _inputs(wanted: Any) -> dict[str, str]:
     # These words never mean a file, even if there is one of that name, such as a folder "tiny".
     words = ("default", "learned", "task", *BUILT_IN_MODELS, *BUILT_IN_REWARD_MODELS)
     paths = [value for value in given if isinstance(value, str) and value not in words]
-    paths = [value.rpartition(":")[0] if ".py:" in value else value for value in paths]
+    paths = list(map(path_of, paths))
     if getattr(wanted, "from_adapter", None):
         policy = Path(wanted.from_adapter) / "policy"
         paths.append(str(policy) if policy.is_dir() else wanted.from_adapter)

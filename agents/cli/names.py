@@ -157,8 +157,14 @@ def _budgets(wanted: Common, entry: TaskSpec, task: Task, lm: LanguageModel) -> 
         if wanted.max_prompt_tokens is None and wanted.long_prompts == "error":
             longest = max(map(len, lm.text.encode_prompts(prompts)))
             defaults["max_prompt_tokens"] = max(longest, defaults["max_prompt_tokens"])
-    elif isinstance(task, Conversational) and wanted.max_prompt_tokens is None:
-        defaults["max_prompt_tokens"] += len(lm.text.chat.encode(task.wrap(Prompt("Hello")).messages))
+    elif isinstance(task, Conversational):
+        around = len(lm.text.chat.encode(task.wrap(Prompt("Hello")).messages))
+        if wanted.max_prompt_tokens is not None and wanted.max_prompt_tokens < around:
+            raise ValueError(
+                f"--max-prompt-tokens is {wanted.max_prompt_tokens}, but the chat template makes {around} tokens of "
+                'the message "Hello" alone: raise it, or leave it out'
+            )
+        defaults["max_prompt_tokens"] += around
     return {**defaults, **chosen, "missing_eos_score": missing_eos_score}
 
 

@@ -4,6 +4,7 @@ A run that was interrupted is resumed from its newest checkpoint, and ends with 
 """
 
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -81,7 +82,7 @@ class Run:
         self._resumption: Resumption | None = None
         self._stop = StopRequest(self.started, self.limits.max_time)
         options = redact_all(options)
-        config = json.loads(to_json(configuration(options, arguments, inputs)))
+        config = json.loads(to_json(configuration(options, arguments, inputs) | working_folder(self.folder)))
         self._defaults = json.loads(to_json(defaults or {}))
         # Before the lock, too: a folder that is not this run's stays as it is.
         if self.folder.exists() and (not self.folder.is_dir() or _is_occupied(self.folder)):
@@ -359,6 +360,17 @@ def configuration(
         "threads": torch.get_num_threads(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def working_folder(folder: Path) -> dict[str, str]:
+    """The entry of config.json from which the paths in the command begin, as seen from the run's folder.
+
+    It is empty where there is no such path, between two drives of Windows.
+    """
+    try:
+        return {"working_folder": Path(os.path.relpath(Path.cwd(), folder)).as_posix()}
+    except ValueError:
+        return {}
 
 
 def _split(command: str) -> list[str] | None:
