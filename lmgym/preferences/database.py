@@ -30,7 +30,9 @@ CREATE TABLE items (
     best INTEGER, explanation TEXT NOT NULL, source TEXT NOT NULL, model TEXT NOT NULL, split TEXT NOT NULL,
     batch INTEGER NOT NULL, added_at REAL NOT NULL,
     asked_at REAL, strategy TEXT, propensity REAL, labels INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX open_items ON items (purpose, asked_at, labels);
+CREATE INDEX never_asked ON items (purpose, split, batch, labels) WHERE asked_at IS NULL;
+CREATE INDEX begun ON items (labels, asked_at, purpose) WHERE asked_at IS NOT NULL;
+CREATE INDEX counted ON items (purpose, labels);
 -- What was shown to whom. An item is reserved until `expires_at`; `answered` is whether an answer has come.
 CREATE TABLE showings (
     nonce TEXT PRIMARY KEY, item INTEGER NOT NULL, labeller INTEGER NOT NULL, repeat INTEGER NOT NULL,

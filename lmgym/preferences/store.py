@@ -105,7 +105,7 @@ class LabelStore:
     # Items ------------------------------------------------------------------------------------------------------------
 
     def add_items(self, items: Sequence[Item], held_out: float | None = HELD_OUT) -> list[int]:
-        """Adds questions as one batch, but those that the file has: with the same prompt, purpose and texts in any order.
+        """Adds questions as one batch, but those that are there: with the same prompt, purpose and texts in any order.
 
         Args:
             items: the questions.
@@ -130,8 +130,8 @@ class LabelStore:
                         parts = (item.prompt,) if by_prompt else (item.prompt, *item.texts)
                         split = "test" if held_out_by_hash(parts, held_out) else "train"
                     row = (
-                        item.purpose, item.prompt, _packed(item.messages), _packed(item.texts), item.best, item.explanation,
-                        item.source, item.model, split, batch, self.clock(),
+                        item.purpose, item.prompt, _packed(item.messages), _packed(item.texts), item.best,
+                        item.explanation, item.source, item.model, split, batch, self.clock(),
                     )  # fmt: skip
                     known[key] = connection.execute(_ADD_ITEM, row).lastrowid
                 ids.append(known[key])
