@@ -350,9 +350,8 @@ _REPEATABLE = (
     "r.labeller = ? AND r.repeat = 1) ORDER BY l.id DESC LIMIT -1 OFFSET ?) ORDER BY id LIMIT 1"
 )
 _BEGUN = (
-    "SELECT id FROM items INDEXED BY begun WHERE asked_at IS NOT NULL AND labels < ? AND purpose IN ('ask', 'write') AND "
-    "NOT EXISTS "
-    f"(SELECT 1 FROM labels AS l WHERE l.item = items.id AND l.labeller = ?) AND labels + {_RESERVED} < "
+    "SELECT id FROM items INDEXED BY begun WHERE asked_at IS NOT NULL AND labels < ? AND purpose IN ('ask', 'write') "
+    f"AND NOT EXISTS (SELECT 1 FROM labels AS l WHERE l.item = items.id AND l.labeller = ?) AND labels + {_RESERVED} < "
     "CASE purpose WHEN 'write' THEN 1 ELSE ? END ORDER BY asked_at, id LIMIT 1"
 )
 _PROGRESS = (
