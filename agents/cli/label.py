@@ -132,8 +132,8 @@ def run(argv: Sequence[str]) -> int:
     check_numbers(wanted)
     from agents.labelling import Page, Retrainer, links, listening, serve
 
-    listener = listening(wanted.host, wanted.port)  # before anything is sampled
-    with LabelStore(wanted.db, create=True) as store:
+    # It listens before anything is sampled.
+    with listening(wanted.host, wanted.port) as listener, LabelStore(wanted.db, create=True) as store:
         filled = fill(store, wanted, argv)
         if wanted.guidelines:
             store.set_guidelines("".join(line for _, line in text_lines(wanted.guidelines)))
