@@ -158,14 +158,20 @@ def losses(
 
 
 def train(
-    config: Config, world: LetterWorld, tree: Tree, rng: np.random.Generator, seed: int, weight: float
+    config: Config,
+    world: LetterWorld,
+    tree: Tree,
+    rng: np.random.Generator,
+    seed: int,
+    weight: float,
+    letters: int = LETTERS,
 ) -> list[list[float]]:
     """PPO on the rule; exact reward and exact rise of the pretraining loss after each update."""
     drawn = rng.choice(len(world.texts), size=1000, p=world.reference)
     examples = [Example.of(PROMPT, world.texts[i], world.finished[i]) for i in drawn]
     rl = RLOptions(lr=3e-3, rows=config.rows, critic="head", beta=0.02)
     settings = ppo.Config(updates=config.updates, minibatch_rows=config.rows // 2, ptx_coef=weight)
-    budgets = {"max_prompt_tokens": 1, "max_new_tokens": LETTERS}
+    budgets = {"max_prompt_tokens": 1, "max_new_tokens": letters}
     setup = build_training(Setting(Letters(reward), lmgym.load("probe"), budgets, seed=seed), rl, settings)
     golds, curve = world.gold(reward), [[float(world.reference @ world.gold(reward)), 0.0]]
     for _ in setup.train(ppo, settings, examples=examples):

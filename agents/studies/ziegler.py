@@ -24,6 +24,7 @@ from agents.studies.form import Claim, Panel
 from agents.studies.letter_world import Letters, LetterWorld, lmgym_text, train_reward_model
 from agents.studies.token_world import points
 from lmgym.reward import RewardModel
+from lmgym.tasks.base import ScoreFunction
 
 TITLE = "Ziegler et al. 2019: best of four, a KL target, and what happens without"
 PAPER = "https://arxiv.org/abs/1909.08593"
@@ -113,7 +114,7 @@ def run(config: Config, seed: int) -> dict[str, Any]:
     }
 
 
-def train(config: Config, model: RewardModel, seed: int, target: float) -> list[dict[str, float]]:
+def train(config: Config, model: ScoreFunction, seed: int, target: float) -> list[dict[str, float]]:
     """PPO on the reward model's score; KL, score, gold and the share of ended texts of each update."""
     rl = RLOptions(
         lr=3e-3, rows=config.rows, critic="head", beta=0.15 if target else 0.0, kl_target_nats=target,
@@ -128,6 +129,7 @@ def train(config: Config, model: RewardModel, seed: int, target: float) -> list[
         completions = setup.env.completions()
         found.append({
             "kl": row["kl/sequence_nats"],
+            "beta": row["kl/beta"],
             "score": row["score/mean"],
             "gold": float(np.mean(task.gold(setup.env.prompts, completions))),
             "finished": float(np.mean([completion.finish_reason == "stop" for completion in completions])),
