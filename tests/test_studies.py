@@ -23,12 +23,13 @@ from agents.studies import (
     limits,
     measured,
     ouyang,
+    stiennon,
     study_named,
     trial_runs,
     ziegler,
 )
 from agents.studies.form import cells_of, mean_curves, run_cell
-from agents.studies.letter_world import PROMPT, LetterWorld, tree_of
+from agents.studies.letter_world import PROMPT, LetterWorld, train_reward_model, tree_of
 from agents.studies.page import command_of, figure_text, page_text
 from agents.studies.token_world import TokenWorld, collected, fit, spearman
 from agents.tools import make_study_pages
@@ -154,7 +155,8 @@ def test_the_command_runs_a_study_and_goes_on(
     assert cli.main(["study", name, "--quick", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert "its intervals are wide" in said.err
-    assert study.CLAIMS[0].text[:20] in said.out
+    assert study.TITLE in said.out
+    assert said.out.count(" held ") >= 3
     assert (tmp_path / f"{name}.md").read_text() == (PAGES / f"{name}.md").read_text()
     assert cli.main(["study", "christianno"]) == 2
     assert "no study 'christianno'. Did you mean 'christiano'?" in capsys.readouterr().err
@@ -199,26 +201,26 @@ def test_bai_has_two_halves() -> None:
 
 
 def test_limits_finds_the_planted_bias() -> None:
-    found = limits.run(limits.Config(comparisons=500, shares=(0.0, 0.2), texts=50), seed=0)["measures"]
+    found = limits.run(limits.Config(comparisons=500, shares=(0.0, 0.2), letters=4, texts=50), seed=0)["measures"]
     assert found["planted_p"] < 0.01
     assert found["planted_effect"] > 0.3 > abs(found["fair_effect"])
     assert found["majority_accuracy"] == pytest.approx(1 - found["minority_accuracy"])
 
 
 def test_ouyang_ptx_holds_the_pretraining_loss() -> None:
-    config, rng = ouyang.Config(updates=12, rows=64), np.random.default_rng(0)
+    config, rng = ouyang.Config(letters=3, updates=12, rows=64), np.random.default_rng(0)
     world = LetterWorld.make(3)
     tree = tree_of(world.lm, 3)
-    plain, ptx = (ouyang.train(config, world, tree, rng, 0, weight, letters=3)[-1] for weight in (0.0, 1.0))
+    plain, ptx = (ouyang.train(config, world, tree, rng, 0, weight)[-1] for weight in (0.0, 1.0))
     assert plain[1] > 2 * ptx[1] > 0
     assert ouyang.at([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]], 2.0) == 3.0
 
 
 def test_ziegler_steers_towards_its_target() -> None:
     """β rises while KL is above the target; without a target it stays 0."""
-    found = ziegler.Config(updates=12, free_updates=12, rows=32)
+    config = ziegler.Config(letters=3, updates=12, free_updates=2, rows=32)
     score = ziegler.Letters(ziegler.gold).gold
-    steered, free = (ziegler.train(found, score, 0, target) for target in (0.1, 0.0))
+    steered, free = (ziegler.train(config, score, 0, target) for target in (0.1, 0.0))
     assert free[-1]["beta"] == 0.0
     assert steered[-1]["beta"] > 0.16
     assert ziegler.mean_of_last([{"a": 1.0}, {"a": 2.0}, {"a": 4.0}], 2) == {"a": 3.0}
@@ -229,6 +231,21 @@ def test_trial_runs_see_their_share() -> None:
     sizes, values, full = trial_runs.curve(config, np.random.default_rng(0))
     assert sizes == [100.0, 100.0, 1000.0, 1000.0]
     assert max(values[:2]) < min(values[2:]) < full + 0.02
+
+
+def test_stiennon_controls_for_length_and_sees_a_bias_for_it() -> None:
+    """PPO on a reward model wins by gold; a reward model of annotators who like length likes it too."""
+    world, rng = LetterWorld.make(4), np.random.default_rng(0)
+
+    def judged(text: str) -> float:
+        return 2 * stiennon.gold(text) + 0.5 * len(text)
+
+    model = train_reward_model(world.lm, world.compare(rng, judged, 600), 0)
+    assert stiennon.length_bias(world, model) > 0.05
+    curve, raw, controlled = stiennon.train(stiennon.Config(letters=4, updates=15, rows=64), world, model, rng, 0)
+    assert [number for number, _ in curve] == [0.0, 5.0, 10.0, 15.0]
+    assert raw == curve[-1][1] > 0.5
+    assert controlled != raw
 
 
 # The world of letters ----------------------------------------------------------------------------------------------
