@@ -1,6 +1,7 @@
 """Evaluation of a policy on held-out prompts: scores, KL to the reference, diversity, texts."""
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from agents import functional as F
 from agents.training.pass_memory import decoding_slots
 from lmgym.env import Finish, TokenVectorEnv
 from lmgym.models import Sequences
-from lmgym.policy import Policy
+from lmgym.policy import Policy, TokenPolicy
+from lmgym.ranks import current, gather_blocks, in_shares, shares
 from lmgym.reward import exact_kl
 from lmgym.rollout import RolloutBuffer, Stream, collect
 from lmgym.sampling import log_probs
@@ -35,18 +37,21 @@ class EvaluationReport:
     Attributes:
         figures: the measured quantities by name; see `METRICS`.
         samples: some completions as plain data, with the reward, KL, value and advantage of each token.
+        rows: for every completion the CRC-32 of its prompt, as "prompt", and its `ROW_FIGURES`: what a paired
+            comparison of two policies needs.
     """
 
     figures: Mapping[str, Figure]
     samples: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, float]] = ()
 
     def figures_to_dict(self) -> dict[str, dict[str, float]]:
         """The figures, as plain data."""
         return {name: {"mean": f.mean, "stderr": f.stderr} for name, f in self.figures.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Figures and samples, as plain data."""
-        return {"figures": self.figures_to_dict(), "samples": list(self.samples)}
+        """All of it, as plain data."""
+        return {"figures": self.figures_to_dict(), "samples": list(self.samples), "rows": list(self.rows)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationReport":
@@ -56,7 +61,8 @@ class EvaluationReport:
             return math.nan if value is None else value
 
         figures = {k: Figure(number(f["mean"]), number(f["stderr"])) for k, f in data["figures"].items()}
-        return cls(figures, [{**sample, "score": number(sample["score"])} for sample in data["samples"]])
+        samples = [{**sample, "score": number(sample["score"])} for sample in data["samples"]]
+        return cls(figures, samples, data.get("rows", ()))
 
 
 METRICS = {
@@ -70,10 +76,13 @@ METRICS = {
     "distinct_2": "number of distinct word pairs / number of word pairs, over all completions",
 }
 
+ROW_FIGURES = ("gold", "score", "kl_nats_per_sequence", "tokens")
+"""The figures that are kept for every completion, where they are measured."""
+
 
 @torch.no_grad()
 def evaluate(
-    policy: Policy, env: TokenVectorEnv, seed: int = 0, samples: int = 12, gamma: float = 1.0, lam: float = 0.95
+    policy: TokenPolicy, env: TokenVectorEnv, seed: int = 0, samples: int = 12, gamma: float = 1.0, lam: float = 0.95
 ) -> EvaluationReport:
     """Runs one episode in each row and measures the completions.
 
@@ -90,7 +99,7 @@ def evaluate(
     """
     buffer = collect(policy, env, RolloutBuffer.like(env), Stream(seed, 0), slots=decoding_slots(policy, env))
     completions = env.completions()
-    gold = torch.tensor(env.task.gold(env.prompts, completions)).float() if env.task.has_gold else None
+    gold = torch.tensor(in_shares(env.task.gold, env.prompts, completions)).float() if env.task.has_gold else None
     exact, entropy = _over_vocabulary(policy, env, buffer.sequences)
     tokens = buffer.is_action.sum(1).float()
     columns = {
@@ -115,7 +124,11 @@ def evaluate(
         _sample(env, buffer, advantages, row, None if gold is None else float(gold[row]))
         for row in range(min(samples, rows))
     ]
-    return EvaluationReport(figures, shown)
+    kept = {name: columns[name].tolist() for name in ROW_FIGURES if name in columns}
+    kept["prompt"] = [zlib.crc32(p.text.encode(errors="surrogatepass")) for p in env.prompts]
+    return EvaluationReport(
+        figures, shown, [dict(zip(kept, row, strict=True)) for row in zip(*kept.values(), strict=True)]
+    )
 
 
 def distinct(texts: Sequence[str], n: int = 2) -> float:
@@ -165,22 +178,28 @@ def self_bleu(texts: Sequence[str], n: int = 4) -> float:
 
 
 def _over_vocabulary(
-    policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32, max_logits: int = 2**23
+    policy: TokenPolicy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32, max_logits: int = 2**23
 ) -> tuple[Tensor, Tensor]:
     """[B, T] exact KL to the reference and [B, T] entropy, in nats, at each visited state; 0 outside the actions.
 
     A pass takes at most `rows` rows, and fewer where they would have more than `max_logits` logits.
     """
-    kls, entropies = [], []
+    kls, entropies = (torch.zeros(sequences.tokens.shape) for _ in range(2))
     rows = max(1, min(rows, max_logits // (sequences.tokens.shape[1] * env.model.vocabulary)))
-    for start in range(0, sequences.tokens.shape[0], rows):
-        part = sequences[start : start + rows]
+    ranks = current()
+    blocks = shares(len(kls), ranks.world)
+    own = blocks[ranks.rank]
+    for start in range(own.start, own.stop, rows):
+        chosen = slice(start, min(start + rows, own.stop))
+        part = sequences[chosen]
         logp = policy.log_probs(part)
         logits, _ = env.model.evaluate(part, env.reference.adapter)
         reference = log_probs(logits, env.reference.temperature, part.environment_mask())
-        kls.append(exact_kl(logp, reference) * part.is_action)
-        entropies.append(torch.special.entr(logp.exp()).sum(-1) * part.is_action)
-    return torch.cat(kls).cpu(), torch.cat(entropies).cpu()
+        kls[chosen] = (exact_kl(logp, reference) * part.is_action).cpu()
+        entropies[chosen] = (torch.special.entr(logp.exp()).sum(-1) * part.is_action).cpu()
+    if ranks.world > 1:
+        gather_blocks(ranks, [kls, entropies], blocks)
+    return kls, entropies
 
 
 def _sample(

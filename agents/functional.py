@@ -275,9 +275,12 @@ def expected_best(scores: Float[Tensor, "G N"], n: int) -> Float[Tensor, " G"]:
 
     It is unbiased, and has less variance than the best score of a single subset.
     """
-    size = scores.shape[1]
-    weights = [math.comb(rank, n - 1) / math.comb(size, n) for rank in range(size)]
-    return scores.sort(1).values @ scores.new_tensor(weights)
+    return scores.sort(1).values @ scores.new_tensor(best_weights(scores.shape[1], n))
+
+
+def best_weights(size: int, n: int) -> list[float]:
+    """The share of all subsets of n of `size` scores in which the score of each rank, the lowest first, is the best."""
+    return [math.comb(rank, n - 1) / math.comb(size, n) for rank in range(size)]
 
 
 def best_of_group(scores: Float[Tensor, " B"], group: int, keep: int = 1) -> Bool[Tensor, " B"]:

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from agents import functional as F
@@ -64,6 +65,15 @@ def scores_of(model: RewardModel | RewardEnsemble, comparisons: Sequence[Compari
     return list(scores.split([len(c.ranked) for c in comparisons]))
 
 
+def comparison_loss(scores: Float[Tensor, " K"], comparison: Comparison, config: Config) -> Float[Tensor, ""]:
+    """The loss of a ranking; of a tie, its mean over the order and the reverse: the cross-entropy with target ½."""
+
+    def of(ranking: Tensor) -> Tensor:
+        return F.choice_loss(ranking) if config.loss == "choice" else F.ranking_loss(ranking, config.error_rate)
+
+    return (of(scores) + of(scores.flip(0))) / 2 if comparison.is_tie else of(scores)
+
+
 def margins_of(scores: Sequence[Tensor]) -> Tensor:
     """The score of the better (by label) minus that of the worse, for all pairs of all rankings."""
     return torch.cat([(s[:, None] - s[None])[tuple(torch.triu_indices(len(s), len(s), 1))] for s in scores])
@@ -71,7 +81,8 @@ def margins_of(scores: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """Accuracy and calibration on held-out comparisons."""
+    """Accuracy and calibration on held-out comparisons; ties have no right answer and are left out."""
+    comparisons = [comparison for comparison in comparisons if not comparison.is_tie]
     parts = [scores_of(model, comparisons[start : start + 32]) for start in range(0, len(comparisons), 32)]
     margins = margins_of([scores for part in parts for scores in part])
     # Count each pair in both orders: with the better one always first, the outcome would always be "true".
@@ -103,16 +114,15 @@ def train(
         drawn = [bootstrap(comparisons, learner.seed, member) for member in range(len(members))]
     steps = config.epochs * -(-len(comparisons) // config.minibatch_prompts)
 
-    def of_ranking(scores: Tensor) -> Tensor:
-        return F.choice_loss(scores) if config.loss == "choice" else F.ranking_loss(scores, config.error_rate)
-
     def loss(part: Sequence[tuple[int, Comparison]]) -> Tensor:
         """The loss of each comparison of each member."""
         own = [[comparison for member, comparison in part if member == index] for index in range(len(members))]
         scores = [s for member, some in zip(members, own, strict=True) if some for s in scores_of(member, some)]
-        loss = torch.stack([of_ranking(s) for s in scores])
+        loss = torch.stack([comparison_loss(s, c, config) for s, (_, c) in zip(scores, part, strict=True)])
         learner.metrics.add("loss/train", loss)
-        learner.metrics.add("accuracy/train", (margins_of(scores) > 0).float())
+        decided = [s for s, (_, c) in zip(scores, part, strict=True) if not c.is_tie]
+        if decided:
+            learner.metrics.add("accuracy/train", (margins_of(decided) > 0).float())
         return loss
 
     def length(item: tuple[int, Comparison]) -> int:

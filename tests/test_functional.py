@@ -215,6 +215,7 @@ def test_a_clip_that_is_higher_above(ratio: float, advantage: float, loss: float
         (2.5, -2.0, 5.0, True),
         (0.5, -2.0, 1.6, False),
         (10.0, 2.0, -2.4, False),  # what is good is clipped as ever
+        (10.0, 0.5, -0.6, False),
         (0.5, 2.0, -1.0, True),
     ],
 )

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -90,7 +90,7 @@ def setting_of(
 
 
 def comparisons_in(
-    preferences: str, test_preferences: str | None, fields: Sequence[str]
+    preferences: str, test_preferences: str | None, fields: Sequence[str], ties: Literal["drop", "half"] = "drop"
 ) -> tuple[list[Comparison], list[Comparison] | None]:
     """The comparisons of one or two files, to train on and held out; those that are in both are held out only.
 
@@ -98,10 +98,10 @@ def comparisons_in(
         ValueError: a row is malformed, or nothing is left to train on.
     """
     names = field_names(fields)
-    comparisons = read_comparisons(preferences, names, say=note)
+    comparisons = read_comparisons(preferences, names, ties=ties, say=note)
     if not test_preferences:
         return comparisons, None
-    held_out = read_comparisons(test_preferences, names, say=note)
+    held_out = read_comparisons(test_preferences, names, ties=ties, say=note)
     own = leave_out(comparisons, held_out)
     if len(own) < len(comparisons):
         both = len(comparisons) - len(own)
@@ -121,7 +121,7 @@ def require_template(lm: LanguageModel) -> None:
 def as_conversations(comparisons: Sequence[Comparison], system: str | None) -> list[Comparison]:
     """The comparisons with prompts as --chat and --system give them to the model."""
     prompts = [as_conversation(comparison.as_prompt, system) for comparison in comparisons]
-    return [Comparison(p.text, c.ranked, p.messages) for p, c in zip(prompts, comparisons, strict=True)]
+    return [Comparison(p.text, c.ranked, p.messages, c.is_tie) for p, c in zip(prompts, comparisons, strict=True)]
 
 
 def _own_score(task: Task, entry: TaskSpec, wanted_by_name: bool, wanted: Common) -> Score | None:
@@ -157,8 +157,14 @@ def _budgets(wanted: Common, entry: TaskSpec, task: Task, lm: LanguageModel) -> 
         if wanted.max_prompt_tokens is None and wanted.long_prompts == "error":
             longest = max(map(len, lm.text.encode_prompts(prompts)))
             defaults["max_prompt_tokens"] = max(longest, defaults["max_prompt_tokens"])
-    elif isinstance(task, Conversational) and wanted.max_prompt_tokens is None:
-        defaults["max_prompt_tokens"] += len(lm.text.chat.encode(task.wrap(Prompt("Hello")).messages))
+    elif isinstance(task, Conversational):
+        around = len(lm.text.chat.encode(task.wrap(Prompt("Hello")).messages))
+        if wanted.max_prompt_tokens is not None and wanted.max_prompt_tokens < around:
+            raise ValueError(
+                f"--max-prompt-tokens is {wanted.max_prompt_tokens}, but the chat template makes {around} tokens of "
+                'the message "Hello" alone: raise it, or leave it out'
+            )
+        defaults["max_prompt_tokens"] += around
     return {**defaults, **chosen, "missing_eos_score": missing_eos_score}
 
 

@@ -25,6 +25,7 @@ from agents.training import OnBadStep, Stateful
 from lmgym.env import TokenVectorEnv
 from lmgym.models import Example, LanguageModel
 from lmgym.preferences import Comparison, SimulatedAnnotator, collect_comparisons, read_comparisons, write_comparisons
+from lmgym.ranks import in_shares
 from lmgym.reward import RewardEnsemble, RewardModel, Score, load_reward_model, read_text
 from lmgym.tasks import prompts_of
 
@@ -79,6 +80,7 @@ def run_all(
     )
     reports = (("before", before), ("after", after))
     run.write_rows("samples.jsonl", [{"when": when, **sample} for when, report in reports for sample in report.samples])
+    run.write_rows("scores.jsonl", [{"when": when, **row} for when, report in reports for row in report.rows])
     return before, after
 
 
@@ -195,7 +197,8 @@ def gather_preferences(
         setting.task, test.prompts, test.groups, exact, rng, skip_ties=True, include_unfinished=unfinished_too
     )
     for name, found in zip(names, (comparisons, held_out, noise_free), strict=True):
-        write_comparisons(run.path(name), found)
+        if run.leads:
+            write_comparisons(run.path(name), found)
     run.say(f"preferences: {len(comparisons)} comparisons, {len(held_out)} held out")
     if not comparisons or not held_out:
         raise ValueError(
@@ -291,6 +294,7 @@ def train_reward_model(
         others: what else its checkpoints hold.
     """
     rank = rank_for(lm, config.lora_rank)
+    held_out = [comparison for comparison in held_out if not comparison.is_tie]
     if config.ensemble > 1:
         model = RewardEnsemble.from_language_model(lm, config.ensemble, rank, 2 * rank, seed, ends_with_eos)
     else:
@@ -348,7 +352,7 @@ def train_policy(
     before = _evaluation_before(run, measure)
     run.say(f"before: {_summary(before)} on {options.test_prompts} held-out prompts")
     rows = _monitored(setup.train(algorithm.module, algorithm.config, **extra), setup, best, alarms, run)
-    rows = profiled(rows, run) if options.profile else rows
+    rows = profiled(rows, run) if options.profile and run.leads else rows
     kl = ControllerState(setup.env.kl_controller)
     stateful = {"learner": learner, "kl": kl, "best": best, "alarms": alarms}
     # An algorithm of your own that does not count with `learner.updates` begins again.
@@ -400,5 +404,5 @@ def _unseen_scores(setting: Setting, env: TokenVectorEnv) -> dict[str, float]:
     if not env.prompts:
         return {}
     completions = env.completions()
-    found = {name: score(env.prompts, completions) for name, score in functions.items() if score is not None}
+    found = {name: in_shares(score, env.prompts, completions) for name, score in functions.items() if score is not None}
     return {name: sum(scores) / len(scores) for name, scores in found.items()}

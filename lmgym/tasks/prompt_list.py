@@ -125,6 +125,11 @@ class PromptList(Task):
             raise NotImplementedError(f"{self.name}: these prompts have no score of their own; pass a score function")
         return self._score(prompts, completions)
 
+    def prompt_from(self, text: str) -> Prompt:
+        if self.prompts[0].messages:
+            return Prompt(messages=[{"role": "user", "content": text}])
+        return Prompt(text)
+
     def demonstrated(self) -> Task:
         found: dict[Split, list[Prompt]] = {
             split: list(filter(_has_demonstration, prompts)) for split, prompts in self._prompts.items()
