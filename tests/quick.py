@@ -63,6 +63,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "README.md": ("test_examples",),
     "docs/": ("test_docs", "test_correctness"),
     "docs/studies/": ("test_studies",),
+    "docs/measuring.md": ("test_experiments_measures",),
     "docs/benchmark.md": ("test_experiments_statistics",),
     "pyproject.toml": ("test_architecture",),
     "constraints.txt": (),
