@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "measure a policy on held-out prompts",
     "sample": "print completions of a model",
     "chat": "talk with a chat model, line by line",
+    "exercise": "exercises of the lessons: list, show, check an answer, hint",
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",
     "report": "write report.html for the folder of a run",

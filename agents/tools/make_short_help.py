@@ -16,6 +16,7 @@ from typing import Any
 from agents.cli import (
     chat,
     evaluate,
+    exercise,
     folder,
     merge,
     preferences,
@@ -38,6 +39,7 @@ KINDS: dict[str, Callable[[], type]] = {
     "evaluate": lambda: evaluate.Evaluate,
     "sample": lambda: sample.Sample,
     "chat": lambda: chat.Chat,
+    "exercise": lambda: exercise.ExerciseCommand,
     "report": lambda: report.Report,
     "repeat": lambda: repeat.Repeat,
     "merge": lambda: merge.Merge,
@@ -75,6 +77,7 @@ SHOWN = {
     "chat": (
         "RUN", "--model", "--policy", "--system", "--temperature", "--max-new-tokens", "--seed", "--device",
     ),
+    "exercise": ("ACTION", "NUMBER", "FILE", "--to", "--step"),
     "envs": (),
     "algorithms": (),
     "report": ("RUN...",),
