@@ -87,6 +87,9 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "agents/cli/study.py": ("test_studies",),
     "docs/studies/": ("test_studies",),
     "docs/measuring.md": ("test_experiments_measures",),
+    "agents/lessons/": ("test_lessons",),
+    "tests/answers/": ("test_lessons",),
+    "agents/cli/exercise.py": ("test_lessons",),
 }
 """What a file's tests are: the longest entry that its path starts with. `tests/test_x.py` are their own tests."""
 

@@ -139,6 +139,13 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ('--seed', '0', 'Seed of all random numbers.'),
         ('--device', 'auto', '"cpu", "cuda", or "auto", which uses CUDA if there is a GPU.'),
     ),
+    'exercise': (
+        ('ACTION', 'list', 'What to do: "list", "show" (print the file to start from), "check" (grade a file), or "hint".'),
+        ('NUMBER', '', 'Number of the exercise, such as 2.1.'),
+        ('FILE', '', 'Your file, for "check".'),
+        ('--to', '', 'File that "show" writes, instead of printing; it must not exist.'),
+        ('--step', '1', 'Which hint: 1 is a nudge, 3 nearly the line.'),
+    ),
     'envs': (
     ),
     'algorithms': (
