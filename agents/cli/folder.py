@@ -18,11 +18,13 @@ from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.ranks import current
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 
+TRL = "trl:"
+"""What a reward function in TRL's form has before its name."""
 MOST_THREADS = 1024
 """More threads than any machine can use; torch crashes with very many."""
 INPUTS = (
     "prompts", "test_prompts_file", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward",
-    "watch", "chat_template",
+    "watch", "labels", "chat_template",
 )  # fmt: skip
 """Options whose value can be the path of a file or folder that the run reads."""
 _RESUME = (
@@ -137,7 +139,7 @@ def open_run(
         track=track,
         limits=wanted.limits,
         arguments=[command, *argv],
-        inputs=_inputs(wanted),
+        inputs=input_digests(wanted),
         defaults=about(_defaults(wanted)),
     )
 
@@ -157,11 +159,11 @@ def _defaults(wanted: Any) -> dict[str, Any]:
 
 
 def path_of(value: str) -> str:
-    """The file of "FILE.py:function"; any other value as it is."""
-    return value.rpartition(":")[0] if ".py:" in value else value
+    """The file of "FILE.py:function" and of "trl:FILE.py:function"; any other value as it is."""
+    return value.removeprefix(TRL).rpartition(":")[0] if ".py:" in value else value
 
 
-def _inputs(wanted: Any) -> dict[str, str]:
+def input_digests(wanted: Any) -> dict[str, str]:
     """SHA-256 of the files and folders that a command reads, by the names that the user gave."""
     algorithm = getattr(wanted, "algorithm", "")
     given = [getattr(wanted, name, None) for name in INPUTS] + [algorithm if algorithm.endswith(".py") else ""]

@@ -345,6 +345,16 @@ def remove_if_unused(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that came to its end.
+
+    Raises:
+        Damaged: all its checkpoints are damaged.
+    """
+    state = Checkpoints(folder / "checkpoints").newest(lambda text: None)
+    return state is not None and RunState.of(state.part("run")).complete
+
+
 def configuration(
     options: Mapping[str, Any], arguments: Sequence[str] | None, inputs: Mapping[str, str] | None
 ) -> dict[str, Any]:

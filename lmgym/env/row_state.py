@@ -259,5 +259,5 @@ class RowState:
         for row, text in zip(rows, texts, strict=True):
             if finish[row] == Finish.STOP:
                 text = text[: min((at for stop in self.stop if (at := text.find(stop)) >= 0), default=len(text))]
-            completions.append(Completion(text, Finish(finish[row]).text, lengths[row]))
+            completions.append(Completion(text, Finish(finish[row]).text, lengths[row], tokens[row][: lengths[row]]))
         return completions
