@@ -158,7 +158,7 @@ def foreign(updates: int) -> Trained:
             returns = rollout.rewards.sum(1)
             batch = Batch.of(rollout, (returns - returns.mean()) / returns.std())
             for minibatch in learner.minibatches(batch, 7):
-                learner.backward(0.01 * sum((p**2).sum() for p in learner.parameters))
+                learner.backward(0.01 * torch.stack([(p**2).sum() for p in learner.parameters]).sum())
                 learner.step(policy, minibatch, lambda new, old: -old.advantages * new.logp)
             learner.metrics.add("own/best", returns.max())
             yield learner.summarise(rollout)
