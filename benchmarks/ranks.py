@@ -3,8 +3,8 @@
     python -m benchmarks.ranks --shape S --updates 6
     python -m benchmarks.ranks --shape S --exchanges      # the exchanges of an update alone, for a busy machine
 
-On a busy machine the times of two ranks tell nothing: each waits for the other, and both for a core. The exchanges alone
-need little of a core, and their share of an update of one process is an upper limit of what they cost.
+On a busy machine the times of two ranks tell nothing: each waits for the other, and both for a core. The exchanges
+alone need little of a core.
 """
 
 import argparse
