@@ -117,8 +117,8 @@ def test_updates_end_with_the_budget_and_the_learning_rate_with_them() -> None:
 
     meter = Meter(100)
     for update in learner_of(meter, 1).updates(3):
-        meter.spend(40 if update else 10)
-    assert meter.spent == 90, "it remembers the dearest update"
+        meter.spend(min(40 if update else 10, meter.left))
+    assert (meter.spent, update) == (90, 2), "it remembers the dearest update"
 
 
 @pytest.mark.parametrize("spent", [0, 100])
