@@ -760,7 +760,7 @@ MUTANTS = (
     Mutant("tokens-counted-twice", "agents/benchmark/meter.py", "new, self._counted = length - self._counted, length",
            "new, self._counted = length, length",
            "the meter counts the tokens of a text again at every look",
-           ("tests/test_benchmark.py::test_a_rollout_that_was_left_is_paid_for",)),
+           ("tests/test_benchmark.py::test_a_step_costs_a_token_in_each_row_that_is_running",)),
     Mutant("budget-in-updates", "agents/benchmark/meter.py", "while self.meter.left >= most if sampled",
            "while self.meter.left >= self.rollout if sampled",
            "an update begins that may need more tokens than are left",
