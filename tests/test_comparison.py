@@ -190,11 +190,11 @@ def test_optuna_finds_the_peak_and_repeats_its_choices(tmp_path: Path, monkeypat
         assert cli.main(["sweep", "Bandit", *over]) == 0
         return asked
 
-    asked = searched(30)
-    assert asked[:10] == searched(10)
+    asked = searched(16)
+    assert asked[:4] == searched(4)
     values = [abs(np.log10(float(option.partition("=")[2])) + 3) for option in asked]
-    assert min(values) < 0.2
-    assert np.mean(values[-10:]) < np.mean(values[:10]), "it learns where to look"
+    assert min(values) < 0.5
+    assert np.mean(values[-5:]) < np.mean(values[:10]), "TPE looks where it was good, after ten random settings"
 
 
 # The comparison -----------------------------------------------------------------------------------------------------
