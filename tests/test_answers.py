@@ -114,7 +114,8 @@ def test_rewards_equal_trls(chat: bool) -> None:
     texts, limits, ids = ["HELLO", "ok", "no", "a b"], [10, -1, 3, 0], [[1, 2], [3], [4, 5, 6], []]
     rows = [{"prompt": told(f"p{i}", "user"), "limit": limit} for i, limit in enumerate(limits)]
     trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, is_main_process=False), reward_funcs=[brevity, shouting],
+        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, is_main_process=False),
+        reward_funcs=[brevity, shouting],
         state=SimpleNamespace(global_step=0),
         reward_processing_classes=[None, None], reward_func_names=["brevity", "shouting"], environments=None,
         _log_completion_extra=None, _log_metric=None, _current_train_step_time=0.0, args=SimpleNamespace(report_to=[]),
