@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +10,12 @@ import tyro
 
 from agents.cli.commands import RECORDED
 from agents.cli.options import option_value
-from agents.runs import Limits, Run, read_config
+from agents.runs import FollowingRun, Limits, Run, read_config
+from agents.training import require
 from lmgym.io import atomic, local_path
 from lmgym.io.redact import HIDDEN
 from lmgym.models import BUILT_IN as BUILT_IN_MODELS
+from lmgym.ranks import current
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 
 TRL = "trl:"
@@ -22,7 +24,7 @@ MOST_THREADS = 1024
 """More threads than any machine can use; torch crashes with very many."""
 INPUTS = (
     "prompts", "test_prompts_file", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward",
-    "watch", "chat_template",
+    "watch", "labels", "chat_template",
 )  # fmt: skip
 """Options whose value can be the path of a file or folder that the run reads."""
 _RESUME = (
@@ -31,11 +33,31 @@ _RESUME = (
 )
 
 
+@dataclass(frozen=True)
+class Processes:
+    """The processes that work on a run together (docs/scaling.md)."""
+
+    procs: int = 1
+    """Processes on this machine that work on the run: each decodes its share of the completions, and takes its share
+    of every step. The results are the same up to rounding. Leave it out under torchrun, `accelerate launch` or srun."""
+    rank_timeout: float = 60.0
+    """Seconds after which a process that waits for another one ends the run with an error."""
+
+    def __post_init__(self) -> None:
+        require.in_range(self, "procs", least=1)
+        require.in_range(self, "rank_timeout", above=0.0)
+
+
 def recorded(kind: type) -> type:
     """Adds to a command's options those that every command with the folder of a run has."""
     resume = Annotated[str | None, tyro.conf.arg(help=_RESUME)]
     limits = Annotated[Limits, tyro.conf.arg(name="")]
-    parts = [("resume", resume, field(default=None)), ("limits", limits, field(default_factory=Limits))]
+    processes = Annotated[Processes, tyro.conf.arg(name="")]
+    parts = [
+        ("resume", resume, field(default=None)),
+        ("limits", limits, field(default_factory=Limits)),
+        ("processes", processes, field(default_factory=Processes)),
+    ]
     made = make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True)
     made.__doc__ = kind.__doc__
     return made
@@ -110,7 +132,8 @@ def open_run(
         about: makes what is recorded out of all options; by default, they are recorded as they are.
         track: services that receive the metrics.
     """
-    return Run(
+    kind = Run if current().rank == 0 else FollowingRun
+    return kind(
         wanted.out,
         about(dataclasses.asdict(wanted)),
         track=track,

@@ -94,7 +94,9 @@ def parse(command: str, kind: Any, argv: Sequence[str], default: Any = None) -> 
         said = StringIO()
         try:
             with redirect_stderr(said):
-                return tyro.cli(kind, prog=f"lmgym {command}", description=COMMANDS[command], args=line, **more)
+                return tyro.cli(
+                    kind, prog=f"lmgym {command}", description=_description(command, kind), args=line, **more
+                )
         except SystemExit as stopped:
             refused = _refusal(stopped)
             if refused is not None:
@@ -106,6 +108,11 @@ def parse(command: str, kind: Any, argv: Sequence[str], default: Any = None) -> 
     if shown != list(argv):
         parsed(shown)  # tyro's messages quote the command line: parse it first without terminal control characters
     return parsed(argv)
+
+
+def _description(command: str, kind: Any) -> str:
+    """What a command does; a further word, as in `lmgym label stats`, has its own docstring."""
+    return COMMANDS.get(command) or str(kind.__doc__).partition("\n")[0]
 
 
 def _refusal(stopped: SystemExit) -> ValueError | None:
@@ -142,6 +149,12 @@ def option_value(argv: Sequence[str], name: str) -> str | None:
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
     return None
+
+
+def last_value(argv: Sequence[str], name: str) -> str | None:
+    """The value of an option that holds if it is given several times."""
+    values = [option_value(argv[i : i + 2], name) for i in range(len(argv))]
+    return next((value for value in reversed(values) if value is not None), None)
 
 
 def without_options(argv: Sequence[str], values: Mapping[str, int]) -> list[str]:

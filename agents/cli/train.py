@@ -22,7 +22,7 @@ from agents.runs import Run
 from lmgym.io import printable
 from lmgym.models import check_base
 
-STAGES = ("sft", "preferences", "reward", "reward_model", "before")
+STAGES = ("sft", "preferences", "query_model", "reward", "reward_model", "before")
 """Names of stages in the folder of a run, which an algorithm cannot have."""
 SHOWN = 3
 """Prompts whose completions before and after training are printed."""
@@ -98,7 +98,7 @@ def run(argv: Sequence[str]) -> int:
         if setting.from_adapter:
             run.say(f"sft: none, because the adapter in {setting.from_adapter} belongs to the model as it is")
         before, after = run_all(setting, wanted.options, algorithm, run)
-        page = write_report(wanted.out)
+        page = write_report(wanted.out) if run.leads else ""
         run.complete()
     _show(run, before, after)
     run.say(f"report: {page}")

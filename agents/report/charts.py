@@ -6,7 +6,7 @@ has one value for a light page and one for a dark page.
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -186,6 +186,31 @@ def _draw_curve(ax: Axes, curve: Curve) -> None:
     else:
         # A line alone would hide how few values there are.
         ax.plot(*finite.T, **style, marker="o" if len(finite) <= 25 else None, markersize=3)
+
+
+def panels_as_svg(panels: Sequence[tuple[str, str, str, Mapping[str, Sequence[tuple[float, float]]]]]) -> str:
+    """A picture of its own, with one chart beside another: for pages in Markdown.
+
+    Args:
+        panels: for each chart its title, the labels of both axes, and the curves by their label, as points.
+    """
+    with chart_style():
+        figure = Figure(figsize=(4.4 * len(panels), 3.1), layout="constrained", facecolor="white")
+        for ax, (title, xlabel, ylabel, curves) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
+            for index, (label, points) in enumerate(curves.items()):
+                x, y = zip(*points, strict=True)
+                colour = COLOURS[SERIES[index % len(SERIES)]]
+                marker = "o" if len(points) <= 12 else None
+                ax.plot(x, y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=label)
+            ax.set(xlabel=xlabel, ylabel=ylabel)
+            ax.set_title(title, loc="left", fontsize=9)
+            if len(curves) > 1:
+                ax.legend(frameon=False, fontsize=8)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return file.getvalue()
 
 
 def scatter_charts(tables: Sequence[np.ndarray], titles: Sequence[str], descriptions: Sequence[str]) -> list[Html]:

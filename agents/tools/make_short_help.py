@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli import (
+    benchmark,
     chat,
     check,
     compare,
     evaluate,
+    exercise,
     folder,
+    label,
+    loop,
     merge,
     preferences,
     push,
@@ -29,6 +33,7 @@ from agents.cli import (
     sample,
     sft,
     short_help,
+    study,
     sweep,
     train,
 )
@@ -37,10 +42,15 @@ KINDS: dict[str, Callable[[], type]] = {
     "train": lambda: train.options_type("ppo")[0],
     "sft": lambda: folder.recorded(sft.SFT),
     "preferences": lambda: folder.recorded(preferences.Preferences),
+    "label": lambda: label.Label,
+    "loop": lambda: loop.Loop,
     "reward": lambda: folder.recorded(reward.Reward),
     "evaluate": lambda: evaluate.Evaluate,
     "sample": lambda: sample.Sample,
     "chat": lambda: chat.Chat,
+    "benchmark": lambda: benchmark.Benchmark,
+    "study": lambda: study.Study,
+    "exercise": lambda: exercise.ExerciseCommand,
     "report": lambda: report.Report,
     "compare": lambda: compare.Compare,
     "sweep": lambda: sweep.options_type("ppo")[0],
@@ -56,7 +66,7 @@ SHOWN = {
     "train": (
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
-        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--device", "--out", "--resume",
+        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--procs", "--device", "--out", "--resume",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
@@ -66,9 +76,17 @@ SHOWN = {
         "TASK", "--model", "--prompts", "--gold", "--max-new-tokens", "--preferences.prompts",
         "--preferences.completions", "--preferences.error-rate", "--seed", "--device", "--out", "--resume",
     ),
+    "label": (
+        "RUN|TASK", "--pairs", "--write", "--db", "--guidelines", "--known", "--count", "--texts", "--until",
+        "--labellers", "--overlap", "--ask", "--retrain-every", "--host", "--port", "--simulate.labellers",
+    ),
+    "loop": (
+        "TASK", "--out", "--rounds", "--labels", "--texts", "--label", "--reward", "--train", "--simulate.labellers",
+        "--seed",
+    ),
     "reward": (
-        "--preferences", "--test-preferences", "--field", "--model", "--epochs", "--lr", "--lora-rank", "--seed",
-        "--device", "--out", "--resume",
+        "--preferences", "--labels", "--test-preferences", "--field", "--model", "--epochs", "--lr", "--lora-rank",
+        "--seed", "--device", "--out", "--resume",
     ),
     "evaluate": (
         "RUN|TASK", "--policy", "--model", "--reward", "--prompts", "--gold", "--temperature", "--max-new-tokens",
@@ -81,8 +99,15 @@ SHOWN = {
     "chat": (
         "RUN", "--model", "--policy", "--system", "--temperature", "--max-new-tokens", "--seed", "--device",
     ),
+    "exercise": ("ACTION", "NUMBER", "FILE", "--to", "--step"),
     "envs": (),
     "algorithms": (),
+    "benchmark": (
+        "SUITE", "--agents", "--seeds", "--tasks", "--jobs", "--shard", "--time-limit", "--retry-failed", "--out",
+        "--cells",
+    ),
+    "study": ("NAME", "--quick", "--out", "--jobs", "--retry-failed"),
+    "studies": (),
     "report": ("RUN...",),
     "compare": ("RUN...", "--out"),
     "sweep": (
