@@ -81,6 +81,7 @@ def test_what_is_done_is_not_run_again(seeds: Path, capsys: pytest.CaptureFixtur
         (["--seeds", "0", "0"], "the seed 0 is given twice"),
         (["--seeds", "-1"], "the seed -1 is negative"),
         (["--seeds", "0", "--seed=1"], "--seed and --seeds cannot be given together"),
+        (["--seeds", "0", "--procs=1"], "several runs at the same time are --jobs"),
         (["--seeds", "0", "--jobs", "0"], "jobs"),
     ],
 )
