@@ -42,6 +42,19 @@ class TaskSpec:
 TASK_SPECS: dict[str, TaskSpec] = {}
 ENTRY_POINT_GROUP = "lmgym.tasks"
 """The group of entry points with which other packages register tasks."""
+LETTER_TASKS = (
+    ("ScaledBandit", "one letter, scores up to 100", 1),
+    ("SmallBandit", "one letter, scores up to 0.01", 1),
+    ("NoisyTree", "up to three letters, with noise on the score", 3),
+    ("FirstLetter", "many letters, of which only the first one counts", 16),
+    ("Password", "exactly one text scores, and a decoy pays a little", 3),
+    ("Goodhart", "a score that comes apart from the gold score", 4),
+    ("Count", "write as many letters as the prompt says, and stop", 5),
+    ("FewPrompts", "letters in order, after 16 training prompts", 3),
+    ("Both", "two objectives, of which the lower one counts", 5),
+    ("Alternate", "letters of two kinds must alternate for long", 16),
+)
+"""The tasks of `lmgym.tasks.letters`: class, summary, token budget."""
 
 
 def register_task(
@@ -140,17 +153,29 @@ def make(entry: str, **arguments: Any) -> "TokenEnv":
     """The entry point of `gymnasium.make`. Takes the arguments of `TokenEnv`; models may be given by name."""
     from lmgym.env import TokenEnv
 
-    return TokenEnv(**_resolved(entry, arguments))
+    return TokenEnv(**env_arguments(entry, arguments))
 
 
 def make_vec(entry: str, num_envs: int = 1, **arguments: Any) -> "TokenVectorEnv":
     """The entry point of `gymnasium.make_vec`. Takes the arguments of `TokenVectorEnv`; models may be given by name."""
     from lmgym.env import TokenVectorEnv
 
-    return TokenVectorEnv(num_envs, **_resolved(entry, arguments))
+    return TokenVectorEnv(num_envs, **env_arguments(entry, arguments))
 
 
-def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
+def env_arguments(id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a registered environment, models loaded.
+
+    Args:
+        id: of the environment.
+        given: arguments that override its defaults. Models may be given by name, with "device" and "dtype".
+
+    Returns:
+        Arguments of `TokenVectorEnv`: task, model, score and others.
+
+    Raises:
+        ValueError: there is no such environment, task or model.
+    """
     from lmgym.models import load
 
     spec = find_spec(id)
@@ -161,9 +186,9 @@ def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
     arguments["model"] = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
     score = arguments.pop("score", None) or spec.reward_model
     if isinstance(score, str):
-        from lmgym.reward import RewardModel, Score
+        from lmgym.reward import Score, load_reward_model
 
-        score = Score({"reward_model": RewardModel.load(score, device=device)})
+        score = Score({"reward_model": load_reward_model(score, device)})
     arguments["score"] = score
     return arguments
 
@@ -206,6 +231,15 @@ def register_all() -> None:
         max_prompt_tokens=4,
         max_new_tokens=3,
     )
+    for name, summary, steps in LETTER_TASKS:
+        register_task(
+            f"lmgym/{name}-v0",
+            f"lmgym.tasks.letters:{name}",
+            summary=f"{summary}: for benchmarks",
+            model="probe",
+            max_prompt_tokens=4,
+            max_new_tokens=steps,
+        )
     # A package registers tasks with entry points: the name is the environment's id, the value "module:TaskClass". Only
     # the names are read here; the module is imported when the environment is made.
     for point in entry_points(group=ENTRY_POINT_GROUP):

@@ -68,6 +68,7 @@ class Mutant:
 
 FUNCTIONAL, POLICY, MODELS = "agents/functional.py", "lmgym/policy.py", "lmgym/models"
 ENV, ROLLOUT, LEARNER = "lmgym/env", "lmgym/rollout", "agents/learner.py"
+MASTER_WEIGHTS = "agents/training/master_weights.py"
 BULK_SCORE = "rewards.scatter_add_(1, self.length[:, None] - 1, (paid.score * terminated)[:, None])"
 BULK_KL = "logp, reference_logp).masked_fill(~is_action, 0.0)"
 STEPPING = "tests/test_env.py::test_stepping_equals_bulk_equals_plain_python"
@@ -299,7 +300,7 @@ MUTANTS = (
     Mutant("not-scored-again", ROLLOUT, "if policy.rescores:", "if False:",
            "bfloat16 trains against the log-probabilities of decoding",
            ("tests/test_fast.py::test_bfloat16_is_near_and_its_ratio_starts_at_one",)),
-    Mutant("only-the-last-pass", LEARNER, "            self._accumulating = True", "            pass",
+    Mutant("only-the-last-pass", MASTER_WEIGHTS, "            self._accumulating = True", "            pass",
            "gradients of all passes but the last are lost",
            ("tests/test_fast.py::test_smaller_passes_take_the_same_step",)),
     Mutant("pass-weighed-alone", LEARNER, "_weighted(policy, part, loss, weights[rows, :steps],",
@@ -417,8 +418,8 @@ MUTANTS = (
            "torch.where(texts.is_learned, logp, 0.0 * reference)",
            "DPO without its reference",
            ("tests/test_algorithms.py::test_online_dpo_on_a_fixed_set_is_dpo",)),
-    Mutant("ranking-reversed", FUNCTIONAL, "return bradley_terry(scores[better], scores[worse])",
-           "return bradley_terry(scores[worse], scores[better])",
+    Mutant("ranking-reversed", FUNCTIONAL, "return bradley_terry(scores[better], scores[worse], error_rate=error_rate)",
+           "return bradley_terry(scores[worse], scores[better], error_rate=error_rate)",
            "ranking read from the worst to the best",
            ("tests/test_functional.py::test_the_gradient_of_a_ranking_is_the_mean_over_its_pairs",)),
     Mutant("reward-model-reads-pad", "lmgym/reward", "counted = attention_mask.bool()",
@@ -496,7 +497,7 @@ MUTANTS = (
     Mutant("not-scheduled", LEARNER, "self.lr = self.config.lr * F.schedule_factor(",
            "_ = self.config.lr * F.schedule_factor(",
            "learning rate never scheduled", ("tests/test_learner.py::test_every_algorithm_follows_the_schedule",)),
-    Mutant("gradients-add-up", LEARNER, "self.weights.begin_step()", "pass",
+    Mutant("gradients-add-up", MASTER_WEIGHTS, "            self.begin_step()", "pass",
            "gradients of earlier steps added to the new one",
            ("tests/test_learner.py::test_a_step_goes_down_its_own_loss_alone",)),
     Mutant("average-forgets", "agents/training", "share = (1 - self.decay) * ~refused",

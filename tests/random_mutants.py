@@ -129,11 +129,15 @@ TESTS = {
 PASSES, WIDTH, ALIKE = "only how much is done at a time", "only memory and speed", "both cases give the same there"
 NO_GPU = "only where steps are captured, which needs a GPU"
 EQUIVALENT: dict[tuple[str, str], str] = {
+    (
+        "agents/evaluate.py",
+        "policy: TokenPolicy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32, max_logits: int = 3**23",
+    ): PASSES,
     ("agents/online_dpo.py", "length = 3 * rollout.columns"): PASSES,
     ("agents/sft.py", "return torch.where(mask, loss, 1).sum()"): "a constant has no gradient",
     (
         "agents/evaluate.py",
-        "policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 33, max_logits: int = 2**23",
+        "policy: TokenPolicy, env: TokenVectorEnv, sequences: Sequences, rows: int = 33, max_logits: int = 2**23",
     ): PASSES,
     (
         "agents/functional.py",

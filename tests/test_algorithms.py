@@ -450,6 +450,8 @@ def test_a_group_that_does_not_divide_the_rows(module: ModuleType) -> None:
 
 
 def test_pairs_of_an_odd_number_of_rows() -> None:
+    for rows in (2, 4, 8):
+        require.pairs(rows, "online_dpo")
     with pytest.raises(ValueError, match=r"online_dpo compares two completions .* 5 rows must be an even number"):
         start(online_dpo, table(rows=5, kl="none"))
 

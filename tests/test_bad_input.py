@@ -18,6 +18,7 @@ from agents import ppo
 from agents.learner import Learner, LearnerConfig
 from agents.pipeline import Options, PreferenceOptions, RewardOptions, RLOptions, SFTOptions, load_algorithm
 from agents.runs import Limits
+from agents.training import require
 from lmgym import AdaptiveKL, Completion, FixedKL, LanguageModel, Policy, Prompt, Score, TokenAction, TokenVectorEnv
 from lmgym.io import read_jsonl
 from lmgym.registry import TaskSpec, make_task
@@ -311,6 +312,13 @@ def test_settings_out_of_range_name_themselves(kind: Any, name: str, value: Any)
     object.__setattr__(config, name, value)  # past the type checks of these tests, which users do not have
     with pytest.raises(ValueError, match=name):
         config.__post_init__()
+
+
+@pytest.mark.parametrize("value", [None, [], ""])
+def test_what_is_needed_and_empty_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="dpo needs comparisons, but got none: give some"):
+        require.given(value, "comparisons", "dpo", "give some")
+    require.given(["one"], "comparisons", "dpo", "give some")
 
 
 SMALLEST = {

@@ -38,7 +38,7 @@ from lmgym.preferences import (
 )
 from lmgym.preferences.agreement import alpha_with_interval
 from lmgym.preferences.database import disk_kind
-from lmgym.preferences.queries import choose, closeness, disagreement, propensities
+from lmgym.preferences.queries import choose, disagreement, margin, propensities
 
 PLAIN = Rules(repeat_share=0.0, gold_share=0.0)
 
@@ -481,14 +481,14 @@ def test_agreement_gives_the_ceiling_of_reward_models(make: Callable[..., LabelS
 # What to ask next -----------------------------------------------------------------------------------------------------
 
 
-def test_disagreement_and_closeness_by_hand() -> None:
+def test_disagreement_and_margin_by_hand() -> None:
     scores = np.array([[[2.0, 0.0], [1.0, 1.0], [NAN, NAN]], [[-2.0, 0.0], [1.0, 1.0], [NAN, NAN]]])
     p = 1 / (1 + math.exp(-2.0))
-    assert disagreement(scores)[:2] == pytest.approx([p - 0.5, 0.0])
-    assert closeness(scores)[:2] == pytest.approx([0.0, 0.0])
+    assert disagreement(scores)[:2] == pytest.approx([2 * (p - 0.5) ** 2, 0.0])
+    assert margin(scores)[:2] == pytest.approx([0.0, 0.0])
     assert np.isnan(disagreement(scores)[2])
     three = np.array([[[0.0, 1.0, 3.0]]])
-    assert closeness(three) == pytest.approx([-(1 + 3 + 2) / 3])
+    assert margin(three) == pytest.approx([-(1 + 3 + 2) / 3])
     batches = np.array([1, 2, 2])
     assert propensities("newest", batches, None) == pytest.approx([0, 0.5, 0.5])
     assert propensities("disagreement", batches, None) is None

@@ -22,7 +22,7 @@ from lmgym.policy import Policy
 from lmgym.preferences import Comparison, leave_out, read_comparisons
 from lmgym.registry import TaskSpec, default_arguments, find_spec, make_task
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
-from lmgym.reward import RewardModel, Score
+from lmgym.reward import Score, load_reward_model
 from lmgym.tasks import Conversational, Prompt, PromptList, as_conversation, prompts_of
 from lmgym.tasks.base import ScoreFunction, Task
 
@@ -199,7 +199,7 @@ def default_score(wanted: Common, setting: Setting) -> Score:
         if not setting.task.has_gold:
             raise ValueError("there is no score to evaluate with: give --gold module:function or --reward MODEL")
         return Score({"gold": setting.task.gold})
-    return Score({"reward_model": RewardModel.load(name, setting.lm.device)})
+    return Score({"reward_model": load_reward_model(name, setting.lm.device)})
 
 
 def score_named(name: str, device: str) -> Score:
@@ -213,7 +213,7 @@ def score_named(name: str, device: str) -> Score:
     if colon and (function.isidentifier() or source.endswith(".py")) and not Path(name).is_dir():
         return Score({function: function_named(name)})
     _refuse_typos("reward", name, (*REWARD_WORDS, *BUILT_IN_REWARD_MODELS))
-    return Score({"reward_model": RewardModel.load(name, device)})
+    return Score({"reward_model": load_reward_model(name, device)})
 
 
 def function_named(name: str) -> ScoreFunction:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -148,6 +148,31 @@ def option_value(argv: Sequence[str], name: str) -> str | None:
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
     return None
+
+
+def last_value(argv: Sequence[str], name: str) -> str | None:
+    """The value of an option that holds if it is given several times."""
+    values = [option_value(argv[i : i + 2], name) for i in range(len(argv))]
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def without_options(argv: Sequence[str], values: Mapping[str, int]) -> list[str]:
+    """A command line without some options.
+
+    Args:
+        argv: the command line.
+        values: the options to leave out, such as "--jobs", and how many values each has.
+    """
+    kept, skip = [], 0
+    for argument in argv:
+        name, has_value, _ = argument.partition("=")
+        if skip:
+            skip -= 1
+        elif name in values:
+            skip = values[name] - bool(has_value)
+        else:
+            kept.append(argument)
+    return kept
 
 
 def field_names(fields: Sequence[str]) -> dict[str, str]:

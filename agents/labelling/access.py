@@ -52,7 +52,7 @@ class Guard:
             await send(message)
 
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self.refusal(scope["method"], headers)
+        refusal = self.refuses(scope["method"], headers)
         if refusal is None:
             await self.app(scope, _limited(receive), send_safely)
             return
@@ -62,7 +62,7 @@ class Guard:
         await send_safely(start)
         await send_safely({"type": "http.response.body", "body": body})
 
-    def refusal(self, method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    def refuses(self, method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
         """The status and the reason why a request is refused; None if it is not."""
         host = headers.get("host", "")
         if not self.is_own_name(host):

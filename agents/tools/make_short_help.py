@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli import (
+    benchmark,
     chat,
+    check,
+    compare,
     evaluate,
     folder,
     label,
@@ -29,6 +32,8 @@ from agents.cli import (
     sample,
     sft,
     short_help,
+    study,
+    sweep,
     train,
 )
 
@@ -42,7 +47,12 @@ KINDS: dict[str, Callable[[], type]] = {
     "evaluate": lambda: evaluate.Evaluate,
     "sample": lambda: sample.Sample,
     "chat": lambda: chat.Chat,
+    "benchmark": lambda: benchmark.Benchmark,
+    "study": lambda: study.Study,
     "report": lambda: report.Report,
+    "compare": lambda: compare.Compare,
+    "sweep": lambda: sweep.options_type("ppo")[0],
+    "check": lambda: check.Check,
     "repeat": lambda: repeat.Repeat,
     "merge": lambda: merge.Merge,
     "push": lambda: push.Push,
@@ -54,7 +64,7 @@ SHOWN = {
     "train": (
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
-        "--from-adapter", "--chat", "--seed", "--device", "--out", "--resume",
+        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--device", "--out", "--resume",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
@@ -89,7 +99,19 @@ SHOWN = {
     ),
     "envs": (),
     "algorithms": (),
+    "benchmark": (
+        "SUITE", "--agents", "--seeds", "--tasks", "--jobs", "--shard", "--time-limit", "--retry-failed", "--out",
+        "--cells",
+    ),
+    "study": ("NAME", "--quick", "--out", "--jobs", "--retry-failed"),
+    "studies": (),
     "report": ("RUN...",),
+    "compare": ("RUN...", "--out"),
+    "sweep": (
+        "TASK", "--over", "--seeds", "--jobs", "--trials", "--metric", "--algorithm", "--model", "--prompts", "--gold",
+        "--reward", "--test-prompts", "--device", "--out",
+    ),
+    "check": ("FILE", "--skip", "--kl", "--rows", "--lr", "--updates", "--draws", "--allow-shared-prompts"),
     "repeat": ("RUN", "--out"),
     "merge": ("RUN", "OUT", "--policy", "--dtype"),
     "push": ("RUN", "--to", "--policy", "--merged", "--base", "--private"),

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
+from scipy.special import expit
 
 Strategy = Literal["random", "disagreement", "margin", "newest"]
 RANDOM_SHARE = 0.2
@@ -34,18 +35,23 @@ class Query:
 
 
 def disagreement(scores: Float[ndarray, "K N T"]) -> Float[ndarray, " N"]:
-    """How much K reward models disagree on each item: the standard deviation over members of P(first is better).
+    """How much K reward models disagree on each item: the variance over members of P(first is better).
 
     P is that of Bradley and Terry, σ(score difference). With more than two texts it is the mean over pairs of texts.
     Christiano et al. 2017, section 2.2.4 (https://arxiv.org/abs/1706.03741).
 
     Args:
         scores: of K members for N items with T texts; NaN where an item has fewer texts, or no scores.
+
+    Raises:
+        ValueError: there is one member, which cannot disagree.
     """
-    return _over_pairs(np.std(0.5 * (1 + np.tanh(_margins(scores) / 2)), axis=0))
+    if len(scores) < 2:
+        raise ValueError("one reward model cannot disagree: give the scores of at least 2, or ask by margin")
+    return _over_pairs(np.var(expit(_margins(scores)), axis=0, ddof=1))
 
 
-def closeness(scores: Float[ndarray, "K N T"]) -> Float[ndarray, " N"]:
+def margin(scores: Float[ndarray, "K N T"]) -> Float[ndarray, " N"]:
     """How near the texts of each item are: minus the absolute difference of their mean scores over members.
 
     With more than two texts it is the mean over pairs of texts. Lewis and Gale 1994 (https://arxiv.org/abs/cmp-lg/9407020)
@@ -57,6 +63,17 @@ def closeness(scores: Float[ndarray, "K N T"]) -> Float[ndarray, " N"]:
     return _over_pairs(-np.abs(_margins(scores).mean(axis=0)))
 
 
+def largest(values: Float[ndarray, " N"], count: int) -> Int[ndarray, " count"]:
+    """The indices of the `count` largest values, the largest first; the earlier one of equal values comes first.
+
+    Raises:
+        ValueError: there are fewer values.
+    """
+    if not 0 <= count <= len(values):
+        raise ValueError(f"{count} queries were requested, and there are {len(values)} candidates")
+    return np.argsort(-values, kind="stable")[:count]
+
+
 def propensities(
     strategy: Strategy, batches: Int[ndarray, " N"], scores: Float[ndarray, "K N T"] | None
 ) -> Float[ndarray, " N"] | None:
@@ -64,7 +81,7 @@ def propensities(
 
     Args:
         strategy: "random": all alike. "newest": those of the newest batch, alike. "disagreement" and "margin": those in
-            the top tenth by `disagreement` and `closeness`, alike.
+            the top tenth by `disagreement` and `margin`, alike.
         batches: the number of the batch in which each item was added.
         scores: as for `disagreement`.
     """
@@ -73,13 +90,13 @@ def propensities(
     elif strategy == "newest":
         chosen = batches == batches.max()
     else:
-        value = None if scores is None else (disagreement if strategy == "disagreement" else closeness)(scores)
+        value = None if scores is None else (disagreement if strategy == "disagreement" else margin)(scores)
         if value is None or not np.isfinite(value).any():
             return None
         value = np.where(np.isfinite(value), value, -np.inf)
         count = max(1, int(TOP * np.isfinite(value).sum()))
         chosen = np.zeros(len(value), bool)
-        chosen[np.argsort(-value, kind="stable")[:count]] = True
+        chosen[largest(value, count)] = True
     return chosen / chosen.sum()
 
 

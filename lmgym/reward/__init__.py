@@ -1,5 +1,6 @@
 """The reward, `score · [token is last] − β · KL`: KL and its controllers, scores, and reward models."""
 
+from lmgym.reward.ensemble import RewardEnsemble, load_reward_model
 from lmgym.reward.kl import (
     AdaptiveKL,
     FixedKL,
@@ -24,6 +25,7 @@ __all__ = [
     "KLController",
     "KLEstimator",
     "KLForm",
+    "RewardEnsemble",
     "RewardModel",
     "Score",
     "ScoreError",
@@ -32,5 +34,6 @@ __all__ = [
     "exact_kl",
     "kl_estimates",
     "kl_reward",
+    "load_reward_model",
     "read_text",
 ]
