@@ -34,7 +34,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "lmgym/tasks/": ("test_tasks", "test_data"),
     "lmgym/tasks/messages.py": ("test_messages", "test_chat"),
     "lmgym/tasks/conversational.py": ("test_messages", "test_chat"),
-    "lmgym/preferences/": ("test_preferences", "test_data", "test_labels"),
+    "lmgym/preferences/": ("test_preferences", "test_data", "test_labels", "test_label_figures", "test_label_files"),
     "lmgym/exact.py": ("test_exact",),
     "lmgym/registry.py": ("test_gymnasium", "test_plugins"),
     "lmgym/testing/": ("test_testing",),

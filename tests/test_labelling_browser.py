@@ -19,15 +19,15 @@ import pytest
 
 pytest.importorskip("starlette", reason="the labelling page needs lmgym[label]")
 sync_api = pytest.importorskip("playwright.sync_api", reason="BROWSER TESTS SKIPPED: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("BROWSER TESTS SKIPPED: no Chromium (Debian: apt install chromium)", allow_module_level=True)
 
-from labelling_server import PLAIN, served, store_at
+from label_stores import PLAIN
+from labelling_server import served, store_at
 
 from agents.labelling import links
 from lmgym.preferences import Item, LabelStore, Rules
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="BROWSER TESTS SKIPPED: no Chromium (apt install chromium)")
 HERE = Path(__file__).parent
 HOSTILE = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\"><b>bold</b>"
 

@@ -20,7 +20,8 @@ import pytest
 pytest.importorskip("starlette", reason="the labelling page needs lmgym[label]")
 pytest.importorskip("uvicorn", reason="the labelling page needs lmgym[label]")
 
-from labelling_server import PLAIN, served, store_at
+from label_stores import PLAIN
+from labelling_server import served, store_at
 
 from agents.cli import main
 from agents.labelling import label_over_http, listening

@@ -52,7 +52,7 @@ def rate_open_items(store: LabelStore, lm: LanguageModel, options: RewardOptions
         store: the file of labels.
         lm: the language model to start from.
         options: of the training.
-        seed: each member has a seed of its own, spawned from it.
+        seed: each member has a seed and a draw of the labels of its own, spawned from it.
         members: reward models.
 
     Raises:
@@ -62,7 +62,8 @@ def rate_open_items(store: LabelStore, lm: LanguageModel, options: RewardOptions
     if not train:
         raise ValueError(f"{store.path}: no labels to train on yet: answer some questions, not all of them with a tie")
     seeds = np.random.SeedSequence(seed).generate_state(members)
-    models = [train_member(lm, options, int(s), train) for s in seeds]
+    draws = [reward_modelling.bootstrap(train, seed, member) for member in range(members)] if members > 1 else [train]
+    models = [train_member(lm, options, int(s), drawn) for s, drawn in zip(seeds, draws, strict=True)]
     rows = store.rows("SELECT id FROM items WHERE purpose = 'ask' AND asked_at IS NULL")
     items = [store.item(row["id"]) for row in rows]
     scores = {item.id: _scores(models, Comparison(item.prompt, item.texts, item.messages)).tolist() for item in items}
