@@ -4,6 +4,7 @@ It needs Playwright (`pip install playwright axe-playwright-python`) and Chromiu
 where one is missing, these tests are skipped with a notice.
 """
 
+import importlib
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette", reason="the labelling page needs lmgym[label]")
-sync_api = pytest.importorskip("playwright.sync_api", reason="BROWSER TESTS SKIPPED: pip install playwright")
+pytest.importorskip("playwright.sync_api", reason="BROWSER TESTS SKIPPED: pip install playwright")
 
 from label_stores import PLAIN
 from labelling_server import served, store_at
@@ -26,6 +27,7 @@ from labelling_server import served, store_at
 from agents.labelling import links
 from lmgym.preferences import Item, LabelStore, Rules
 
+sync_api: Any = importlib.import_module("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="BROWSER TESTS SKIPPED: no Chromium (apt install chromium)")
 HERE = Path(__file__).parent

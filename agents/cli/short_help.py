@@ -82,7 +82,7 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ('--out', 'runs/loop', 'Folder of the loop.'),
         ('--rounds', '3', 'Rounds.'),
         ('--labels', '150', 'Labels in each round.'),
-        ('--texts', '2', 'Texts in a question: 2, or up to 4 to rank.'),
+        ('--texts', '4', 'Texts in a question: 2, or up to 4 to rank; a ranking of four holds six pairs.'),
         ('--label', '', 'Further options of `lmgym label`, as one text, such as "--ask disagreement --retrain-every 50 --labellers 5".'),
         ('--reward', '', 'Further options of `lmgym reward`, as one text.'),
         ('--train', '', 'Further options of `lmgym train`, as one text, such as "--algorithm rloo --rloo.updates 20".'),
