@@ -28,7 +28,6 @@ VIOLATIONS = {
     "Only cli imports tyro": ("agents/ppo.py", "import tyro"),
     "Only integrations import other RL libraries": ("agents/ppo.py", "import stable_baselines3"),
     "Only labelling imports a web server": ("agents/ppo.py", "import starlette"),
-    "Only labelling imports a web server": ("agents/ppo.py", "import starlette"),
     "Only report imports matplotlib": ("agents/ppo.py", "import matplotlib.pyplot"),
     "Only models, reward and tools import transformers": ("lmgym/env/vector.py", "import peft"),
     "No import circle": ("lmgym/rollout/buffer.py", "import lmgym.rollout.cuda_graph"),

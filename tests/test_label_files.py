@@ -112,3 +112,18 @@ def test_the_split_follows_from_the_prompt_alone(make_labels: Callable[..., Labe
     share = list(splits[0].values()).count("test") / 300
     assert share == pytest.approx(0.2, abs=0.06)
     assert one.add_items([Item("prompt 3", ("text 3.0", "text 3.1"))]) == [4], "nothing is added twice"
+
+
+def test_a_tie_is_trained_on_with_the_target_one_half() -> None:
+    """The loss of a tie is the cross-entropy with target ½: least at equal scores, and the same in both orders."""
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    from agents.reward_modelling import comparison_loss
+
+    scores = torch.tensor([0.3, 1.7])
+    tie, order = Comparison("p", ("a", "b"), is_tie=True), Comparison("p", ("a", "b"))
+    half = binary_cross_entropy_with_logits(scores[0] - scores[1], torch.tensor(0.5))
+    assert float(comparison_loss(scores, tie)) == pytest.approx(float(half))
+    assert float(comparison_loss(scores.flip(0), tie)) == pytest.approx(float(half))
+    assert float(comparison_loss(scores, order)) != pytest.approx(float(comparison_loss(scores.flip(0), order)))

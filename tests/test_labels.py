@@ -235,6 +235,14 @@ def test_any_order_of_events_keeps_one_label_for_each_person_and_item(
     store.close()
 
 
+def test_what_is_acknowledged_is_flushed(make_labels: Callable[..., LabelStore]) -> None:
+    """A kill cannot show it, only a power failure could: so the settings themselves are tested."""
+    store = make_labels()
+    assert store.rows("PRAGMA synchronous")[0][0] == 2  # FULL
+    assert store.rows("PRAGMA journal_mode")[0][0] == "wal"
+    assert oct(store.path.stat().st_mode)[-3:] == "600"
+
+
 def test_withdrawn_answers_are_gone_from_the_file(make_labels: Callable[..., LabelStore]) -> None:
     store = make_labels(8)
     asker = Asker(store, Rules(overlap=2, repeat_share=0.0, gold_share=0.0))
