@@ -1,6 +1,7 @@
 """One run of a benchmark: the meter, the budget, what is measured, and agents of every kind."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from agents.benchmark.meter import BudgetSpent, Meter, MeteredEnv, MeteredLearne
 from agents.benchmark.run import cells_of, run
 from agents.benchmark.suite import Row, Suite
 from agents.benchmark.suites import SUITES, find_suite
+from agents.benchmark.table import suite_table
 from agents.benchmark.world import World
 from agents.experiments import Cell
 from agents.learner import LearnerConfig
@@ -27,6 +29,7 @@ from lmgym.exact import enumerate_tree
 from lmgym.models import load
 from lmgym.tasks.probe import BANDIT_SCORES, Tree
 
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmark.md"
 TREE = Row(
     "Tree", "lmgym/Tree-v0", "decoy", "objective", tokens=700, passes=4000, beta=0.05, reference=0.3, best=0.71,
     test_rows=32,
@@ -237,6 +240,8 @@ def test_the_headline_is_the_last_evaluation_within_the_limits() -> None:
     points = curve((0.2, 0, 0, 0), (0.45, 2, 20, 10), (0.6, 3, 40, 31), (0.7, 3.1, 80, 60))
     assert row.headline(points) == pytest.approx(0.8), "the last one is beyond the KL limit"
     assert row.headline(points, "passes") == pytest.approx(0.5), "and 40 + 2 · 31 is more than 100 passes"
+    later = curve((0.2, 0, 50, 0), (0.45, 2, 70, 10), (0.6, 3, 90, 31))
+    assert row.headline(later, "passes") == pytest.approx(0.5), "passes count from the first evaluation"
     assert row.headline(curve((0.6, 9, 0, 0))) == 0.0, "nothing is within the limit"
     free = replace(row, max_kl=None)
     assert free.headline(points) == pytest.approx(1.0)
@@ -386,6 +391,21 @@ def test_a_file_is_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         run(cell)
 
 
+def test_the_agent_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(# mine\.py.*?)^```$", DOCS.read_text(encoding="utf-8"), re.M | re.S)
+    assert len(block.splitlines()) <= 40
+    Path("mine.py").write_text(block)
+    points = run(cell_of("mine.py", replace(BANDIT, tokens=1280)))["curve"]
+    assert points[-1]["gold"] > points[0]["gold"] + 0.1, "it learns"
+
+
+def test_the_documentation_lists_the_suite() -> None:
+    page = DOCS.read_text(encoding="utf-8")
+    listed = page.partition("<!-- suite:begin -->\n")[2].partition("\n<!-- suite:end -->")[0].strip()
+    assert listed == suite_table(find_suite("text-v1"))
+
+
 def test_an_installed_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     class Point:
         name, value = "theirs", "their.module:make"
@@ -411,7 +431,7 @@ def test_an_installed_agent(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ppo:lr=-1", "lr"),
         ("ppo:lr=1:", "must be NAME or NAME:SETTING=VALUE"),
         ("", "must be NAME or NAME:SETTING=VALUE"),
-        ("distill", "learns from a teacher"),
+        ("distill", "`train` of the agent 'distill' requires 'teacher'"),
         ("random:n=1", "has no settings"),
         ("best_of_n:n=1", "n of at least 2"),
         ("json", "no algorithm 'json'"),

@@ -156,8 +156,12 @@ def _own(source: str, spec: str, shown: str, given: Mapping[str, str]) -> Agent:
 
 def _settings(source: str, module: ModuleType, given: Mapping[str, str]) -> tuple[dict[str, Any], Any]:
     """The options of policy and learner that differ from the defaults, and the algorithm's `Config`."""
-    if catalog.extra_arguments(module).get("teacher") is False:
-        raise ValueError(f"{source!r} learns from a teacher, which no budget buys: it is no agent of a benchmark")
+    for name, optional in catalog.extra_arguments(module).items():
+        if not optional and name != "comparisons":
+            raise ValueError(
+                f"`train` of the agent {source!r} requires {name!r}, and a benchmark has only comparisons, which the "
+                "budget buys: give the argument a default"
+            )
     own = {f.name for f in fields(module.Config)}
     config = {key: _value(key, value, getattr(module.Config(), key)) for key, value in given.items() if key in own}
     rest = {key: value for key, value in given.items() if key not in own}
@@ -168,7 +172,7 @@ def _options(
     source: str, defaults: Mapping[str, Any], given: Mapping[str, str], own: set[str] | None = None
 ) -> dict[str, Any]:
     known = {f.name: getattr(RLOptions(), f.name) for f in fields(RLOptions)}
-    unknown = next((key for key in given if key not in known), None)
+    unknown = next((key for key in [*defaults, *given] if key not in known), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, [*known, *(own or ())], 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -66,7 +66,7 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[float], Estimate]], description:
     return tag("svg", *marks, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=description, class_="dots")
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str | None = None) -> Html:
+def _line(x1: int | float, y1: int | float, x2: int | float, y2: int | float, kind: str | None = None) -> Html:
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=kind)
 
 

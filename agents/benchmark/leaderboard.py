@@ -5,13 +5,15 @@ from collections.abc import Mapping
 
 from agents.benchmark.drawing import Curve, dot_plot, line_plot, table
 from agents.benchmark.league import Results, Standing
-from agents.benchmark.table import LEGEND, last_line, provenance, short
+from agents.benchmark.table import LEGEND, PART, last_line, provenance, short, two
 from agents.experiments import statistics
 from agents.report.document import document
 from agents.report.html import Html, join, tag
 
 STYLE = """
-.wide { overflow-x: auto } .numbers td, .numbers thead th { padding-left: 18px }
+.wide { overflow-x: auto }
+.numbers tbody th { text-align: left; font-weight: 400; padding-right: 18px }
+.numbers td, .numbers thead th { padding-left: 18px }
 .dots text { font-size: 12px; fill: var(--ink) } .dots .muted { fill: var(--muted) }
 .dots line { stroke: var(--rule) } .dots .dot { fill: var(--series-1); fill-opacity: .45 }
 .dots .mean { stroke: var(--ink); stroke-width: 2 } .dots .interval { stroke: var(--series-1); stroke-width: 3 }
@@ -25,15 +27,14 @@ def page(results: Results) -> str:
     """The whole page."""
     views = [("overall", "All tasks", _overall(results))]
     for row in results.suite.rows:
-        title = f"{row.name}: {row.capability}"
-        views.append((f"task-{row.name}", title, _task(results, row.name)))
+        views.append((f"task-{row.name}", row.name, _task(results, row.name)))
     sections = [
         *views,
         ("compute", "Equal compute", _compute(results)),
         ("differences", "Differences", _differences(results)),
         ("frontiers", "Gold against KL", _frontiers(results)),
         ("profiles", "Performance profiles", _profiles(results)),
-        ("runs", "Every agent: settings and command", _agents(results)),
+        ("runs", "Every agent", _agents(results)),
     ]
     title = f"{results.suite.name} leaderboard"
     facts = [tag("span", line.removeprefix("- ").replace("`", "")) for line in provenance(results)]
@@ -44,7 +45,7 @@ def _overall(results: Results) -> Html:
     tasks = results.suite.tasks
     shown = [s for s in results.standings if s.seeds]
     rows = [
-        [s.agent, short(results.mean(s)), f"{statistics.interquartile_mean(s.scores):.2f}", f"{s.seeds}", *_means(s)]
+        [s.agent, short(results.mean(s)), two(statistics.interquartile_mean(s.scores)), f"{s.seeds}", *_means(s)]
         for s in shown
     ]
     dots = [(s.agent, _per_seed(s), results.mean(s)) for s in shown]
@@ -53,6 +54,7 @@ def _overall(results: Results) -> Html:
     ]
     return join(
         tag("p", LEGEND, class_="note"),
+        tag("p", PART) if not results.is_whole else "",
         dot_plot(dots, "Mean over tasks of each seed, with the 95 % interval of the mean"),
         table(["agent", "mean", "IQM", "seeds", *tasks], rows),
         tag("p", "; ".join(lacking), class_="note") if lacking else "",
@@ -72,6 +74,7 @@ def _task(results: Results, task: str) -> Html:
     )
     pairs = [f"{a} − {b}: {by:.2f} (p {p:.2g})" for a, b, by, p in results.separations[task]]
     return join(
+        tag("p", f"{row.capability[0].upper()}{row.capability[1:]}"),
         tag("p", facts, class_="note"),
         dot_plot(dots, f"Scores on {task}, one dot for each seed"),
         _curves(results, task),
@@ -83,10 +86,11 @@ def _compute(results: Results) -> Html:
     shown = sorted((s for s in results.standings if s.seeds), key=lambda s: -results.mean(s, "passes").value)
     rows = []
     for s in shown:
-        ends = [row["result"]["curve"][-1] for row in s.rows if row["status"] == "ok"]
-        tokens = max(1.0, sum(end["tokens"] for end in ends))
-        each = [f"{sum(end[name] for end in ends) / tokens:.1f}" for name in ("forward", "backward")]
-        seconds = sum(end["cpu_seconds"] for end in ends) / max(1, len(ends))
+        curves = [row["result"]["curve"] for row in s.rows if row["status"] == "ok"]
+        spent = [{name: c[-1][name] - c[0][name] for name in c[-1]} for c in curves]
+        tokens = max(1.0, sum(end["tokens"] for end in spent))
+        each = [f"{sum(end[name] for end in spent) / tokens:.1f}" for name in ("forward", "backward")]
+        seconds = sum(end["cpu_seconds"] for end in spent) / max(1, len(spent))
         rows.append([s.agent, short(results.mean(s, "passes")), *each, f"{seconds:.1f}"])
     head = ["agent", "mean", "forward passes per sampled token", "backward passes", "CPU s per run"]
     return join(
@@ -129,7 +133,7 @@ def _agents(results: Results) -> Html:
 
 
 def _means(standing: Standing) -> list[str]:
-    return [f"{_mean(scores):.2f}" for scores in standing.scores.values()]
+    return [two(_mean(scores)) for scores in standing.scores.values()]
 
 
 def _mean(scores: Mapping[int, float]) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,39 +80,51 @@ class Results:
 
     Args:
         rows: as `read_results` gives them.
+        configs: the settings of agents by name. If an agent has results with several settings, as after a change of its
+            file, these count; by default, those with which it ran last.
 
     Attributes:
+        rows: those that count.
+        left_out: for each agent the number of its results with other settings.
+        hash: of the suite.
         suite: the tasks that have results. They are in the rows, so that a file can be read on its own.
 
     Raises:
         ValueError: there are no rows, they are of several suites, or a result is malformed.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+    def __init__(self, rows: Sequence[Mapping[str, Any]], configs: Mapping[str, Mapping[str, Any]] | None = None):
         if not rows:
             raise ValueError("there are no results yet: run `lmgym benchmark SUITE` first")
-        self.rows = rows
-        self.suite = _suite_of(rows)
+        self.suite, self.hash = _suite_of(rows), str(rows[0]["setting"]["suite"])
         for row in rows:
             _check(row)
-        agents = dict.fromkeys(row["agent"] for row in rows)
-        most = 1 + max(row["index"] for row in rows)
+        last = {row["agent"]: row["config"] for row in sorted(rows, key=lambda row: row.get("started", ""))}
+        counting = last | dict(configs or {})
+        self.rows = [row for row in rows if row["config"] == counting[row["agent"]]]
+        self.left_out = Counter(row["agent"] for row in rows if row["config"] != counting[row["agent"]])
+        agents = dict.fromkeys(row["agent"] for row in self.rows)
+        most = 1 + max((row["index"] for row in self.rows), default=0)
         found = [self._standing(agent, most) for agent in agents]
         self.standings = sorted(found, key=lambda s: (not s.seeds, -self.mean(s).value if s.seeds else 0.0, s.agent))
 
     @classmethod
-    def read(cls, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Results":
-        """Reads files, and the `.jsonl` files of folders.
+    def read(
+        cls,
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        configs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> "Results":
+        """Reads files, and the `.jsonl` files of folders; `configs` as the class.
 
         Raises:
             ValueError: as the class; or a file is missing or damaged, or holds a cell twice.
         """
-        return cls(read_results(paths))
+        return cls(read_results(paths), configs)
 
     @property
-    def hash(self) -> str:
-        """Of the suite."""
-        return self.rows[0]["setting"]["suite"]
+    def is_whole(self) -> bool:
+        """Whether every task of the suite has results."""
+        return self.suite.hash == self.hash
 
     @property
     def ranked(self) -> list[Standing]:
@@ -156,11 +169,6 @@ class Results:
 
     def _standing(self, agent: str, most: int) -> Standing:
         rows = [row for row in self.rows if row["agent"] == agent]
-        if len({str(row["config"]) for row in rows}) > 1:
-            raise ValueError(
-                f"the agent {agent!r} has results with different settings: give only the files of one of them, or "
-                "another name to one (of a file), or write the settings behind the name, such as ppo:lr=0.003"
-            )
         by_cell = {(row["task"], row["index"]): row for row in rows}
         seeds = 0
         while all((task, seeds) in by_cell for task in self.suite.tasks):

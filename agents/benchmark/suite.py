@@ -60,22 +60,27 @@ class Row:
         if min(self.tokens, self.passes) < 1 or not self.beta >= 0:
             raise ValueError(f"{self.name}: budgets must be at least 1, and β not negative")
 
-    def value(self, point: Mapping[str, float]) -> float:
+    def value(self, point: Mapping[str, Any]) -> float:
         """The metric at one evaluation."""
         return point["gold"] - (self.beta * point["kl"] if self.metric == "objective" else 0.0)
 
-    def headline(self, curve: Sequence[Mapping[str, float]], league: League = "tokens") -> float:
+    def headline(self, curve: Sequence[Mapping[str, Any]], league: League = "tokens") -> float:
         """The metric at the last evaluation that is within the row's limits, normalised: 0 reference, 1 best."""
-        within = [p for p in curve if self._is_within(p, league)]
+        before = cost(curve[0])
+        within = [p for p in curve if self._is_within(p, cost(p) - before, league)]
         return (self.value(within[-1]) - self.reference) / (self.best - self.reference) if within else 0.0
 
-    def _is_within(self, point: Mapping[str, float], league: League) -> bool:
-        cost = point["forward"] + 2 * point["backward"]  # a backward pass computes twice as much as a forward pass
-        return (self.max_kl is None or point["kl"] <= self.max_kl) and (league == "tokens" or cost <= self.passes)
+    def _is_within(self, point: Mapping[str, Any], passes: float, league: League) -> bool:
+        return (self.max_kl is None or point["kl"] <= self.max_kl) and (league == "tokens" or passes <= self.passes)
 
     def as_data(self) -> dict[str, Any]:
         """All fields, as JSON data."""
         return asdict(self)
+
+
+def cost(point: Mapping[str, Any]) -> float:
+    """Token passes at an evaluation: a backward pass computes twice as much as a forward pass."""
+    return float(point["forward"] + 2 * point["backward"])
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agents.benchmark.league import SEPARATE_BY, SEPARATE_P, Results, Standing
+from agents.benchmark.suite import Suite
 from agents.experiments import statistics
+from lmgym.registry import find_spec
 
 LEGEND = (
     "0 is the reference, the model before training, and 1 the best attainable. The mean has a 95 % interval over "
     "seeds; a single task has none. A failed run counts 0. “Equal compute” takes the last evaluation within each "
     "task's budget of token passes."
 )
+
+PART = "Only a part of the suite: its other tasks have no results."
 
 
 def markdown(results: Results) -> str:
@@ -19,7 +23,15 @@ def markdown(results: Results) -> str:
     head = ["agent", "seeds", "mean", "equal compute", "IQM", *tasks]
     lines = [f"# {results.suite.name}", "", LEGEND, "", _row(head), _row(["---"] * len(head))]
     lines += [_row(_cells(results, standing)) for standing in results.standings if standing.seeds]
-    lines += ["", *_incomplete(results), *_failed(results), "## Differences", "", *_differences(results)]
+    lines += [
+        "",
+        *([PART, ""] if not results.is_whole else []),
+        *_incomplete(results),
+        *_failed(results),
+        "## Differences",
+        "",
+        *_differences(results),
+    ]
     lines += ["## Tasks", "", *_tasks(results), "## How it was made", "", *provenance(results)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -29,8 +41,8 @@ def _row(cells: Iterable[object]) -> str:
 
 
 def _cells(results: Results, standing: Standing) -> list[str]:
-    each = [f"{sum(s.values()) / len(s):.2f}" for s in standing.scores.values()]
-    iqm = f"{statistics.interquartile_mean(standing.scores):.2f}"
+    each = [two(sum(s.values()) / len(s)) for s in standing.scores.values()]
+    iqm = two(statistics.interquartile_mean(standing.scores))
     return [
         f"`{standing.agent}`", str(standing.seeds), short(results.mean(standing)),
         short(results.mean(standing, "passes")), iqm, *each,
@@ -40,8 +52,13 @@ def _cells(results: Results, standing: Standing) -> list[str]:
 def short(estimate: statistics.Estimate) -> str:
     """An estimate with two decimals and its interval, if there is one."""
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+        return two(estimate.value)
+    return f"{two(estimate.value)} [{two(estimate.low)}, {two(estimate.high)}]"
+
+
+def two(value: float) -> str:
+    """Two decimals, and no minus before 0."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _incomplete(results: Results) -> list[str]:
@@ -50,6 +67,9 @@ def _incomplete(results: Results) -> list[str]:
         + ("; it is not in the table" if not s.seeds else f"; the table has its first {s.seeds} seeds")
         for s in results.standings
         if s.missing
+    ]
+    lines += [
+        f"- `{agent}`: {count} results with other settings are left out" for agent, count in results.left_out.items()
     ]
     return ["Incomplete:", "", *lines, ""] if lines else []
 
@@ -104,6 +124,19 @@ def _tasks(results: Results) -> list[str]:
     return lines
 
 
+def suite_table(suite: Suite) -> str:
+    """The tasks of a suite, for the documentation."""
+    head = ["task", "capability", "environment", "model", "metric", "tokens", "β", "reference", "best"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for row in suite.rows:
+        metric = "gold − β·KL" if row.metric == "objective" else "gold"
+        limit = "" if row.max_kl is None else f", KL ≤ {row.max_kl:g}"
+        levels = [f"{row.beta:g}", f"{row.reference:.3g}", f"{row.best:.3g}"]
+        model = find_spec(row.id).model
+        lines.append(_row([row.name, row.capability, f"`{row.id}`", model, metric + limit, f"{row.tokens:,}", *levels]))
+    return "\n".join(lines)
+
+
 def provenance(results: Results) -> list[str]:
     """Command, suite, revision, hardware and cost of the results."""
     rows = results.rows
@@ -133,6 +166,6 @@ def live_table(results: Results) -> tuple[Sequence[str], list[Sequence[str]]]:
             own[row["task"]].append(results.score(row))
         means = [sum(scores) / len(scores) if scores else None for scores in own.values()]
         known = [mean for mean in means if mean is not None]
-        shown = [f"{mean:.2f}" if mean is not None else "" for mean in means]
-        rows.append([standing.agent, f"{sum(known) / len(known):.2f}" if known else "", *shown])
+        shown = [two(mean) if mean is not None else "" for mean in means]
+        rows.append([standing.agent, two(sum(known) / len(known)) if known else "", *shown])
     return ["agent", "mean", *results.suite.tasks], rows

@@ -9,7 +9,7 @@ from agents.benchmark.meter import Meter, MeteredEnv
 from agents.benchmark.suite import Row
 from agents.pipeline import Setting
 from lmgym.env import TokenVectorEnv
-from lmgym.models import LanguageModel
+from lmgym.models import LanguageModel, TokenPasses
 from lmgym.policy import TokenPolicy
 from lmgym.registry import env_arguments
 from lmgym.tasks.base import Split, Task
@@ -44,6 +44,7 @@ class World:
         self.meter = Meter(row.tokens)
         self.curve: list[dict[str, float]] = []
         self._measure = Measure(row, self._arguments("test", kl="none"))
+        self.model.passes = TokenPasses()  # the levels of the row are not the agent's compute
         self._seconds, self._since = 0.0, time.process_time()
 
     def env(self, rows: int = 64, **arguments: Any) -> MeteredEnv:

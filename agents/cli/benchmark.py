@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from agents.benchmark.agents import find_agents, known_agents
@@ -20,7 +21,7 @@ from agents.benchmark.suites import SUITES, find_suite
 from agents.benchmark.table import live_table, markdown
 from agents.benchmark.verify import Verdict, verify
 from agents.cli.options import note, parse
-from agents.experiments import Cell, Progress, Shard, Workers, run_cells
+from agents.experiments import Progress, Shard, Workers, run_cells
 from agents.training import require
 from lmgym.io import atomic, printable
 
@@ -47,6 +48,8 @@ class Benchmark:
     """Which part of the cells to run, such as 2/4 on the second of four machines."""
     time_limit: float = 600.0
     """Maximum seconds of a cell, after which it counts as failed; 0: no limit."""
+    device: str = "cpu"
+    """"cpu" or "cuda". Results of a GPU differ in their last bits, and are cells of their own."""
     retry_failed: bool = False
     """Run cells again that ended without a result."""
     out: str | None = None
@@ -88,22 +91,23 @@ def _list() -> int:
 def _run(options: Benchmark) -> int:
     suite, console = find_suite(options.suite), Console(stderr=True)
     agents, shard = find_agents(_names(options.agents)), Shard.parse(options.shard)
-    cells = cells_of(suite, agents, options.seeds, _names(options.tasks))
+    cells = cells_of(suite, agents, options.seeds, _names(options.tasks), options.device)
     folder = Path(options.out or f"runs/benchmark/{suite.name}")
+    configs = {agent.name: agent.config for agent in agents}
     if any(folder.glob("*.jsonl")):
-        found = Results.read(str(folder))
+        found = Results.read(str(folder), configs)
         if found.hash != suite.hash:
             raise ValueError(
                 f"{str(folder)!r} has results of {found.suite.name} with the hash {found.hash}, and the suite is "
                 f"{suite.name}, {suite.hash}: choose another folder with --out"
             )
     workers = Workers(options.jobs, time_limit=options.time_limit)
-    with _live(console, [cell for cell in cells if shard.holds(cell)], folder) as report:
+    with _live(console, lambda: Results.read(str(folder), configs)) as report:
         run_cells(
             cells, FUNCTION, folder, workers, shard=shard, retry_failed=options.retry_failed, report=report,
             console=None if console.is_terminal else console,
         )  # fmt: skip
-    return _write(Results.read(str(folder)), folder)
+    return _write(Results.read(str(folder), configs), folder)
 
 
 def _names(text: str) -> list[str]:
@@ -111,27 +115,28 @@ def _names(text: str) -> list[str]:
 
 
 @contextmanager
-def _live(console: Console, cells: Sequence[Cell], folder: Path) -> Iterator[Callable[[Progress], None]]:
-    """Shows, in a terminal, the table as it fills, with a bar below it."""
+def _live(console: Console, read: Callable[[], Results]) -> Iterator[Callable[[Progress], None]]:
+    """Shows, in a terminal, the table as it fills, with a bar below it; `read` reads the results so far."""
     if not console.is_terminal:
         yield lambda progress: None
         return
-    with Live(Text(f"0/{len(cells)} cells"), console=console, refresh_per_second=4) as live:
+    with Live(Text("starting the first cells"), console=console, refresh_per_second=4) as live:
 
         def show(progress: Progress) -> None:
             bar = ProgressBar(total=progress.total, completed=progress.done, width=40)
             words = Text(f"{progress.done}/{progress.total} cells  {printable(progress.text)}", overflow="ellipsis")
-            live.update(Group(as_table(Results.read(str(folder))), bar, words))
+            live.update(Group(as_table(read()), bar, words))
 
         yield show
 
 
 def as_table(results: Results) -> Table:
-    """The means so far, for a terminal."""
+    """The means so far, for a terminal: a line for each task, because there are more tasks than agents."""
     head, rows = live_table(results)
-    table = Table(*head, title=f"{results.suite.name}, means so far")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+    names = [Column(printable(row[0]), overflow="fold", min_width=5, justify="right") for row in rows]
+    table = Table(Column("task", no_wrap=True), *names, title=f"{results.suite.name}, means so far", box=SIMPLE_HEAD)
+    for i, name in enumerate(head[1:], start=1):
+        table.add_row(printable(name), *(row[i] for row in rows))
     return table
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure a policy on held-out prompts",
     "sample": "print completions of a model",
     "chat": "talk with a chat model, line by line",
+    "exercise": "exercises of the lessons: list, show, check an answer, hint",
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",
     "benchmark": "compare agents on a suite of tasks: table, intervals, leaderboard",

@@ -74,9 +74,12 @@ def run_all(
         For each command line and seed the row of results.jsonl.
 
     Raises:
+        ValueError: there is no such task, or the folder is that of a single run.
         Stopped: it was interrupted.
     """
     find_spec(wanted.task)
+    if (folder / "config.json").is_file():
+        raise ValueError(f"{str(folder)!r} holds a single run: choose another --out for several")
     inputs = input_digests(wanted)
     cells = {
         (name, seed): Cell(
