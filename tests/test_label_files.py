@@ -119,11 +119,13 @@ def test_a_tie_is_trained_on_with_the_target_one_half() -> None:
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits
 
-    from agents.reward_modelling import comparison_loss
+    from agents.reward_modelling import Config, comparison_loss
 
     scores = torch.tensor([0.3, 1.7])
     tie, order = Comparison("p", ("a", "b"), is_tie=True), Comparison("p", ("a", "b"))
     half = binary_cross_entropy_with_logits(scores[0] - scores[1], torch.tensor(0.5))
-    assert float(comparison_loss(scores, tie)) == pytest.approx(float(half))
-    assert float(comparison_loss(scores.flip(0), tie)) == pytest.approx(float(half))
-    assert float(comparison_loss(scores, order)) != pytest.approx(float(comparison_loss(scores.flip(0), order)))
+    assert float(comparison_loss(scores, tie, Config())) == pytest.approx(float(half))
+    assert float(comparison_loss(scores.flip(0), tie, Config())) == pytest.approx(float(half))
+    assert float(comparison_loss(scores, order, Config())) != pytest.approx(
+        float(comparison_loss(scores.flip(0), order, Config()))
+    )
