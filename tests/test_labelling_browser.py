@@ -162,6 +162,7 @@ def test_two_people_never_see_the_same_question(tmp_path: Path, browser: Any) ->
         assert len({label.item for label in store.labels()}) == len(store.labels()) == 10
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the server that is killed is forked")
 def test_a_killed_server_loses_nothing_and_the_page_goes_on(tmp_path: Path, browser: Any) -> None:
     store = store_at(tmp_path / "labels.db", 20)
     token = store.token(store.labeller("anna"))

@@ -250,6 +250,7 @@ def _until_it_fails(client: Client) -> None:
         client.answer("left")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the server is forked")
 @pytest.mark.slow
 def test_a_thousand_votes_of_fifty_clients_take_little_longer_than_an_empty_request(
     tmp_path: Path, record_property: Any
@@ -299,10 +300,15 @@ def _when_up(link: str) -> Client:
 # Kills ----------------------------------------------------------------------------------------------------------------
 
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the servers that are killed are forked")
+
+
+@needs_fork
 def test_kill_9_while_people_vote_loses_no_acknowledged_answer(tmp_path: Path) -> None:
     kills(tmp_path, 20)
 
 
+@needs_fork
 @pytest.mark.stress
 def test_two_hundred_kills_lose_no_acknowledged_answer(tmp_path: Path) -> None:
     kills(tmp_path, 200)
@@ -434,6 +440,25 @@ def test_a_reward_model_from_labels_equals_one_from_their_export(
     assert "either --preferences FILE or --labels DB" in capsys.readouterr().err
     assert main(["label", "rate", "x.db", "--members", "2", *small]) == 0
     assert "held-out pairs; 0 questions scored" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_rounds_of_a_loop_learn_from_each_other(tmp_path: Path, capsys: Any) -> None:
+    """Each round's texts are those of the policy before it; the same command again repeats nothing that is finished."""
+    line = ["loop", "Sentiment", "--out", str(tmp_path / "loop"), "--rounds", "2", "--labels", "12", "--texts", "2"]
+    line += ["--sft", "--examples 64 --test-examples 8", "--reward", "--epochs 1", "--simulate.labellers", "2"]
+    line += ["--train", "--ppo.updates 2 --ppo.rows 8 --test-prompts 8 --samples 2"]
+    assert main(line) == 0
+    rounds = json.loads((tmp_path / "loop" / "loop.json").read_text())
+    assert [row["round"] for row in rounds] == [1, 2]
+    assert 12 <= rounds[0]["labels"] < 20 <= rounds[1]["labels"] < 32
+    with LabelStore(tmp_path / "loop" / "labels.db") as store:
+        models = {label.model for label in store.labels()}
+        assert len(models) == 2, "the second round asks about the texts of the first round's policy"
+    capsys.readouterr()
+    assert main(line) == 0
+    assert "lmgym " not in capsys.readouterr().out
+    assert json.loads((tmp_path / "loop" / "loop.json").read_text()) == rounds
 
 
 def test_rules_of_the_server_are_those_of_the_command(tmp_path: Path, capsys: Any) -> None:
