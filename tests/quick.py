@@ -61,6 +61,8 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "agents/tools/": (),
     "examples/": ("test_examples",),
     "README.md": ("test_examples",),
+    "docs/lessons/": ("test_lesson_pages",),
+    "docs/glossary.md": ("test_lesson_pages",),
     "docs/": ("test_docs", "test_correctness"),
     "docs/benchmark.md": ("test_experiments_statistics",),
     "pyproject.toml": ("test_architecture",),
