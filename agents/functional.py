@@ -275,9 +275,12 @@ def expected_best(scores: Float[Tensor, "G N"], n: int) -> Float[Tensor, " G"]:
 
     It is unbiased, and has less variance than the best score of a single subset.
     """
-    size = scores.shape[1]
-    weights = [math.comb(rank, n - 1) / math.comb(size, n) for rank in range(size)]
-    return scores.sort(1).values @ scores.new_tensor(weights)
+    return scores.sort(1).values @ scores.new_tensor(best_weights(scores.shape[1], n))
+
+
+def best_weights(size: int, n: int) -> list[float]:
+    """The share of all subsets of n of `size` scores in which the score of each rank, the lowest first, is the best."""
+    return [math.comb(rank, n - 1) / math.comb(size, n) for rank in range(size)]
 
 
 def best_of_group(scores: Float[Tensor, " B"], group: int, keep: int = 1) -> Bool[Tensor, " B"]:
@@ -314,21 +317,50 @@ def forward_kl(
     return torch.where(probs > 0, probs * (teacher_log_probs - log_probs), 0.0).sum(-1)
 
 
-def bradley_terry(scores: Float[Tensor, " K"], rejected: Float[Tensor, " K"], margin: float = 0.0) -> Float[Tensor, ""]:
+def noisy_logsigmoid(difference: Float[Tensor, "*shape"], error_rate: float) -> Float[Tensor, "*shape"]:
+    """log P of a label whose annotator errs at random: P = ε + (1 − 2ε) σ(difference).
+
+    Christiano et al. 2017, section 2.2.3 (https://arxiv.org/abs/1706.03741): an annotator who answers at random in 10 %
+    of the cases flips 5 % of the labels, so that ε = 0.05. Without ε, the loss of a wrong label grows without bound
+    with the difference, and the fitted scores become too small.
+
+    Args:
+        difference: the score of the preferred text minus that of the other.
+        error_rate: ε, the probability that a label is flipped, in [0, 0.5).
+    """
+    right = torch.nn.functional.logsigmoid(difference)
+    if not error_rate:
+        return right
+    return torch.logaddexp(right + math.log(1 - 2 * error_rate), torch.full_like(right, math.log(error_rate)))
+
+
+def bradley_terry(
+    scores: Float[Tensor, " K"], rejected: Float[Tensor, " K"], margin: float = 0.0, error_rate: float = 0.0
+) -> Float[Tensor, ""]:
     """The mean over pairs of −log σ(r_chosen − r_rejected − margin). `scores` holds r_chosen.
 
     Bradley & Terry 1952 (https://doi.org/10.2307/2334029); Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325).
+    With an `error_rate`, the probability is that of `noisy_logsigmoid`.
     """
-    return -torch.nn.functional.logsigmoid(scores - rejected - margin).mean()
+    return -noisy_logsigmoid(scores - rejected - margin, error_rate).mean()
 
 
-def ranking_loss(scores: Float[Tensor, " K"]) -> Float[Tensor, ""]:
+def ranking_loss(scores: Float[Tensor, " K"], error_rate: float = 0.0) -> Float[Tensor, ""]:
     """The mean of −log σ(r_i − r_j) over all pairs of one ranking. `scores` are in ranked order, best first.
 
-    Ouyang et al. 2022, eq. 1 (https://arxiv.org/abs/2203.02155).
+    Ouyang et al. 2022, eq. 1 (https://arxiv.org/abs/2203.02155). `error_rate` is that of a pair, as in `bradley_terry`.
     """
     better, worse = torch.triu_indices(len(scores), len(scores), offset=1, device=scores.device)
-    return bradley_terry(scores[better], scores[worse])
+    return bradley_terry(scores[better], scores[worse], error_rate=error_rate)
+
+
+def choice_loss(scores: Float[Tensor, " K"]) -> Float[Tensor, ""]:
+    """−log of the probability that the first of K texts is chosen: −log exp(r_1) / Σ_i exp(r_i).
+
+    Ziegler et al. 2019, eq. 1 (https://arxiv.org/abs/1909.08593), where K = 4. The order of the other texts does not
+    matter. With K = 2 it is `ranking_loss`.
+    """
+    return -scores.log_softmax(0)[0]
 
 
 def expected_calibration_error(

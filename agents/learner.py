@@ -29,11 +29,13 @@ from agents.training import (
 )
 from agents.training.nonfinite import Examine, examine_batch, examine_items
 from agents.training.optimizer_state import groups_by_lr, moments_as_tensors, take_moments
+from agents.training.over_ranks import CHECK_INTERVAL, check_equal
 from agents.training.pass_memory import Trained
 from lmgym.env import Finish
 from lmgym.fused import gradient_checkpointing
 from lmgym.models import Example, ExampleBatch, LanguageModel, collate_examples, default_pass_tokens, encode_turns
 from lmgym.policy import Evaluation, Policy, TokenPolicy
+from lmgym.ranks import current
 from lmgym.reward import kl_estimates
 from lmgym.rollout import RolloutBuffer
 
@@ -165,7 +167,6 @@ class Learner:
         self.micro_batches = MicroBatches(self.parameters, self.weights, self.metrics, *passes)
         self.guard = StepGuard(self.parameters, on_bad_step)
         self._checkpointing = partial(gradient_checkpointing, config.gradient_checkpointing)
-        self._accumulating = False
         self._compiled: TokenPolicy | None = None
         self._registered: dict[str, Stateful] = {}
         self._restored: State | None = None
@@ -180,6 +181,8 @@ class Learner:
         """
         first = 0 if self._restored is None else self.position
         for update in range(first, total):
+            if (update - first) % CHECK_INTERVAL == 0:
+                check_equal(self.weights.values, f"update {update}")
             self.position = update + 1
             self.lr = self.config.lr * F.schedule_factor(self.config.schedule, update / total, self.config.warmup)
             yield update
@@ -301,7 +304,7 @@ class Learner:
         def backward(part: Batch, rows: Tensor, steps: int) -> None:
             with record_function("lmgym/forward"), self._checkpointing():
                 weighted = _weighted(policy, part, loss, weights[rows, :steps], self.metrics, not self.steps)
-            self.backward(weighted)
+            self.weights.backward(weighted)
 
         self.micro_batches.over_rows(minibatch, backward)
         self.metrics.end_sum("policy/loss")
@@ -343,19 +346,15 @@ class Learner:
         def backward(part: slice) -> None:
             with self._checkpointing():
                 loss = part_of_loss(items[part])
-            self.backward(loss)
+            self.weights.backward(loss)
 
         self.micro_batches.over_items(items, tokens, backward)
         self.optimizer_step(lambda: examine_items(self.parameters, items, part_of_loss, describe))
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of `loss` to the gradient of the next step."""
-        if not self._accumulating:
-            self.weights.begin_step()
-            self._accumulating = True
-        with record_function("lmgym/backward"):
-            loss.backward()
-        self.weights.take_gradients()
+        """Adds the gradient of `loss` to the gradient of the next step. Every rank computes the whole loss."""
+        world = current().world
+        self.weights.backward(loss if world == 1 else loss / world)
 
     def optimizer_step(self, examine: Examine | None = None) -> None:
         """Takes one step with the accumulated gradient, if the gradient is finite.
@@ -367,7 +366,7 @@ class Learner:
             BadStep: the gradient is not finite and `on_bad_step` is "stop". On devices where reading a value needs a
                 synchronisation, `drain` raises it instead.
         """
-        self._accumulating = False
+        self.weights.end_gradient()
         norm = nn.utils.clip_grad_norm_(self.weights.values, self.config.max_grad_norm or torch.inf)
         refused = ~norm.isfinite()
         self.guard.check(refused, examine, self._place)

@@ -23,7 +23,7 @@ class Config:
     minibatch_rows: int = 32
     """Examples per optimizer step."""
     max_tokens: int = 256
-    """Token budget; longer texts are truncated."""
+    """Token budget; longer texts are truncated, as are texts longer than the model can read."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "epochs", "minibatch_rows", "max_tokens", least=1)
@@ -36,8 +36,12 @@ METRICS = {
 
 
 def encode(lm: LanguageModel, examples: Sequence[Example], config: Config) -> list[EncodedExample]:
-    """The token ids of the examples: of a conversation, one item for each answer of the assistant."""
-    return [row for example in examples for row in encode_turns(lm, example, config.max_tokens)]
+    """The token ids of the examples: of a conversation, one item for each answer of the assistant.
+
+    Texts are cut off after `max_tokens`, or where the model's positions end.
+    """
+    most = config.max_tokens if lm.positions is None else min(config.max_tokens, lm.positions)
+    return [row for example in examples for row in encode_turns(lm, example, most)]
 
 
 def nll(lm: LanguageModel, rows: Sequence[EncodedExample], adapter: str | None = None) -> tuple[Tensor, Tensor]:

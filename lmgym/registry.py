@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from lmgym.reasoning_names import READ_NAMES, RUN_CODE
+
 if TYPE_CHECKING:
     from lmgym.env import TokenEnv, TokenVectorEnv
     from lmgym.models import LanguageModel
@@ -40,8 +42,23 @@ class TaskSpec:
 
 
 TASK_SPECS: dict[str, TaskSpec] = {}
+REASONING = "reasoning/"
+"""Namespace of the data sets of reasoning-gym."""
 ENTRY_POINT_GROUP = "lmgym.tasks"
 """The group of entry points with which other packages register tasks."""
+LETTER_TASKS = (
+    ("ScaledBandit", "one letter, scores up to 100", 1),
+    ("SmallBandit", "one letter, scores up to 0.01", 1),
+    ("NoisyTree", "up to three letters, with noise on the score", 3),
+    ("FirstLetter", "many letters, of which only the first one counts", 16),
+    ("Password", "exactly one text scores, and a decoy pays a little", 3),
+    ("Goodhart", "a score that comes apart from the gold score", 4),
+    ("Count", "write as many letters as the prompt says, and stop", 5),
+    ("FewPrompts", "letters in order, after 16 training prompts", 3),
+    ("Both", "two objectives, of which the lower one counts", 5),
+    ("Alternate", "letters of two kinds must alternate for long", 16),
+)
+"""The tasks of `lmgym.tasks.letters`: class, summary, token budget."""
 
 
 def register_task(
@@ -86,9 +103,11 @@ def find_spec(name: str) -> TaskSpec:
     for id in (name, f"lmgym/{name}", f"lmgym/{name}-v0"):
         if id in TASK_SPECS:
             return TASK_SPECS[id]
+    listed = [id for id in TASK_SPECS if not id.startswith(REASONING)]
     raise ValueError(
-        f"no task {name!r}.{_did_you_mean(name)} Registered are: {', '.join(sorted(TASK_SPECS))}. To register your "
-        "own, call lmgym.register_task(id, TaskClass) in a module that is imported first"
+        f"no task {name!r}.{_did_you_mean(name)} Registered are: {', '.join(sorted(listed))}, and {REASONING}NAME for "
+        "each data set of reasoning-gym (`lmgym envs`). To register your own, call lmgym.register_task(id, TaskClass) "
+        "in a module that is imported first"
     )
 
 
@@ -140,17 +159,29 @@ def make(entry: str, **arguments: Any) -> "TokenEnv":
     """The entry point of `gymnasium.make`. Takes the arguments of `TokenEnv`; models may be given by name."""
     from lmgym.env import TokenEnv
 
-    return TokenEnv(**_resolved(entry, arguments))
+    return TokenEnv(**env_arguments(entry, arguments))
 
 
 def make_vec(entry: str, num_envs: int = 1, **arguments: Any) -> "TokenVectorEnv":
     """The entry point of `gymnasium.make_vec`. Takes the arguments of `TokenVectorEnv`; models may be given by name."""
     from lmgym.env import TokenVectorEnv
 
-    return TokenVectorEnv(num_envs, **_resolved(entry, arguments))
+    return TokenVectorEnv(num_envs, **env_arguments(entry, arguments))
 
 
-def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
+def env_arguments(id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a registered environment, models loaded.
+
+    Args:
+        id: of the environment.
+        given: arguments that override its defaults. Models may be given by name, with "device" and "dtype".
+
+    Returns:
+        Arguments of `TokenVectorEnv`: task, model, score and others.
+
+    Raises:
+        ValueError: there is no such environment, task or model.
+    """
     from lmgym.models import load
 
     spec = find_spec(id)
@@ -161,11 +192,23 @@ def _resolved(id: str, given: dict[str, Any]) -> dict[str, Any]:
     arguments["model"] = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
     score = arguments.pop("score", None) or spec.reward_model
     if isinstance(score, str):
-        from lmgym.reward import RewardModel, Score
+        from lmgym.reward import Score, load_reward_model
 
-        score = Score({"reward_model": RewardModel.load(score, device=device)})
+        score = Score({"reward_model": load_reward_model(score, device)})
     arguments["score"] = score
     return arguments
+
+
+@dataclass(frozen=True)
+class _ReasoningTask:
+    """Makes the task of a data set of reasoning-gym, whose package is imported only then."""
+
+    name: str
+
+    def __call__(self) -> "Task":
+        from lmgym.tasks.reasoning_gym import ReasoningGym
+
+        return ReasoningGym(self.name)
 
 
 def register_all() -> None:
@@ -206,6 +249,23 @@ def register_all() -> None:
         max_prompt_tokens=4,
         max_new_tokens=3,
     )
+    for name, summary, steps in LETTER_TASKS:
+        register_task(
+            f"lmgym/{name}-v0",
+            f"lmgym.tasks.letters:{name}",
+            summary=f"{summary}: for benchmarks",
+            model="probe",
+            max_prompt_tokens=4,
+            max_new_tokens=steps,
+        )
+    for name in (*READ_NAMES, *RUN_CODE):
+        register_task(
+            f"{REASONING}{name}",
+            _ReasoningTask(name),
+            summary=f"{name.replace('_', ' ')}, of reasoning-gym (the extra [reasoning])",
+            max_prompt_tokens=1024,
+            max_new_tokens=64,
+        )
     # A package registers tasks with entry points: the name is the environment's id, the value "module:TaskClass". Only
     # the names are read here; the module is imported when the environment is made.
     for point in entry_points(group=ENTRY_POINT_GROUP):

@@ -53,6 +53,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
 
 
+def slow(*values: Any) -> Any:
+    """A case of `pytest.mark.parametrize` that only `pytest -m slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder `../shared/data` beside the repository: a real small model, real stories, real preferences."""

@@ -49,10 +49,10 @@ DECODING = "tests/test_sampling.py tests/test_policy.py tests/test_onednn.py"
 
 EXTRAS = (
     "tests/test_algorithms.py tests/test_learner.py tests/test_survival.py "
-    f"-k '(running or goes_on or refresh or mixed or minibatches) and {BRIEF}"
+    f"-k '(running or goes_on or refresh or mixed or minibatches or shapes) and {BRIEF}"
 )
-ENV_MODULES = ("vector", "row_state", "rewards", "actions", "prompts", "infos", "scorer_cache")
-ENV = "tests/test_env.py tests/test_rollout.py tests/test_reward.py tests/test_bad_input.py"
+ENV_MODULES = ("vector", "row_state", "rewards", "actions", "action_masks", "prompts", "infos", "scorer_cache")
+ENV = "tests/test_env.py tests/test_action_masks.py tests/test_rollout.py tests/test_reward.py tests/test_bad_input.py"
 ROLLOUT_MODULES = ("token_loop", "collection", "buffer", "stream", "agreement")
 ROLLOUT = (
     "tests/test_rollout.py tests/test_env.py tests/test_sampling.py tests/test_fast.py tests/test_algorithms.py "
@@ -91,9 +91,13 @@ TESTS = {
     "agents/training/batch.py": "tests/test_learner.py tests/test_fast.py -k 'test_learner or passes'",
     "agents/training/extras.py": f"{EXTRAS} and not run_'",
     "agents/training/minibatches.py": f"{EXTRAS} and not run_'",
+    "agents/training/master_weights.py": (
+        "tests/test_learner.py tests/test_memory.py -k 'float32 or master or bfloat16'"
+    ),
     "agents/training/metrics.py": "tests/test_ppo.py tests/test_learner.py -k 'test_learner or metrics'",
     "agents/training/microbatch.py": (
-        "tests/test_learner.py tests/test_fast.py tests/test_survival.py -k 'items or passes or memory or wait'"
+        "tests/test_learner.py tests/test_fast.py tests/test_memory.py tests/test_survival.py "
+        "-k 'items or passes or memory or wait'"
     ),
     "agents/training/moving_average.py": "tests/test_algorithms.py tests/test_survival.py -k 'average or goes_on'",
     "agents/training/nonfinite.py": "tests/test_survival.py -k 'bad_ or memory or gpu or row'",
@@ -116,14 +120,25 @@ TESTS = {
     "lmgym/reward/score.py": "tests/test_reward.py tests/test_bad_input.py tests/test_env.py",
     "lmgym/reward/kl.py": "tests/test_reward.py tests/test_bad_input.py tests/test_env.py",
     "lmgym/reward/model.py": "tests/test_reward_model.py tests/test_bad_input.py tests/test_fast.py -k reward",
+    "lmgym/reward/reading.py": (
+        "tests/test_reward_model.py tests/test_chat.py tests/test_bad_input.py -k 'reward or chat'"
+    ),
 }
 """The tests of each file: arguments of pytest."""
 
 PASSES, WIDTH, ALIKE = "only how much is done at a time", "only memory and speed", "both cases give the same there"
 NO_GPU = "only where steps are captured, which needs a GPU"
 EQUIVALENT: dict[tuple[str, str], str] = {
+    (
+        "agents/evaluate.py",
+        "policy: TokenPolicy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32, max_logits: int = 3**23",
+    ): PASSES,
+    ("agents/online_dpo.py", "length = 3 * rollout.columns"): PASSES,
     ("agents/sft.py", "return torch.where(mask, loss, 1).sum()"): "a constant has no gradient",
-    ("agents/evaluate.py", "policy: Policy, env: TokenVectorEnv, sequences: Sequences, rows: int = 33"): PASSES,
+    (
+        "agents/evaluate.py",
+        "policy: TokenPolicy, env: TokenVectorEnv, sequences: Sequences, rows: int = 33, max_logits: int = 2**23",
+    ): PASSES,
     (
         "agents/functional.py",
         "return torch.where(total > 0, 1 - variance(returns - values) / total.clamp(min=-1e-12), 0.0)",
@@ -135,14 +150,17 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "no text, no stop string",
     ("lmgym/policy.py", "entropy = -(probs * logp.masked_fill(~mask, 1)).sum(-1)"): "the probability there is 0",
     ("lmgym/reward/model.py", '(folder / "README.md").unlink(missing_ok=False)'): "peft always writes one",
-    ("lmgym/reward/model.py", '(folder / "lmgym.json").write_text(json.dumps(settings, indent=0) + "\\n")'): "layout",
     (
         "lmgym/reward/model.py",
+        '(folder / "lmgym.json").write_text(json.dumps(self._own_settings(), indent=0) + "\\n")',
+    ): "layout",
+    (
+        "lmgym/reward/reading.py",
         "folder, num_labels=1, dtype=lm.model.dtype, use_safetensors=True, trust_remote_code=True",
     ): "the folder is one that we have just written",
     (
         "lmgym/reward/model.py",
-        "self, texts: Sequence[str], finished: Sequence[bool] | None = None, rows: int = 65",
+        "self, texts: Sequence[str | Example], finished: Sequence[bool] | None = None, rows: int = 65",
     ): PASSES,
     ("lmgym/rollout/collection.py", "slots: int = 1,"): PASSES,
     (
@@ -159,7 +177,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "only the value is taken",
     (
         "lmgym/rollout/token_loop.py",
-        "if policy.select(self.decoding, self.rows[:2]) is None:",
+        "if not restarts or policy.select(self.decoding, self.rows[:2]) is None:",
     ): "it only asks whether rows can be had",
     ("lmgym/rollout/token_loop.py", "slots: int = 1,"): PASSES,
     (

@@ -27,6 +27,7 @@ VIOLATIONS = {
     "Layers of agents": ("agents/sft.py", "import agents.ppo"),
     "Only cli imports tyro": ("agents/ppo.py", "import tyro"),
     "Only integrations import other RL libraries": ("agents/ppo.py", "import stable_baselines3"),
+    "Only labelling imports a web server": ("agents/ppo.py", "import starlette"),
     "Only report imports matplotlib": ("agents/ppo.py", "import matplotlib.pyplot"),
     "Only models, reward and tools import transformers": ("lmgym/env/vector.py", "import peft"),
     "No import circle": ("lmgym/rollout/buffer.py", "import lmgym.rollout.cuda_graph"),
@@ -42,6 +43,25 @@ def imported_packages(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names.add("a relative import" if node.level else (node.module or "").split(".")[0])
     return names - sys.stdlib_module_names
+
+
+def imported_modules(source: str) -> set[str]:
+    """The full names of the modules, or of what is taken from them, that are imported anywhere in a source."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    taken = {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+    return names | taken
+
+
+def test_only_distributed_imports_torch_distributed() -> None:
+    assert "torch.distributed" in imported_modules("from torch import distributed")
+    users = {
+        path.parent.relative_to(ROOT).as_posix()
+        for room in ("lmgym", "agents")
+        for path in (ROOT / room).rglob("*.py")
+        if any(name.startswith(("torch.distributed", "accelerate")) for name in imported_modules(path.read_text()))
+    }
+    assert users == {"agents/distributed"}
 
 
 @pytest.mark.parametrize("path", MAY_IMPORT)

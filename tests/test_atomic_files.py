@@ -219,6 +219,7 @@ def test_a_checkpoint_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch:
     every_fault(monkeypatch, prepare, lambda: checkpoints.save("b", state(2)), check, "checkpoints")
 
 
+@pytest.mark.slow
 def test_every_file_of_a_run_names_itself_when_it_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from agents import ppo
 from agents.learner import Learner, LearnerConfig
 from agents.pipeline import Options, PreferenceOptions, RewardOptions, RLOptions, SFTOptions, load_algorithm
 from agents.runs import Limits
+from agents.training import require
 from lmgym import AdaptiveKL, Completion, FixedKL, LanguageModel, Policy, Prompt, Score, TokenAction, TokenVectorEnv
 from lmgym.io import read_jsonl
 from lmgym.registry import TaskSpec, make_task
@@ -313,6 +314,13 @@ def test_settings_out_of_range_name_themselves(kind: Any, name: str, value: Any)
         config.__post_init__()
 
 
+@pytest.mark.parametrize("value", [None, [], ""])
+def test_what_is_needed_and_empty_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="dpo needs comparisons, but got none: give some"):
+        require.given(value, "comparisons", "dpo", "give some")
+    require.given(["one"], "comparisons", "dpo", "give some")
+
+
 SMALLEST = {
     "updates": 0, "minibatch_rows": 0, "minibatch_pairs": 0, "reference_refresh": 0, "micro_tokens": 0,
     "epochs": 1, "ptx_rows": 1, "keep": 1, "mask_refresh": 1, "minibatch_prompts": 1, "max_tokens": 1,
@@ -341,6 +349,8 @@ def test_the_borders_of_a_range(kind: Any, name: str) -> None:
         allowed, refused = [0.0, 1.0], [-0.01, 1.01]
     elif name in ABOVE_ZERO:
         allowed, refused = [1e-6, 3.0], [0.0, -0.5]
+    elif name == "label_smoothing":  # from ½ on, the label would be wrong at least as often as right
+        allowed, refused = [0.0, 0.49], [-0.01, 0.5, 1.0]
     elif name in NOT_NEGATIVE:
         allowed, refused = [0.0, 3.0], [-1e-6]
     for value in allowed:

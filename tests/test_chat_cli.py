@@ -14,9 +14,11 @@ from test_chat import model_of
 from agents.cli import main, train
 from agents.cli.names import setting_of
 from agents.cli.options import parse
-from agents.cli.sample import Sample, given_prompt
+from agents.cli.sample import Sample
+from lmgym.env import TokenVectorEnv
+from lmgym.models import load
 from lmgym.reward import RewardModel
-from lmgym.tasks import PromptList, Sort, prompts_of
+from lmgym.tasks import Conversational, PromptList, Sort, prompts_of
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,52 @@ def test_an_empty_line_begins_a_new_conversation(folder: Path, capsys, monkeypat
         found.append(capsys.readouterr().out)
     assert found[1].startswith(found[0])
     assert found[1] != found[0] * 2, "the second answer sees the first"
+
+
+def test_a_finished_run_finds_its_files_from_another_folder(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    for name in ("questions.jsonl", "my.py"):
+        (start / name).write_bytes((folder / name).read_bytes())
+    monkeypatch.chdir(start)
+    line = ["train", "--model", str(folder / "model"), "--chat", "--prompts", "questions.jsonl"]
+    assert main([*line, "--reward", "my.py:score", *SMALL, "--out", "runs/a"]) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["sample", "start/runs/a", "--count", "1"]) == 0
+    assert "What is" in capsys.readouterr().out
+    assert main(["evaluate", "start/runs/a", "--count", "2"]) == 0
+    (start / "my.py").unlink()
+    assert main(["evaluate", "start/runs/a", "--count", "2"]) == 2
+    assert "my.py" in capsys.readouterr().err
+
+
+def test_a_conversation_that_outgrows_the_model_goes_on(folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n" + "word " * 2000 + "\nHello\n"))
+    assert main(["chat", "--model", str(folder / "model"), "--max-new-tokens", "3"]) == 0
+    first, refused, last = capsys.readouterr().out.splitlines()
+    assert "not sent: the conversation would have" in refused
+    assert first
+    assert "not sent" not in last
+
+
+def test_a_template_that_refuses_a_prompt_names_the_row(folder: Path, tmp_path: Path, capsys) -> None:
+    rows = [{"prompt": f"What is {i}?"} for i in range(20)]
+    rows[6]["prompt"] = "forbidden"
+    template = "{% if messages[-1]['content'] == 'forbidden' %}{{ raise_exception('no') }}{% endif %}a"
+    (tmp_path / "t.jinja").write_text(template)
+    line = ["train", "--model", str(folder / "model"), "--chat", "--chat-template", str(tmp_path / "t.jinja")]
+    prompts = write_rows(tmp_path / "q.jsonl", rows)
+    assert (
+        main([*line, "--prompts", prompts, "--reward", f"{folder / 'my.py'}:score", "--out", str(tmp_path / "r")]) == 2
+    )
+    assert "q.jsonl, line 7: the chat template" in capsys.readouterr().err
+
+
+def test_a_prompt_budget_below_the_template_is_refused_before_training(folder: Path, tmp_path: Path, capsys) -> None:
+    line = ["train", "Sort", "--model", str(folder / "model"), "--chat", "--max-prompt-tokens", "2"]
+    assert main([*line, "--out", str(tmp_path / "r")]) == 2
+    assert "--max-prompt-tokens is 2, but the chat template makes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -167,5 +215,11 @@ def test_a_prompt_of_your_own_is_a_message_where_the_data_are_conversations(
     line = ["--model", str(folder / "model"), "--prompts", write_rows(tmp_path / "a.jsonl", rows)]
     wanted = parse("sample", Sample, line)
     task = setting_of(wanted, "default", scored=False).task
-    assert given_prompt(task, "Hello").messages == ({"role": "user", "content": "Hello"},)
-    assert not given_prompt(Sort(), "Hello").messages
+    question = {"role": "user", "content": "Hello"}
+    assert task.prompt_from("Hello").messages == (question,)
+    assert not Sort().prompt_from("Hello").messages
+    instructed = Conversational(Sort(), "Be brief.")
+    assert instructed.prompt_from("Hello").messages == ({"role": "system", "content": "Be brief."}, question)
+    env = TokenVectorEnv(1, task=instructed, model=load(str(folder / "model")), kl="none", max_prompt_tokens=64)
+    env.reset(seed=0, options={"prompt": "Hello"})
+    assert env.prompts[0].messages[-1] == question

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(400)
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
+    "--max-new-tokens=24",
     "--sft.examples=32",
     "--sft.test-examples=8",
     "--preferences.prompts=24",
@@ -328,7 +329,8 @@ def test_evaluate_repeats_the_numbers_of_a_run(finished_run: Path, capsys: pytes
     assert cli.main(["sample", str(finished_run), "--count=2", "--prompt=The room"]) == 0
     named = capsys.readouterr().out
     model, policy = str(finished_run / "sft"), str(finished_run / "policy")
-    assert cli.main(["sample", "--model", model, "--policy", policy, "--count=2", "--prompt=The room"]) == 0
+    by_hand = ["sample", "--model", model, "--policy", policy, "--count=2", "--prompt=The room", QUICK[0]]
+    assert cli.main(by_hand) == 0
     assert capsys.readouterr().out == named
 
 

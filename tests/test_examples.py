@@ -12,6 +12,7 @@ ALL_BUT_ONE = (
     "seed", "lr", "metrics", "gradient", "order", "split", "mask", "length", "stop", "optimum",
 )  # fmt: skip
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
+LONG = ("08_break_it_and_watch",)
 
 
 def test_there_is_something_to_run() -> None:
@@ -24,7 +25,10 @@ def test_readme_block(number: int) -> None:
     exec(compile(BLOCKS[number], f"README.md, python block {number}", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else []) for path in EXAMPLES],
+)
 def test_example(
     path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,6 +215,7 @@ def test_a_clip_that_is_higher_above(ratio: float, advantage: float, loss: float
         (2.5, -2.0, 5.0, True),
         (0.5, -2.0, 1.6, False),
         (10.0, 2.0, -2.4, False),  # what is good is clipped as ever
+        (10.0, 0.5, -0.6, False),
         (0.5, 2.0, -1.0, True),
     ],
 )
@@ -322,6 +323,31 @@ def test_bradley_terry_by_hand() -> None:
     shifted = (math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(2.5))) / 2
     assert float(F.bradley_terry(better, worse, 0.5)) == pytest.approx(shifted, abs=1e-6)
     assert float(F.bradley_terry(torch.tensor([-500.0]), torch.tensor([500.0]))) == pytest.approx(1000.0)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.17])
+def test_the_likelihood_of_a_label_that_may_be_wrong(rate: float) -> None:
+    """P = ε + (1 − 2ε) σ(Δ), by its definition in double precision; it stays finite, and its gradient vanishes."""
+    difference = torch.linspace(-8, 8, 33, dtype=torch.float64)
+    expected = torch.log(rate + (1 - 2 * rate) * torch.sigmoid(difference))
+    torch.testing.assert_close(F.noisy_logsigmoid(difference, rate), expected, atol=1e-12, rtol=0)
+    zeros = torch.zeros_like(difference)
+    assert float(F.bradley_terry(difference, zeros, error_rate=rate)) == pytest.approx(-float(expected.mean()))
+    far = torch.tensor([-2000.0], requires_grad=True)
+    loss = F.bradley_terry(far, torch.zeros(1), error_rate=rate)
+    (gradient,) = torch.autograd.grad(loss, far)
+    assert float(loss.detach()) == pytest.approx(-math.log(rate) if rate else 2000.0, rel=1e-5)
+    assert float(gradient) == pytest.approx(0.0 if rate else -1.0, abs=1e-6)
+    pair = torch.tensor([0.3, -0.4])
+    assert float(F.ranking_loss(pair, rate)) == pytest.approx(float(F.bradley_terry(pair[:1], pair[1:], 0.0, rate)))
+
+
+def test_the_loss_of_a_choice_is_a_cross_entropy() -> None:
+    scores = random(4).double()
+    expected = torch.nn.functional.cross_entropy(scores[None], torch.tensor([0]))
+    assert float(F.choice_loss(scores)) == pytest.approx(float(expected))
+    assert float(F.choice_loss(scores[[0, 3, 1, 2]])) == pytest.approx(float(expected)), "the order of the rest"
+    assert float(F.choice_loss(scores[:2])) == pytest.approx(float(F.ranking_loss(scores[:2]))), "of two, a pair"
 
 
 @pytest.mark.parametrize("count", [2, 4, 9])
@@ -505,7 +531,8 @@ def test_what_an_equation_takes_where_nobody_says_otherwise() -> None:
         ((F.whiten(x, mask),), (F.whiten(x, mask, True),)),
         ((F.best_of_group(x[:, 0], 2),), (F.best_of_group(x[:, 0], 2, 1),)),
         ((F.dpo(x[:, 0], y[:, 0], 0.5),), (F.dpo(x[:, 0], y[:, 0], 0.5, 0.0),)),
-        ((F.bradley_terry(x[:, 0], y[:, 0]),), (F.bradley_terry(x[:, 0], y[:, 0], 0.0),)),
+        ((F.bradley_terry(x[:, 0], y[:, 0]),), (F.bradley_terry(x[:, 0], y[:, 0], 0.0, 0.0),)),
+        ((F.ranking_loss(x[:, 0]),), (F.ranking_loss(x[:, 0], 0.0),)),
     ):
         for one, other in zip(default, told, strict=True):
             torch.testing.assert_close(one, other)

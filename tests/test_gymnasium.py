@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -113,7 +114,7 @@ def test_make_vec_gives_the_native_environment_and_wrappers_count_right(probe: l
 # SB3 ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["PPO", "A2C", "DQN", "MaskablePPO"])
+@pytest.mark.parametrize("name", ["PPO", *map(slow, ["A2C", "DQN", "MaskablePPO"])])
 def test_unmodified_agents_of_others_train(name: str) -> None:
     """Warnings are errors here; no filter is needed."""
     import sb3_contrib

@@ -146,6 +146,11 @@ def test_little_free_memory_makes_passes_smaller_and_says_so(monkeypatch: pytest
     few = passes(said)
     few.fit(lm, most=100)
     assert (few.pass_tokens, len(said)) == (100, 1), "nothing became smaller"
+    monkeypatch.setattr(pass_memory, "LEAST", 1)
+    monkeypatch.setattr(pass_memory, "free_memory", lambda device: 0)
+    least = passes()
+    least.fit(lm)
+    assert least.pass_tokens == 1, "0 would mean passes of any size"
 
 
 def test_items_are_split_by_their_padded_size() -> None:
@@ -158,6 +163,19 @@ def test_items_are_split_by_their_padded_size() -> None:
     one.pass_items = 1
     assert len(one.split_items(sizes)) == len(sizes)
     assert passes().split_items([0] * 5) == [slice(0, 5)]
+
+
+def test_the_largest_pass_is_halved_where_passes_differ() -> None:
+    one = passes(max_tokens=100)
+    seen: list[list[int]] = []
+
+    def backward(part: slice) -> None:
+        seen.append(list(range(*part.indices(4))))
+        if len(seen[-1]) > 2:
+            raise MemoryError
+
+    one.over_items(range(4), lambda item: 90 if item == 0 else 10, backward)
+    assert seen == [[0], [1, 2, 3], [0], [1, 2], [3]], "the step begins again with passes of at most two"
 
 
 def test_a_resumed_learner_has_the_passes_of_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:

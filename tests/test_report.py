@@ -12,7 +12,7 @@ import pytest
 
 from agents import evaluate, learner
 from agents.report import charts, read, write_report
-from agents.report.page import style_sheet
+from agents.report.document import style_sheet
 from agents.report.series import REACH, SMOOTH_FROM, running_mean
 
 HOSTILE = (

@@ -274,6 +274,7 @@ def test_training_continues_from_an_adapter(run: Path, tmp_path: Path) -> None:
     assert {str(run / "policy"), str(run / "sft")} <= config["inputs"].keys()
 
 
+@pytest.mark.slow
 def test_a_run_from_an_adapter_resumes_with_the_same_bits(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ import pytest
 import sb3_contrib
 import stable_baselines3
 import torch
+from conftest import slow
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3 import A2C, DQN, PPO
@@ -122,8 +123,10 @@ def equal(ours: Any, theirs: Any, where: str) -> None:
         assert ours == theirs, where
 
 
-@pytest.mark.parametrize("output", ["torch", "numpy"])
-@pytest.mark.parametrize("on_limit", ["terminate", "truncate"])
+@pytest.mark.parametrize(
+    ("on_limit", "output"),
+    [("terminate", "numpy"), ("truncate", "torch"), slow("terminate", "torch"), slow("truncate", "numpy")],
+)
 def test_it_equals_sb3s_own_vec_env_of_scalar_environments(probe: LanguageModel, on_limit: str, output: Any) -> None:
     """Observations, rewards, dones, every entry of every info, terminal observations and reset infos."""
     arguments: dict[str, Any] = {"task": Tree(), "model": probe, "max_prompt_tokens": 2, "max_new_tokens": 3}
@@ -622,8 +625,14 @@ class Rigged(Bandit):
         self.scores = dict(zip([*worse, best], (0.0, 0.3, 0.6, 1.0), strict=True))
 
 
-@pytest.mark.parametrize("network", ["language model", "SB3's own"])
-@pytest.mark.parametrize("name", list(LEARN))
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("PPO", "SB3's own"),
+        *(slow(name, "SB3's own") for name in LEARN if name != "PPO"),
+        *(slow(name, "language model") for name in LEARN),
+    ],
+)
 def test_they_learn_the_bandit(name: str, network: str) -> None:
     """The best arm is the one that the untrained network plays least.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import as_on_an_accelerator
+from conftest import as_on_an_accelerator, slow
 from test_rollout import Waits
 
 import lmgym
@@ -33,7 +33,7 @@ from lmgym.tasks import Sort
 pytestmark = pytest.mark.timeout(400)  # whole pipelines, on machines that may be busy
 
 QUICK = [
-    "train", "Sentiment", "--max-new-tokens=32", "--test-prompts=4", "--samples=1", "--checkpoint-seconds=0",
+    "train", "Sentiment", "--max-new-tokens=24", "--test-prompts=4", "--samples=1", "--checkpoint-seconds=0",
     "--sft.examples=16", "--sft.test-examples=4", "--sft.minibatch-rows=4", "--preferences.prompts=12",
     "--preferences.test-prompts=6", "--preferences.completions=2", "--reward.normalise-on=8", "--reward.epochs=1",
     "--ppo.updates=3", "--ppo.rows=4", "--ppo.minibatch-rows=2", "--ppo.kl-target-nats=6", "--ppo.scale-score",
@@ -85,7 +85,14 @@ def terminate(_: Run) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "step"),
-    [("sft", 2), ("sample train", 1), ("reward_model", 1), ("sample to normalise", 1), ("ppo", 1), ("ppo", 3)],
+    [
+        ("sft", 2),
+        slow("sample train", 1),
+        ("reward_model", 1),
+        slow("sample to normalise", 1),
+        slow("ppo", 1),
+        ("ppo", 3),
+    ],
 )
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(
     whole: Path,
@@ -105,6 +112,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(
     assert all(compare(whole, tmp_path / "run").values())
 
 
+@pytest.mark.slow
 def test_a_run_that_fine_tuned_an_adapter_goes_on_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from agents.cli.commands import COMMANDS, did_you_mean, run_command
 from agents.cli.help import asks_for_help, overview, short_help_text
+from agents.cli.ranks import run_on_ranks
 from lmgym import __version__
 from lmgym.io import printable, tolerate_characters
 
@@ -39,14 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(short_help_text(command, rest))
         return 0
     try:
-        return run_command(command, rest)
-    except (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError) as error:
-        return _fail(str(error))
-    except KeyboardInterrupt as error:
-        # A run puts the status of the signal there.
-        return _fail("stopped without saving", error.args[0] if error.args else 130)
-    except Exception as error:
-        return _stopped(error)
+        status = run_on_ranks(command, rest, _describe)
+        return run_command(command, rest) if status is None else status
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(*_describe(error))
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -54,17 +51,25 @@ def _fail(message: str, status: int = 2) -> int:
     return status
 
 
-def _stopped(error: Exception) -> int:
-    """Ends a run that stopped early or ran out of memory; raises any other error again."""
-    # Both import torch, which has already been imported wherever these errors come from.
+def _describe(error: BaseException) -> tuple[str, int]:
+    """The message and the exit status of an error that a user may meet; raises any other error again."""
+    if isinstance(error, (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError)):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        # A run puts the status of the signal there.
+        return "stopped without saving", error.args[0] if error.args else 130
+    # These import torch, which has already been imported wherever these errors come from.
     from agents.runs import Stopped
     from agents.training.nonfinite import out_of_memory
+    from lmgym.ranks import RankFailed
 
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if isinstance(error, Stopped):
-        return _fail(said, error.status)
+        return said, error.status
+    if isinstance(error, RankFailed):
+        return said, 2
     if not out_of_memory(error):
         raise error
     if not said.startswith("memory ran out"):
         said = f"memory ran out ({said}): take fewer or shorter completions, or a smaller model"
-    return _fail(said)
+    return said, 2

@@ -85,6 +85,14 @@ def answers(policy: Policy, env: Any, lines: Iterable[str], system: str | None =
             messages = list(instruction)
             continue
         messages.append({"role": "user", "content": line})
+        length = len(env.model.text.chat.encode(messages))
+        if length > env.max_prompt_tokens:
+            messages.pop()
+            yield (
+                f"(not sent: the conversation would have {length} tokens, and {env.max_prompt_tokens} leave room for "
+                "an answer. Write less, or begin a new conversation with an empty line)"
+            )
+            continue
         decode(policy, env, buffer, Stream(seed, number), [Prompt(messages=messages)])
         (completion,) = env.completions()
         messages.append({"role": "assistant", "content": completion.text.strip() or "…"})

@@ -1,13 +1,14 @@
 """The options and models of a finished run, for `lmgym evaluate RUN` and `lmgym sample RUN`."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from agents.cli import sft, train
-from agents.cli.folder import arguments_of, threads_of
+from agents.cli.folder import INPUTS, TRL, arguments_of, path_of, threads_of
 from agents.cli.names import is_environment
 from agents.cli.options import Common, option_value, parse
 from agents.pipeline import Algorithm
@@ -54,7 +55,7 @@ class FinishedRun:
         wanted, algorithm = (
             train.parse_options(arguments) if command == "train" else (sft.parse_options(arguments), None)
         )
-        return cls(folder, wanted, threads_of(config), algorithm)
+        return cls(folder, _with_paths_from(folder, wanted, config), threads_of(config), algorithm)
 
     def defaults(self) -> dict[str, Any]:
         """The options of `evaluate` and `sample` with which the run's own policy is used as the run itself used it."""
@@ -81,6 +82,22 @@ class FinishedRun:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
         return {name: float(mean) for name, mean in means.items() if isinstance(mean, int | float)}
+
+
+def _with_paths_from(folder: Path, wanted: Any, config: dict[str, Any]) -> Any:
+    """The options with those files that are not in the working folder found from where the run was started."""
+    start = config.get("working_folder")
+    if not isinstance(start, str):
+        return wanted
+    changed = {}
+    for name in INPUTS:
+        value = getattr(wanted, name, None)
+        if isinstance(value, str) and not os.path.exists(path_of(value)):
+            prefix = TRL if value.startswith(TRL) else ""
+            there = prefix + os.path.normpath(folder / start / value.removeprefix(prefix))
+            if os.path.exists(path_of(there)):
+                changed[name] = there
+    return replace(wanted, **changed)
 
 
 def parse_with_run(command: str, kind: Any, argv: Sequence[str], own: Sequence[str]) -> tuple[Any, FinishedRun | None]:

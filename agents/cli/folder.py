@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,17 +10,21 @@ import tyro
 
 from agents.cli.commands import RECORDED
 from agents.cli.options import option_value
-from agents.runs import Limits, Run, read_config
+from agents.runs import FollowingRun, Limits, Run, read_config
+from agents.training import require
 from lmgym.io import atomic, local_path
 from lmgym.io.redact import HIDDEN
 from lmgym.models import BUILT_IN as BUILT_IN_MODELS
+from lmgym.ranks import current
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 
+TRL = "trl:"
+"""What a reward function in TRL's form has before its name."""
 MOST_THREADS = 1024
 """More threads than any machine can use; torch crashes with very many."""
 INPUTS = (
     "prompts", "test_prompts_file", "gold", "preferences", "preferences_file", "test_preferences", "model", "reward",
-    "watch", "chat_template",
+    "watch", "labels", "chat_template",
 )  # fmt: skip
 """Options whose value can be the path of a file or folder that the run reads."""
 _RESUME = (
@@ -29,11 +33,31 @@ _RESUME = (
 )
 
 
+@dataclass(frozen=True)
+class Processes:
+    """The processes that work on a run together (docs/scaling.md)."""
+
+    procs: int = 1
+    """Processes on this machine that work on the run: each decodes its share of the completions, and takes its share
+    of every step. The results are the same up to rounding. Leave it out under torchrun, `accelerate launch` or srun."""
+    rank_timeout: float = 60.0
+    """Seconds after which a process that waits for another one ends the run with an error."""
+
+    def __post_init__(self) -> None:
+        require.in_range(self, "procs", least=1)
+        require.in_range(self, "rank_timeout", above=0.0)
+
+
 def recorded(kind: type) -> type:
     """Adds to a command's options those that every command with the folder of a run has."""
     resume = Annotated[str | None, tyro.conf.arg(help=_RESUME)]
     limits = Annotated[Limits, tyro.conf.arg(name="")]
-    parts = [("resume", resume, field(default=None)), ("limits", limits, field(default_factory=Limits))]
+    processes = Annotated[Processes, tyro.conf.arg(name="")]
+    parts = [
+        ("resume", resume, field(default=None)),
+        ("limits", limits, field(default_factory=Limits)),
+        ("processes", processes, field(default_factory=Processes)),
+    ]
     made = make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True)
     made.__doc__ = kind.__doc__
     return made
@@ -108,13 +132,14 @@ def open_run(
         about: makes what is recorded out of all options; by default, they are recorded as they are.
         track: services that receive the metrics.
     """
-    return Run(
+    kind = Run if current().rank == 0 else FollowingRun
+    return kind(
         wanted.out,
         about(dataclasses.asdict(wanted)),
         track=track,
         limits=wanted.limits,
         arguments=[command, *argv],
-        inputs=_inputs(wanted),
+        inputs=input_digests(wanted),
         defaults=about(_defaults(wanted)),
     )
 
@@ -133,14 +158,19 @@ def _defaults(wanted: Any) -> dict[str, Any]:
     return found
 
 
-def _inputs(wanted: Any) -> dict[str, str]:
+def path_of(value: str) -> str:
+    """The file of "FILE.py:function" and of "trl:FILE.py:function"; any other value as it is."""
+    return value.removeprefix(TRL).rpartition(":")[0] if ".py:" in value else value
+
+
+def input_digests(wanted: Any) -> dict[str, str]:
     """SHA-256 of the files and folders that a command reads, by the names that the user gave."""
     algorithm = getattr(wanted, "algorithm", "")
     given = [getattr(wanted, name, None) for name in INPUTS] + [algorithm if algorithm.endswith(".py") else ""]
     # These words never mean a file, even if there is one of that name, such as a folder "tiny".
     words = ("default", "learned", "task", *BUILT_IN_MODELS, *BUILT_IN_REWARD_MODELS)
     paths = [value for value in given if isinstance(value, str) and value not in words]
-    paths = [value.rpartition(":")[0] if ".py:" in value else value for value in paths]
+    paths = list(map(path_of, paths))
     if getattr(wanted, "from_adapter", None):
         policy = Path(wanted.from_adapter) / "policy"
         paths.append(str(policy) if policy.is_dir() else wanted.from_adapter)

@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
 from agents.cli.commands import did_you_mean
-from agents.cli.folder import MOST_THREADS
+from agents.cli.folder import MOST_THREADS, TRL
 from agents.cli.options import Common, check_numbers, field_names, note
 from agents.pipeline import Setting
 from agents.pipeline.load_algorithm import load_file
@@ -20,9 +20,10 @@ from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.models import LanguageModel, load, set_template
 from lmgym.policy import Policy
 from lmgym.preferences import Comparison, leave_out, read_comparisons
+from lmgym.ranks import tell
 from lmgym.registry import TaskSpec, default_arguments, find_spec, make_task
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
-from lmgym.reward import RewardModel, Score
+from lmgym.reward import Score, load_reward_model, trl_reward
 from lmgym.tasks import Conversational, Prompt, PromptList, as_conversation, prompts_of
 from lmgym.tasks.base import ScoreFunction, Task
 
@@ -90,7 +91,7 @@ def setting_of(
 
 
 def comparisons_in(
-    preferences: str, test_preferences: str | None, fields: Sequence[str]
+    preferences: str, test_preferences: str | None, fields: Sequence[str], ties: Literal["drop", "half"] = "drop"
 ) -> tuple[list[Comparison], list[Comparison] | None]:
     """The comparisons of one or two files, to train on and held out; those that are in both are held out only.
 
@@ -98,10 +99,10 @@ def comparisons_in(
         ValueError: a row is malformed, or nothing is left to train on.
     """
     names = field_names(fields)
-    comparisons = read_comparisons(preferences, names, say=note)
+    comparisons = read_comparisons(preferences, names, ties=ties, say=note)
     if not test_preferences:
         return comparisons, None
-    held_out = read_comparisons(test_preferences, names, say=note)
+    held_out = read_comparisons(test_preferences, names, ties=ties, say=note)
     own = leave_out(comparisons, held_out)
     if len(own) < len(comparisons):
         both = len(comparisons) - len(own)
@@ -121,7 +122,7 @@ def require_template(lm: LanguageModel) -> None:
 def as_conversations(comparisons: Sequence[Comparison], system: str | None) -> list[Comparison]:
     """The comparisons with prompts as --chat and --system give them to the model."""
     prompts = [as_conversation(comparison.as_prompt, system) for comparison in comparisons]
-    return [Comparison(p.text, c.ranked, p.messages) for p, c in zip(prompts, comparisons, strict=True)]
+    return [Comparison(p.text, c.ranked, p.messages, c.is_tie) for p, c in zip(prompts, comparisons, strict=True)]
 
 
 def _own_score(task: Task, entry: TaskSpec, wanted_by_name: bool, wanted: Common) -> Score | None:
@@ -157,8 +158,14 @@ def _budgets(wanted: Common, entry: TaskSpec, task: Task, lm: LanguageModel) -> 
         if wanted.max_prompt_tokens is None and wanted.long_prompts == "error":
             longest = max(map(len, lm.text.encode_prompts(prompts)))
             defaults["max_prompt_tokens"] = max(longest, defaults["max_prompt_tokens"])
-    elif isinstance(task, Conversational) and wanted.max_prompt_tokens is None:
-        defaults["max_prompt_tokens"] += len(lm.text.chat.encode(task.wrap(Prompt("Hello")).messages))
+    elif isinstance(task, Conversational):
+        around = len(lm.text.chat.encode(task.wrap(Prompt("Hello")).messages))
+        if wanted.max_prompt_tokens is not None and wanted.max_prompt_tokens < around:
+            raise ValueError(
+                f"--max-prompt-tokens is {wanted.max_prompt_tokens}, but the chat template makes {around} tokens of "
+                'the message "Hello" alone: raise it, or leave it out'
+            )
+        defaults["max_prompt_tokens"] += around
     return {**defaults, **chosen, "missing_eos_score": missing_eos_score}
 
 
@@ -193,7 +200,7 @@ def default_score(wanted: Common, setting: Setting) -> Score:
         if not setting.task.has_gold:
             raise ValueError("there is no score to evaluate with: give --gold module:function or --reward MODEL")
         return Score({"gold": setting.task.gold})
-    return Score({"reward_model": RewardModel.load(name, setting.lm.device)})
+    return Score({"reward_model": load_reward_model(name, setting.lm.device)})
 
 
 def score_named(name: str, device: str) -> Score:
@@ -207,15 +214,17 @@ def score_named(name: str, device: str) -> Score:
     if colon and (function.isidentifier() or source.endswith(".py")) and not Path(name).is_dir():
         return Score({function: function_named(name)})
     _refuse_typos("reward", name, (*REWARD_WORDS, *BUILT_IN_REWARD_MODELS))
-    return Score({"reward_model": RewardModel.load(name, device)})
+    return Score({"reward_model": load_reward_model(name, device)})
 
 
 def function_named(name: str) -> ScoreFunction:
-    """Imports "package.module:function" or "FILE.py:function".
+    """Imports "package.module:function" or "FILE.py:function"; after "trl:" it is a reward function in TRL's form.
 
     Raises:
         ValueError: there is no such module or function.
     """
+    if name.startswith(TRL) and name.count(":") > 1:
+        return trl_reward(function_named(name.removeprefix(TRL)))
     source, _, attribute = name.rpartition(":")
     try:
         module = load_file(source) if source.endswith(".py") else importlib.import_module(source)
@@ -244,7 +253,7 @@ def model_named(name: str, wanted: Any) -> LanguageModel:
     if lm.text.padding_note:
         print(f"lmgym: {printable(lm.text.padding_note)}", file=sys.stderr)
     set_template(lm.tokenizer, *chat_options(wanted))
-    torch.set_num_threads(wanted.threads or _default_threads(lm.model.num_parameters()))
+    torch.set_num_threads(wanted.threads or tell(_default_threads(lm.model.num_parameters())))
     return lm
 
 

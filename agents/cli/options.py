@@ -4,7 +4,7 @@ import dataclasses
 import math
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -51,7 +51,8 @@ class Common:
     template_options: str = ""
     """Values of the chat template's variables, as JSON, such as '{"enable_thinking": false}'."""
     gold: str | None = None
-    """Gold score of your own prompts: "package.module:function" or "FILE.py:function"."""
+    """Gold score of your own prompts: "package.module:function" or "FILE.py:function", such as
+    lmgym.tasks.answers:last_number; "trl:FILE.py:function" is a reward function in TRL's form."""
     max_prompt_tokens: int | None = None
     """Longest prompt, in tokens. A longer prompt is an error (see --long-prompts)."""
     max_new_tokens: int | None = None
@@ -93,7 +94,9 @@ def parse(command: str, kind: Any, argv: Sequence[str], default: Any = None) -> 
         said = StringIO()
         try:
             with redirect_stderr(said):
-                return tyro.cli(kind, prog=f"lmgym {command}", description=COMMANDS[command], args=line, **more)
+                return tyro.cli(
+                    kind, prog=f"lmgym {command}", description=_description(command, kind), args=line, **more
+                )
         except SystemExit as stopped:
             refused = _refusal(stopped)
             if refused is not None:
@@ -105,6 +108,11 @@ def parse(command: str, kind: Any, argv: Sequence[str], default: Any = None) -> 
     if shown != list(argv):
         parsed(shown)  # tyro's messages quote the command line: parse it first without terminal control characters
     return parsed(argv)
+
+
+def _description(command: str, kind: Any) -> str:
+    """What a command does; a further word, as in `lmgym label stats`, has its own docstring."""
+    return COMMANDS.get(command) or str(kind.__doc__).partition("\n")[0]
 
 
 def _refusal(stopped: SystemExit) -> ValueError | None:
@@ -141,6 +149,31 @@ def option_value(argv: Sequence[str], name: str) -> str | None:
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
     return None
+
+
+def last_value(argv: Sequence[str], name: str) -> str | None:
+    """The value of an option that holds if it is given several times."""
+    values = [option_value(argv[i : i + 2], name) for i in range(len(argv))]
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def without_options(argv: Sequence[str], values: Mapping[str, int]) -> list[str]:
+    """A command line without some options.
+
+    Args:
+        argv: the command line.
+        values: the options to leave out, such as "--jobs", and how many values each has.
+    """
+    kept, skip = [], 0
+    for argument in argv:
+        name, has_value, _ = argument.partition("=")
+        if skip:
+            skip -= 1
+        elif name in values:
+            skip = values[name] - bool(has_value)
+        else:
+            kept.append(argument)
+    return kept
 
 
 def field_names(fields: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from agents.cli.names import as_conversations, comparisons_in, model_named, requ
 from agents.cli.options import parse
 from agents.pipeline import RewardOptions, split_comparisons, train_reward_model
 from agents.reward_modelling import normalise
+from lmgym.preferences import Comparison, LabelStore, comparisons_of
 from lmgym.reward import read_text
 
 
@@ -18,9 +19,13 @@ from lmgym.reward import read_text
 class Reward:
     """Train a reward model from comparisons."""
 
-    preferences: str
+    preferences: str | None = None
     """Comparisons: a file, a saved data set or a name on the hub, as --prompts of `lmgym train`. Rows have prompt,
     chosen and rejected, or another common form (docs/data.md)."""
+    labels: str | None = None
+    """File of labels by people (`lmgym label`), instead of --preferences. Its held-out prompts are not trained on."""
+    ties: Literal["drop", "half"] = "drop"
+    """Leave ties out ("drop"), or train on them with the target ½ ("half")."""
     test_preferences: str | None = None
     """Held-out comparisons. By default, a tenth of --preferences, drawn at random."""
     fields: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="field")] = ()
@@ -51,11 +56,30 @@ class Reward:
     options: Annotated[RewardOptions, tyro.conf.arg(name="")] = field(default_factory=RewardOptions)
 
 
+def _comparisons(wanted: Reward) -> tuple[list[Comparison], list[Comparison] | None]:
+    """The comparisons to train on, and held-out ones if they are given apart.
+
+    Raises:
+        ValueError: there are none, or two sources of them.
+    """
+    if (wanted.preferences is None) == (wanted.labels is None):
+        raise ValueError("give comparisons: either --preferences FILE or --labels DB")
+    if wanted.labels is None:
+        return comparisons_in(wanted.preferences or "", wanted.test_preferences, wanted.fields, wanted.ties)
+    if wanted.test_preferences or wanted.fields:
+        raise ValueError("--labels has held-out labels and names of its own: leave out --test-preferences and --field")
+    with LabelStore(wanted.labels) as store:
+        train, held_out = (comparisons_of(store, split, wanted.ties) for split in ("train", "test"))
+    if not train:
+        raise ValueError(f"{wanted.labels}: no labels to train on yet: answer some questions of `lmgym label`")
+    return train, held_out or None
+
+
 def run(argv: Sequence[str]) -> int:
     """Trains a reward model, normalises its scores, and saves it."""
     argv = with_recorded_options("reward", Reward.out, argv)
     wanted = parse("reward", recorded(Reward), argv)
-    comparisons, held_out = comparisons_in(wanted.preferences, wanted.test_preferences, wanted.fields)
+    comparisons, held_out = _comparisons(wanted)
     if held_out is None:
         comparisons, held_out = split_comparisons(comparisons, wanted.seed)
     lm = model_named(wanted.model, wanted)

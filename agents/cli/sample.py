@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import tyro
 
 from agents.cli.finished import parse_with_run
@@ -12,8 +11,6 @@ from agents.cli.options import Common
 from agents.pipeline.samples import unscored
 from lmgym.io import printable
 from lmgym.rollout import RolloutBuffer, Stream, decode
-from lmgym.tasks import Conversational, Prompt, as_conversation
-from lmgym.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -39,17 +36,9 @@ def run(argv: Sequence[str]) -> int:
     setting = setting_of(wanted, "default", scored=False)
     policy = policy_in(wanted.policy, setting.lm, wanted.temperature)
     env = setting.env(wanted.count, "test", kl="none", temperature=wanted.temperature, score=unscored)
-    prompts = [given_prompt(setting.task, wanted.prompt)] * wanted.count if wanted.prompt is not None else None
+    prompts = None if wanted.prompt is None else [setting.task.prompt_from(wanted.prompt)] * wanted.count
     decode(policy, env, RolloutBuffer.like(env), Stream(wanted.seed, 0), prompts)
     for prompt, completion in zip(env.prompts, env.completions(), strict=True):
         end = "" if completion.finish_reason == "stop" else " …"
         print(f"{printable(prompt.text)}|{printable(completion.text)}{end}")
     return 0
-
-
-def given_prompt(task: Task, text: str) -> Prompt:
-    """The prompt of --prompt: a user's message where the task's prompts are conversations."""
-    if isinstance(task, Conversational):
-        return task.wrap(Prompt(text))
-    answers = task.sample(np.random.default_rng(0), "test").messages
-    return as_conversation(Prompt(text)) if answers else Prompt(text)

@@ -13,6 +13,7 @@ from rich.text import Text
 from agents.cli.folder import open_run, recorded, with_recorded_options
 from agents.cli.names import device_of, score_named, setting_of, teacher_in
 from agents.cli.options import Common, importable, option_value, parse
+from agents.cli.several_runs import run_seeds
 from agents.cli.starting_adapter import adapter_folder, start_from_adapter
 from agents.evaluate import EvaluationReport
 from agents.pipeline import Algorithm, Options, RLOptions, Setting, run_all
@@ -21,7 +22,7 @@ from agents.runs import Run
 from lmgym.io import printable
 from lmgym.models import check_base
 
-STAGES = ("sft", "preferences", "reward", "reward_model", "before")
+STAGES = ("sft", "preferences", "query_model", "reward", "reward_model", "before")
 """Names of stages in the folder of a run, which an algorithm cannot have."""
 SHOWN = 3
 """Prompts whose completions before and after training are printed."""
@@ -43,9 +44,9 @@ class Train(Common):
     """Held-out comparisons of your own. By default, a tenth of --preferences, drawn at random."""
     reward: str = "default"
     """Score that the policy is paid: "learned", "task", a reward model (folder or name), or a function
-    ("package.module:function"). "learned" trains a reward model first. "task" is the task's own score, or the gold
-    score where the task has no other (Sentiment, your own prompts). By default, "learned" for those and "task"
-    otherwise."""
+    ("package.module:function"; "trl:FILE.py:function" in TRL's form). "learned" trains a reward model first. "task" is
+    the task's own score, or the gold score where the task has no other (Sentiment, your own prompts). By default,
+    "learned" for those and "task" otherwise."""
     from_adapter: str | None = None
     """Folder of a LoRA adapter, or of a finished run, from whose policy training continues. The adapter keeps its rank;
     its base is the model (unless --model gives the same one) and the reference, and is not fine-tuned. To start from
@@ -54,6 +55,11 @@ class Train(Common):
     """Folder of a finished run, whose policy is the teacher of the algorithm `distill`."""
     watch: str | None = None
     """Second reward model or function, given as for --reward. It scores the rollouts, and no learner is paid by it."""
+    seeds: tuple[int, ...] = ()
+    """Several runs that differ in their seed: --seeds 0 1 2 makes --out/seed-0, seed-1 and seed-2, and a page that
+    compares them. The same command continues after an interruption."""
+    jobs: int = 1
+    """With --seeds: number of runs at the same time, each in a process of its own."""
     track: tuple[Literal["wandb", "trackio"], ...] = ()
     """Services that also receive the metrics. By default, nothing is sent anywhere."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
@@ -63,6 +69,8 @@ def run(argv: Sequence[str]) -> int:
     """Trains, evaluates, and writes the report."""
     argv = with_recorded_options("train", Train.out, argv)
     wanted, algorithm = parse_options(argv)
+    if wanted.seeds:
+        return run_seeds(wanted, argv)
     if wanted.from_adapter:
         wanted = start_from_adapter(wanted, argv, algorithm.name)
     # The report needs matplotlib, which takes most of a second to import; --help-all ends above.
@@ -80,6 +88,8 @@ def run(argv: Sequence[str]) -> int:
 
     def about(options: dict[str, Any]) -> dict[str, Any]:
         own = options.pop("rl")
+        for name in ("seeds", "jobs"):
+            del options[name]
         stages = options["options"] | {algorithm.name: own["rl"] | own["config"]}
         return options | {"task": setting.task.name, "model": setting.lm.name, "options": stages}
 
@@ -88,7 +98,7 @@ def run(argv: Sequence[str]) -> int:
         if setting.from_adapter:
             run.say(f"sft: none, because the adapter in {setting.from_adapter} belongs to the model as it is")
         before, after = run_all(setting, wanted.options, algorithm, run)
-        page = write_report(wanted.out)
+        page = write_report(wanted.out) if run.leads else ""
         run.complete()
     _show(run, before, after)
     run.say(f"report: {page}")

@@ -68,6 +68,7 @@ def build_training(
     score: Score | ScoreFunction | None = None,
     *,
     policy: Policy | None = None,
+    learner: type[Learner] = Learner,
     on_bad_step: OnBadStep = "stop",
     say: Callable[[str], object] | None = None,
 ) -> TrainingSetup:
@@ -80,6 +81,7 @@ def build_training(
         score: what the environment pays; None: the task's score.
         policy: an existing policy; by default an adapter "policy" is added to the setting's model: a new one, or a copy
             of `setting.from_adapter`.
+        learner: its class.
         on_bad_step: as in `Learner`.
         say: as in `Learner`.
     """
@@ -92,8 +94,8 @@ def build_training(
     kl = getattr(config, "env_kl", "sampled")
     env = _env(setting, rl.rows, "train", kl, rl.controller(), policy.temperature, score)
     factors = dict.fromkeys(policy.critic_parameters(), rl.critic_lr_factor)
-    learner = Learner(policy.parameters(), rl, setting.seed, lr_factors=factors, on_bad_step=on_bad_step, say=say)
-    return TrainingSetup(policy, env, learner, setting, score)
+    made = learner(policy.parameters(), rl, setting.seed, lr_factors=factors, on_bad_step=on_bad_step, say=say)
+    return TrainingSetup(policy, env, made, setting, score)
 
 
 def _env(

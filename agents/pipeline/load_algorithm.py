@@ -47,15 +47,25 @@ def find(name: str) -> ModuleType:
     Raises:
         ValueError: it does not exist, fails while it is imported, or is not an algorithm.
     """
+    module = find_module(name)
+    check(module, name)
+    return module
+
+
+def find_module(name: str) -> ModuleType:
+    """The same of any module, which may be no algorithm.
+
+    Raises:
+        ValueError: it does not exist, or fails while it is imported.
+    """
     known = available()
     path = known.get(name, name)
     try:
         if path.endswith(".py"):
-            module = load_file(path)
-        elif "." in path or name in known:
-            module = load_module(path)
-        else:
-            raise ModuleNotFoundError(f"No module named {name!r}")
+            return load_file(path)
+        if "." in path or name in known:
+            return load_module(path)
+        raise ModuleNotFoundError(f"No module named {name!r}")
     except (ModuleNotFoundError, FileNotFoundError) as error:
         near = difflib.get_close_matches(name, known, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -63,8 +73,6 @@ def find(name: str) -> ModuleType:
             f"no algorithm {name!r} ({error}).{hint} Choose from {', '.join(known)}; an algorithm of your own is "
             "package.module or FILE.py, and must be importable from the current directory"
         ) from error
-    check(module, name)
-    return module
 
 
 def load_module(path: str) -> ModuleType:

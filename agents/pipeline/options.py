@@ -9,6 +9,7 @@ from agents import reward_modelling, sft
 from agents.functional import Schedule
 from agents.learner import LearnerConfig
 from agents.pipeline import load_algorithm as catalog
+from agents.pipeline.queries import Queries
 from agents.training import OnBadStep, require
 from lmgym.env import TokenVectorEnv
 from lmgym.models import LanguageModel
@@ -76,12 +77,18 @@ class PreferenceOptions:
     """Completions per prompt, ranked together: K completions give K (K − 1) / 2 pairs."""
     error_rate: float = 0.168
     """Probability that the annotator is wrong, at least 0 and below 0.5."""
+    queries: Queries = "random"
+    """Which prompts are compared: "random"; or half of them at random, and the rest, of twice as many candidates, where
+    reward models that were trained on the first half differ most ("disagreement") or see no difference ("margin")."""
 
     def __post_init__(self) -> None:
         require.in_range(self, "prompts", least=1)
         require.in_range(self, "test_prompts", least=1)
         require.in_range(self, "completions", least=2)
         require.in_range(self, "error_rate", least=0.0, below=0.5)
+        require.one_of("queries", self.queries, get_args(Queries))
+        if self.queries != "random":
+            require.in_range(self, "prompts", least=2)
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ class RewardOptions(LearnerConfig, reward_modelling.Config):
     lora_rank: int | None = None
     """Rank of the LoRA adapter that is trained with the head; 0 trains all weights. By default, all weights of a model
     of at most 30 million parameters, and an adapter of rank 16 of a larger one."""
+    ensemble: int = 1
+    """Reward models that are trained side by side; the score is the mean of theirs. 1: a single one."""
     normalise_on: int = 256
     """Completions of the fine-tuned model whose scores are normalised to mean 0 and standard deviation 1."""
 
@@ -104,6 +113,7 @@ class RewardOptions(LearnerConfig, reward_modelling.Config):
         super().__post_init__()
         _check_as(reward_modelling.Config, self)
         require.in_range(self, "lora_rank", least=0)
+        require.in_range(self, "ensemble", least=1)
         require.in_range(self, "normalise_on", least=2)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from agents.pipeline.options import Options, Setting
 from agents.runs import Run
 from agents.training import State, Stateful
@@ -65,7 +67,7 @@ class Samples:
         return Stream(self.seed, batch, self.group)
 
     def state(self) -> State:
-        texts = [[[c.text, c.finish_reason, c.tokens] for c in group] for group in self._groups]
+        texts = [[[c.text, c.finish_reason, c.tokens, list(c.token_ids)] for c in group] for group in self._groups]
         return State({"groups": texts})
 
     def restore(self, state: State) -> None:
@@ -80,3 +82,31 @@ class Samples:
 def unscored(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
     """A score for rollouts whose score is not used: 0."""
     return [0.0] * len(completions)
+
+
+def sample_groups(
+    setting: Setting, policy: Policy, prompts: int, group: int, split: Split = "train", update: int = 0
+) -> tuple[list[Prompt], list[list[Completion]]]:
+    """Completions of a policy for people to compare.
+
+    Args:
+        setting: task, model and seed.
+        policy: writes the completions, at its own temperature.
+        prompts: number of prompts.
+        group: completions of each prompt.
+        split: which prompts.
+        update: another number gives other prompts and completions.
+
+    Returns:
+        The prompts, and the completions of each.
+    """
+    size = max(1, min(prompts, BATCH_ROWS // group))
+    env = setting.env(size * group, split, kl="none", score=unscored, temperature=policy.temperature)
+    buffer, found, groups = RolloutBuffer.like(env), [], []
+    seed = int(np.random.SeedSequence((setting.seed, 3, update)).generate_state(1)[0])
+    for batch in range(-(-prompts // size)):
+        decode(policy, env, buffer, Stream(seed, batch, group), slots=decoding_slots(policy, env))
+        completions = env.completions()
+        found.extend(env.prompts[::group])
+        groups.extend(completions[i : i + group] for i in range(0, len(completions), group))
+    return found[:prompts], groups[:prompts]

@@ -1,8 +1,10 @@
 """The stages of the pipeline: supervised fine-tuning -> preferences -> reward model -> RL -> evaluation."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,16 +15,18 @@ from agents.pipeline.alarms import Alarms
 from agents.pipeline.best import BestParameters, ControllerState
 from agents.pipeline.build import TrainingSetup, build_training, demonstrations, extra_values, rehearse
 from agents.pipeline.options import Algorithm, Options, RewardOptions, Setting, SFTOptions, rank_for
+from agents.pipeline.queries import MEMBERS, most_informative
 from agents.pipeline.samples import Samples, unscored
 from agents.runs import Run
 from agents.runs.machine import peak_memory
 from agents.runs.profiling import profiled
 from agents.runs.randomness import seed_everything
-from agents.training import OnBadStep
+from agents.training import OnBadStep, Stateful
 from lmgym.env import TokenVectorEnv
 from lmgym.models import Example, LanguageModel
 from lmgym.preferences import Comparison, SimulatedAnnotator, collect_comparisons, read_comparisons, write_comparisons
-from lmgym.reward import RewardModel, Score, read_text
+from lmgym.ranks import in_shares
+from lmgym.reward import RewardEnsemble, RewardModel, Score, load_reward_model, read_text
 from lmgym.tasks import prompts_of
 
 UNSEEN_METRICS = {
@@ -76,6 +80,7 @@ def run_all(
     )
     reports = (("before", before), ("after", after))
     run.write_rows("samples.jsonl", [{"when": when, **sample} for when, report in reports for sample in report.samples])
+    run.write_rows("scores.jsonl", [{"when": when, **row} for when, report in reports for row in report.rows])
     return before, after
 
 
@@ -152,6 +157,12 @@ def gather_preferences(
     Returns:
         Comparisons to train on, held-out ones, and held-out ones without errors (none if the setting has comparisons).
     """
+    config = options.preferences
+    if setting.comparisons is not None and config.queries != "random":
+        raise ValueError(
+            f"--preferences.queries {config.queries} chooses what simulated annotators compare, but comparisons were "
+            "given: leave one of the two out"
+        )
     if setting.comparisons is not None and setting.held_out is not None:
         return [*setting.comparisons], [*setting.held_out], []
     if setting.comparisons is not None:
@@ -160,17 +171,24 @@ def gather_preferences(
     if run.stage_result("preferences"):
         comparisons, held_out, noise_free = ([*_comparisons_in(run, name)] for name in names)
         return comparisons, held_out, noise_free
-    config = options.preferences
     annotator = SimulatedAnnotator(config.error_rate)
     rng = np.random.default_rng(np.random.SeedSequence((setting.seed, 2)))
-    train = Samples(setting, options, "train", config.prompts, temperature)
+    # Half of the prompts at random, and twice as many candidates as there is room for.
+    first = config.prompts if config.queries == "random" else config.prompts // 2
+    count = first + 2 * (config.prompts - first)
+    train = Samples(setting, options, "train", count, temperature)
     test = Samples(setting, options, "test", config.test_prompts, temperature)
     train.gather(run, "sample train", {"train": train})
     test.gather(run, "sample test", {"train": train, "test": test})
     unfinished_too = setting.scores_unfinished
-    comparisons = collect_comparisons(
-        setting.task, train.prompts, train.groups, annotator, rng, include_unfinished=unfinished_too
-    )
+
+    def compared(chosen: Sequence[int]) -> list[Comparison]:
+        prompts, groups = [train.prompts[i] for i in chosen], [train.groups[i] for i in chosen]
+        return collect_comparisons(setting.task, prompts, groups, annotator, rng, include_unfinished=unfinished_too)
+
+    comparisons = compared(range(first))
+    if config.queries != "random":
+        comparisons += compared(_chosen_queries(setting, options, run, comparisons, train, test))
     held_out = collect_comparisons(
         setting.task, test.prompts, test.groups, annotator, rng, include_unfinished=unfinished_too
     )
@@ -179,7 +197,8 @@ def gather_preferences(
         setting.task, test.prompts, test.groups, exact, rng, skip_ties=True, include_unfinished=unfinished_too
     )
     for name, found in zip(names, (comparisons, held_out, noise_free), strict=True):
-        write_comparisons(run.path(name), found)
+        if run.leads:
+            write_comparisons(run.path(name), found)
     run.say(f"preferences: {len(comparisons)} comparisons, {len(held_out)} held out")
     if not comparisons or not held_out:
         raise ValueError(
@@ -188,6 +207,28 @@ def gather_preferences(
         )
     run.finish_stage("preferences", outputs=names)
     return comparisons, held_out, noise_free
+
+
+def _chosen_queries(
+    setting: Setting, options: Options, run: Run, comparisons: list[Comparison], train: Samples, test: Samples
+) -> list[int]:
+    """The candidates to compare, by reward models that are trained on the comparisons so far."""
+    queries, first = options.preferences.queries, options.preferences.prompts // 2
+    if not comparisons:
+        raise ValueError(
+            "no two finished, different completions of a prompt were sampled, so there is nothing to choose queries "
+            "by: raise max_new_tokens so that completions end, or use --preferences.queries random"
+        )
+    members = max(MEMBERS, options.reward.ensemble) if queries == "disagreement" else options.reward.ensemble
+    config = replace(options.reward, ensemble=members)
+    model, _ = train_reward_model(
+        setting.lm, config, setting.seed, run, options.on_bad_step, comparisons, [],
+        ends_with_eos=not setting.scores_unfinished, stage="query_model", others={"train": train, "test": test},
+    )  # fmt: skip
+    wanted = options.preferences.prompts - first
+    chosen = most_informative(model, train.prompts[first:], train.groups[first:], wanted, queries)
+    run.say(f"preferences: {wanted} of {train.count - first} candidates are compared, by {queries}")
+    return [first + index for index in chosen]
 
 
 def _comparisons_in(run: Run, name: str) -> Sequence[Comparison]:
@@ -213,11 +254,11 @@ def learn_reward(
     held_out: Sequence[Comparison],
     noise_free: Sequence[Comparison],
     temperature: float,
-) -> RewardModel:
+) -> RewardModel | RewardEnsemble:
     """Trains a reward model, normalises its scores of the fine-tuned model's own completions, and saves it."""
     folder = run.path("reward_model")
     if run.stage_result("reward_model"):
-        return RewardModel.load(folder, setting.lm.device)
+        return load_reward_model(folder, setting.lm.device)
     finished = not setting.scores_unfinished
     train = partial(train_reward_model, setting.lm, options.reward, setting.seed, run, options.on_bad_step)
     model, learner = train(comparisons, held_out, noise_free, finished)
@@ -243,10 +284,21 @@ def train_reward_model(
     held_out: Sequence[Comparison],
     noise_free: Sequence[Comparison] = (),
     ends_with_eos: bool = True,
-) -> tuple[RewardModel, Learner]:
-    """Trains a reward model from a language model, and reports its accuracy and calibration."""
+    stage: str = "reward_model",
+    others: Mapping[str, Stateful] = MappingProxyType({}),
+) -> tuple[RewardModel | RewardEnsemble, Learner]:
+    """Trains a reward model from a language model, and reports its accuracy and calibration.
+
+    Args:
+        stage: the name of the stage.
+        others: what else its checkpoints hold.
+    """
     rank = rank_for(lm, config.lora_rank)
-    model = RewardModel.from_language_model(lm, rank, 2 * rank, seed, ends_with_eos)
+    held_out = [comparison for comparison in held_out if not comparison.is_tie]
+    if config.ensemble > 1:
+        model = RewardEnsemble.from_language_model(lm, config.ensemble, rank, 2 * rank, seed, ends_with_eos)
+    else:
+        model = RewardModel.from_language_model(lm, rank, 2 * rank, seed, ends_with_eos)
     learner = Learner(model.parameters(), config, seed, on_bad_step=on_bad_step, say=run.say)
     total = config.epochs * -(-len(comparisons) // config.minibatch_prompts)
 
@@ -257,9 +309,9 @@ def train_reward_model(
             yield metrics
 
     shown = {"loss": "loss/train", "accuracy": "accuracy/train"}
-    for _ in run.track_stage("reward_model", steps(), total, shown, {"reward_model": learner}):
+    for _ in run.track_stage(stage, steps(), total, shown, {**others, stage: learner}):
         pass
-    last = run.last_metrics("reward_model")
+    last = run.last_metrics(stage)
     if held_out:
         accuracy, pairs = last["accuracy/test"], sum(c.pairs for c in held_out)
         error = (accuracy * (1 - accuracy) / pairs) ** 0.5
@@ -300,7 +352,7 @@ def train_policy(
     before = _evaluation_before(run, measure)
     run.say(f"before: {_summary(before)} on {options.test_prompts} held-out prompts")
     rows = _monitored(setup.train(algorithm.module, algorithm.config, **extra), setup, best, alarms, run)
-    rows = profiled(rows, run) if options.profile else rows
+    rows = profiled(rows, run) if options.profile and run.leads else rows
     kl = ControllerState(setup.env.kl_controller)
     stateful = {"learner": learner, "kl": kl, "best": best, "alarms": alarms}
     # An algorithm of your own that does not count with `learner.updates` begins again.
@@ -352,5 +404,5 @@ def _unseen_scores(setting: Setting, env: TokenVectorEnv) -> dict[str, float]:
     if not env.prompts:
         return {}
     completions = env.completions()
-    found = {name: score(env.prompts, completions) for name, score in functions.items() if score is not None}
+    found = {name: in_shares(score, env.prompts, completions) for name, score in functions.items() if score is not None}
     return {name: sum(scores) / len(scores) for name, scores in found.items()}

@@ -6,7 +6,7 @@ has one value for a light page and one for a dark page.
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from agents.report.html import Html, tag
-from agents.report.series import SMOOTH_FROM, running_mean, thin
+from agents.report.series import SMOOTH_FROM, mean_of_runs, running_mean, thin
 
 # Names and light values of variables in style.css. Each value occurs once, because `svg` finds the name by the value.
 COLOURS = {
@@ -126,6 +126,54 @@ def line_chart(curves: Sequence[Curve], xlabel: str, best: float | None, descrip
     return svg(figure, description)
 
 
+def seeds_chart(groups: Sequence[tuple[str, Sequence[np.ndarray]]], best: float | None, description: str) -> Html:
+    """A chart with a thin line for each run, and a thick one for the mean of the runs of a group.
+
+    Args:
+        groups: a colour, and the runs [n, 2] of each group: update and value.
+        best: the best possible value, drawn as a dashed line.
+        description: for those who cannot see the chart.
+    """
+    figure, ax = new_figure(4.4, 2.6, 5)
+    for name, runs in groups:
+        if len(runs) > 1:
+            for run in runs:
+                ax.plot(*thin(run).T, color=COLOURS[name], linewidth=0.7, alpha=0.45)
+        table = mean_of_runs(runs)
+        smooth = running_mean(table) if len(table) >= SMOOTH_FROM else table
+        ax.plot(*thin(smooth).T, color=COLOURS[name], linewidth=1.9, marker="o" if len(table) == 1 else None)
+    if best is not None:
+        ax.axhline(best, color=MUTED, linestyle=(0, (4, 3)), linewidth=0.9)
+    ax.set_xlabel("update")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return svg(figure, description)
+
+
+def dots_chart(
+    groups: Sequence[tuple[str, Sequence[float]]], best: float | None, xlabel: str, description: str
+) -> Html:
+    """A row for each group, with a dot for each run and a bar at their mean.
+
+    Args:
+        groups: a colour, and the value of each run, from top to bottom.
+        best: the best possible value, drawn as a dashed line.
+        xlabel: what the values are.
+        description: for those who cannot see the chart.
+    """
+    figure, ax = new_figure(4.4, 0.62 + 0.22 * len(groups), 5)
+    for row, (name, values) in enumerate(groups):
+        ax.plot(values, [row] * len(values), "o", color=COLOURS[name], markersize=5, alpha=0.6, markeredgewidth=0)
+        ax.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=COLOURS[name], linewidth=1.9)
+    if best is not None:
+        ax.axvline(best, color=MUTED, linestyle=(0, (4, 3)), linewidth=0.9)
+    ax.set_ylim(len(groups) - 0.4, -0.6)
+    ax.set_yticks(range(len(groups)), [str(row) for row in range(1, len(groups) + 1)])
+    ax.grid(True, axis="x")
+    ax.grid(False, axis="y")
+    ax.set_xlabel(xlabel)
+    return svg(figure, description)
+
+
 def _draw_curve(ax: Axes, curve: Curve) -> None:
     finite, colour = curve.finite, COLOURS[curve.colour]
     style: dict[str, Any] = {"color": colour, "linestyle": curve.dashes if len(finite) > 1 else "none"}
@@ -138,6 +186,31 @@ def _draw_curve(ax: Axes, curve: Curve) -> None:
     else:
         # A line alone would hide how few values there are.
         ax.plot(*finite.T, **style, marker="o" if len(finite) <= 25 else None, markersize=3)
+
+
+def panels_as_svg(panels: Sequence[tuple[str, str, str, Mapping[str, Sequence[tuple[float, float]]]]]) -> str:
+    """A picture of its own, with one chart beside another: for pages in Markdown.
+
+    Args:
+        panels: for each chart its title, the labels of both axes, and the curves by their label, as points.
+    """
+    with chart_style():
+        figure = Figure(figsize=(4.4 * len(panels), 3.1), layout="constrained", facecolor="white")
+        for ax, (title, xlabel, ylabel, curves) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
+            for index, (label, points) in enumerate(curves.items()):
+                x, y = zip(*points, strict=True)
+                colour = COLOURS[SERIES[index % len(SERIES)]]
+                marker = "o" if len(points) <= 12 else None
+                ax.plot(x, y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=label)
+            ax.set(xlabel=xlabel, ylabel=ylabel)
+            ax.set_title(title, loc="left", fontsize=9)
+            if len(curves) > 1:
+                ax.legend(frameon=False, fontsize=8)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return file.getvalue()
 
 
 def scatter_charts(tables: Sequence[np.ndarray], titles: Sequence[str], descriptions: Sequence[str]) -> list[Html]:

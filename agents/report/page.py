@@ -6,10 +6,9 @@ every string that is not markup itself. The same run folder always gives the sam
 """
 
 import re
-from functools import cache
-from importlib import resources
 from pathlib import Path
 
+from agents.report.document import document
 from agents.report.html import Html, tag
 from agents.report.preferences import preferences
 from agents.report.read import RunData, read_run
@@ -19,8 +18,6 @@ from agents.report.summary import evaluation_table, summary
 from agents.report.titles import stage_title
 from agents.report.tokens import colour_scales, generations, selector_css
 from lmgym.io import atomic
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def write_report(folder: str | Path) -> Path:
@@ -57,36 +54,9 @@ def _page(run: RunData) -> str:
         ("preferences", "Preferences", preferences(run)),
         ("settings", "Settings and definitions", settings(run)),
     ]
-    sections = [section for section in sections if section[2]]
     title = _title(run)
-    header = tag(
-        "header",
-        tag("p", "lmgym run report", class_="kicker"),
-        tag("h1", title),
-        tag("p", *_facts(run), class_="facts"),
-        tag("nav", *(tag("a", name, href=f"#{key}") for key, name, _ in sections), aria_label="Sections"),
-    )
-    main = tag("main", *(tag("section", tag("h2", name), body, id=key) for key, name, body in sections))
-    return f"<!DOCTYPE html>\n{tag('html', _head(run, title), tag('body', header, main), lang='en')}\n"
-
-
-def _head(run: RunData, title: str) -> Html:
-    return tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title} · seed {run.config.get('seed', '–')}"),
-        tag("style", Html(style_sheet() + selector_css(colour_scales(run.samples)))),
-    )
-
-
-@cache
-def style_sheet() -> str:
-    """The page's style sheet, style.css."""
-    return resources.files("agents.report").joinpath("style.css").read_text(encoding="utf-8")
+    tab = f"{title} · seed {run.config.get('seed', '–')}"
+    return document("lmgym run report", title, _facts(run), sections, tab, selector_css(colour_scales(run.samples)))
 
 
 def _title(run: RunData) -> str:

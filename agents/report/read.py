@@ -1,7 +1,7 @@
 """Reads a run folder for the report. Every file is checked, because the folder may come from anybody."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents import evaluate, learner, reward_modelling, sft
@@ -37,6 +37,7 @@ class RunData:
         metrics: the rows of metrics.jsonl.
         evaluation: evaluation.json; empty if the run has none.
         samples: the rows of samples.jsonl; empty if the run has none.
+        scores: the rows of scores.jsonl, one for every held-out completion; empty if the run has none.
         definitions: metrics.json, the run's own definitions of its metrics: stage -> name -> text.
         warnings: warnings.json.
         comparisons: held-out comparisons as the annotators ranked them; those of the training where none are held out.
@@ -51,6 +52,7 @@ class RunData:
     warnings: list[str]
     comparisons: list[Comparison]
     noise_free: list[Comparison]
+    scores: list[Row] = field(default_factory=list)
 
     @property
     def stages(self) -> dict[str, list[Row]]:
@@ -106,7 +108,7 @@ def read_run(folder: Path) -> RunData:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no rows; the run ended before its first step")
     config = read_object(folder / "config.json")
     check_format(config, folder)
-    evaluation, samples = folder / "evaluation.json", folder / "samples.jsonl"
+    evaluation, samples, scores = (folder / name for name in ("evaluation.json", "samples.jsonl", "scores.jsonl"))
     held_out = read_preferences(folder / "preferences_test.jsonl")
     return RunData(
         config=config,
@@ -117,6 +119,7 @@ def read_run(folder: Path) -> RunData:
         warnings=read_warnings(folder / "warnings.json"),
         comparisons=held_out or read_preferences(folder / "preferences.jsonl"),
         noise_free=read_preferences(folder / "preferences_noise_free.jsonl") if held_out else [],
+        scores=read_rows(scores, check_scores) if scores.is_file() else [],
     )
 
 
@@ -206,6 +209,14 @@ def check_sample(row: Row) -> str | None:
         return "'tokens' must be a list of objects, each with its 'text'"
     numbers = [row.get("score"), row.get("gold"), *(token.get(name) for token in tokens for name in QUANTITIES)]
     return None if all(map(is_numeric, numbers)) else "scores and quantities of tokens must be numbers or null"
+
+
+def check_scores(row: Row) -> str | None:
+    """What is wrong with a row of scores.jsonl, or None."""
+    if row.get("when") not in ("before", "after"):
+        return '\'when\' must be "before" or "after"'
+    numbers = (value for name, value in row.items() if name != "when")
+    return None if all(map(is_numeric, numbers)) else "all fields but 'when' must be numbers or null"
 
 
 def read_object(path: Path) -> Row:

@@ -33,6 +33,18 @@ def metric_table(rows: Sequence[Row], *names: str) -> np.ndarray:
     return table
 
 
+def mean_of_runs(runs: Sequence[np.ndarray]) -> np.ndarray:
+    """[n, 2], the update and the mean over runs, at the updates that all of them have; a gap in one is a gap in it.
+
+    Args:
+        runs: [n, 2] each, update and value, without repeated updates.
+    """
+    updates = [set(run[:, 0]) for run in runs]
+    shared = sorted(set.intersection(*updates))
+    values = [run[np.isin(run[:, 0], shared), 1] for run in runs]
+    return np.column_stack([shared, np.mean(values, axis=0)]) if shared else np.zeros((0, 2))
+
+
 def thin(table: np.ndarray) -> np.ndarray:
     """At most `POINTS` rows: means of neighbouring rows."""
     size = math.ceil(len(table) / POINTS)

@@ -11,7 +11,7 @@ from agents.report.titles import match_pattern, stage_title
 def settings(run: RunData) -> Html:
     """The section with the command, all settings and all definitions."""
     rows = [
-        tag("tr", tag("th", name, scope="row"), tag("td", tag("code", value))) for name, value in _flatten(run.config)
+        tag("tr", tag("th", name, scope="row"), tag("td", tag("code", value))) for name, value in flatten(run.config)
     ]
     parts = [tag("details", tag("summary", "All settings"), tag("table", tag("tbody", *rows), class_="settings"))]
     if command := run.config.get("command"):
@@ -37,8 +37,8 @@ def _definitions(run: RunData) -> list[Html]:
     return found
 
 
-def _flatten(value: object, name: str = "") -> list[tuple[str, str]]:
+def flatten(value: object, name: str = "") -> list[tuple[str, str]]:
     """Nested objects as pairs of a dotted name and a value, in their own order."""
     if isinstance(value, Mapping) and value:
-        return [pair for key, inner in value.items() for pair in _flatten(inner, f"{name}.{key}" if name else str(key))]
+        return [pair for key, inner in value.items() for pair in flatten(inner, f"{name}.{key}" if name else str(key))]
     return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]

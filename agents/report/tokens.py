@@ -81,14 +81,28 @@ def generations(samples: Sequence[Row]) -> Html:
         for prompt, sides in prompts.items()
         for before, after in zip_longest(sides["before"], sides["after"])
     ]
+    return side_by_side([(prompt, [("Before", before), ("After", after)]) for prompt, before, after in pairs], scales)
+
+
+def side_by_side(entries: Sequence[tuple[str, Sequence[tuple[str, Row | None]]]], scales: Mapping[str, float]) -> Html:
+    """Prompts, each with titled completions beside one another, and the selector of the colours.
+
+    Args:
+        entries: each prompt and its completions; None says that there is no completion.
+        scales: of the quantities, see `colour_scales`.
+    """
     articles = [
         tag(
             "article",
             tag("h3", f"Prompt {count}"),
             tag("div", prompt, class_="text prompt", dir="auto"),
-            tag("div", _completion("Before", before, scales), _completion("After", after, scales), class_="pair"),
+            tag(
+                "div",
+                *(_completion(title, row, scales) for title, row in completions),
+                class_="pair" if len(completions) == 2 else "pair several",
+            ),
         )
-        for count, (prompt, before, after) in enumerate(pairs, start=1)
+        for count, (prompt, completions) in enumerate(entries, start=1)
     ]
     return join(_selector(scales) if scales else "", *articles)
 

@@ -93,6 +93,9 @@ class Checkpoints:
     Args:
         folder: holds them, one numbered folder each; made when the first is written.
         number: how many to keep; older ones are removed.
+
+    Attributes:
+        newest_path: the folder of the checkpoint that `newest` gave.
     """
 
     def __init__(self, folder: Path, number: int = 2):
@@ -100,6 +103,7 @@ class Checkpoints:
             raise ValueError(f"number={number} checkpoints are too few: keep at least 1")
         self.folder = folder
         self.number = number
+        self.newest_path: Path | None = None
 
     def all(self) -> list[Path]:
         """Their folders, oldest first."""
@@ -129,7 +133,9 @@ class Checkpoints:
         found = self.all()
         for path in reversed(found):
             try:
-                return read_state(path)
+                state = read_state(path)
+                self.newest_path = path
+                return state
             except Damaged as error:
                 say(f"{error}: using the one before it")
         if found:

@@ -8,8 +8,8 @@ from agents.runs.files import read_rows
 from lmgym.io import atomic
 
 RESULTS = (
-    "evaluation.json", "samples.jsonl", "preferences.jsonl", "preferences_test.jsonl", "preferences_noise_free.jsonl",
-    "sft", "reward_model", "policy", "policy_best",
+    "evaluation.json", "samples.jsonl", "scores.jsonl", "preferences.jsonl", "preferences_test.jsonl",
+    "preferences_noise_free.jsonl", "sft", "reward_model", "policy", "policy_best",
 )  # fmt: skip
 """The results of a run, without what depends on when and how it was made."""
 

@@ -4,6 +4,7 @@ A run that was interrupted is resumed from its newest checkpoint, and ends with 
 """
 
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -26,13 +27,14 @@ from agents.runs.machine import hardware, revision, versions
 from agents.runs.model_card import write_cards
 from agents.runs.paths import confined
 from agents.runs.progress import show_progress
-from agents.runs.randomness import GlobalGenerators
+from agents.runs.ranks import agreed, check_same_on_all_ranks, generators_of_all_ranks, wait_for_all
 from agents.runs.resume import REMEDY, Resumption, RunState, check_same_run, foreign_checkpoint
 from agents.runs.stopping import Limits, Stopped, StopRequest
 from agents.runs.trackers import MetricsLog, tracking_service
 from agents.training import BadStep, State, Stateful
 from lmgym.io import atomic, printable
 from lmgym.io.redact import redact, redact_all
+from lmgym.ranks import current, tell
 from lmgym.reward import ScoreError
 
 FIRST_FILES = ("config.json", "metrics.json", "warnings.json", "metrics.jsonl", "tensorboard")
@@ -58,6 +60,9 @@ class Run:
         lmgym.io.atomic.WriteError: the folder cannot be written.
     """
 
+    leads = True
+    """Whether it writes: on rank 0."""
+
     def __init__(
         self,
         folder: str | Path,
@@ -81,8 +86,14 @@ class Run:
         self._resumption: Resumption | None = None
         self._stop = StopRequest(self.started, self.limits.max_time)
         options = redact_all(options)
-        config = json.loads(to_json(configuration(options, arguments, inputs)))
+        config = json.loads(to_json(configuration(options, arguments, inputs) | working_folder(self.folder)))
         self._defaults = json.loads(to_json(defaults or {}))
+        check_same_on_all_ranks(config)
+        self._open(config, services)
+        self._saved_at, self._save_seconds, self._all_save_seconds = time.perf_counter(), 0.0, 0.0
+
+    def _open(self, config: Mapping[str, Any], services: Sequence[Any]) -> None:
+        """Takes the folder, and continues the run that is interrupted there, if there is one."""
         # Before the lock, too: a folder that is not this run's stays as it is.
         if self.folder.exists() and (not self.folder.is_dir() or _is_occupied(self.folder)):
             check_same_run(self.folder, config, self.resume_command, self._defaults)
@@ -95,11 +106,11 @@ class Run:
             else:
                 self.write("config.json", config)
             length = self._state.metrics_bytes if self._resumption else None
-            self._metrics = MetricsLog(self.folder, services, options, length)
+            self._metrics = MetricsLog(self.folder, services, config["options"], length)
+            tell(None if self._resumption is None else str(self._checkpoints.newest_path))
         except BaseException:
             self._lock.release()
             raise
-        self._saved_at, self._save_seconds, self._all_save_seconds = time.perf_counter(), 0.0, 0.0
 
     def __enter__(self) -> "Run":
         self._stop.listen()
@@ -109,16 +120,14 @@ class Run:
         self._stop.restore_handlers()
         try:
             self._metrics.close()
-            if isinstance(failure, BadStep):
-                self._save_reproduction(failure.reproduction)
-            elif isinstance(failure, ScoreError):
-                self._save_reproduction(State(vars(failure)))
+            save_reproduction(self, failure)
             if failure is not None and not isinstance(failure, Stopped):
-                self._remove_if_unused()
+                remove_if_unused(self.folder)
                 if self._checkpoints.all():
                     self.say(f"the progress until then is saved; to resume: {self.resume_command}")
         finally:
             self._lock.release()
+            wait_for_all(failure)
 
     # Stages and checkpoints ------------------------------------------------------------------------------------------
 
@@ -172,7 +181,7 @@ class Run:
         digests = {name: atomic.digest(self.path(name)) for name in outputs}
         self._state.finished[stage] = {"result": result, "outputs": digests}
         self.checkpoint()
-        self._stop_if_requested()
+        self._stop_if(agreed(False, self._stop.status)[1])
 
     def complete(self) -> None:
         """Marks the run as finished, and writes the cards of its models."""
@@ -202,7 +211,7 @@ class Run:
         run.stage, run.step, run.row, run.complete = stage, step, dict(row or {}), complete
         run.metrics_bytes, run.seconds = self._metrics.length, self._seconds()
         parts = {name: part.state() for name, part in (stateful or {}).items()}
-        state = State.of({"run": run.state(), "random": GlobalGenerators().state()} | parts)
+        state = State.of({"run": run.state(), **generators_of_all_ranks()} | parts)
         self._checkpoints.save("complete" if complete else f"{stage or 'between'}-{step}", state)
         self._saved_at = time.perf_counter()
         self._save_seconds = self._saved_at - began
@@ -251,12 +260,12 @@ class Run:
         """Between two steps: saves the state if it is time, and stops if that was requested."""
         since = time.perf_counter() - self._saved_at
         every = self.limits.checkpoint_seconds and max(self.limits.checkpoint_seconds, 40 * self._save_seconds)
-        if stateful is not None and (self._stop.status is not None or since >= every):
+        due, status = agreed(since >= every, self._stop.status)
+        if stateful is not None and (status is not None or due):
             self.checkpoint(stage, step, stateful, row)
-        self._stop_if_requested(f"{stage} {step}")
+        self._stop_if(status, f"{stage} {step}")
 
-    def _stop_if_requested(self, where: str = "") -> None:
-        status = self._stop.status
+    def _stop_if(self, status: int | None, where: str = "") -> None:
         if status is not None:
             after = f" after {where}" if where else ""
             raise Stopped(f"stopped by {self._stop.reason(status)}{after}; to resume: {self.resume_command}", status)
@@ -291,8 +300,9 @@ class Run:
         atomic.write(self.path(name), "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
 
     def write_folder(self, name: str, writer: Callable[[Path], object]) -> None:
-        """Writes a folder, with a function that gets the path of an empty one."""
+        """Writes a folder, with a function that gets the path of an empty one. It is there on every rank afterwards."""
         atomic.write_folder(self.path(name), writer)
+        current().barrier()
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a row of metrics; in the file, a value that is not finite is null."""
@@ -315,22 +325,34 @@ class Run:
         before = self._resumption.run.seconds if self._resumption else 0.0
         return before + time.perf_counter() - self.started
 
-    def _save_reproduction(self, state: State) -> None:
-        with suppress(OSError):
-            write_state(self.path("bad_step"), state)
-            self.say(f"the data of the failure is in {self.path('bad_step')}")
 
-    def _remove_if_unused(self) -> None:
-        """Empties the folder if the run failed before its first result, so that the folder can be used again."""
-        own = {self.path(name) for name in FIRST_FILES}
+def save_reproduction(run: Run, failure: object) -> None:
+    """Writes the data of a failure whose cause is data, and says so."""
+    if isinstance(failure, (BadStep, ScoreError)):
+        state = failure.reproduction if isinstance(failure, BadStep) else State(vars(failure))
         with suppress(OSError):
-            if (
-                set(self.folder.iterdir()) <= {*own, self.path(LOCK_FILE)}
-                and not self.path("metrics.jsonl").stat().st_size
-            ):
-                shutil.rmtree(self.path("tensorboard"), ignore_errors=True)
-                for path in own:
-                    path.unlink(missing_ok=True)
+            write_state(run.path("bad_step"), state)
+            run.say(f"the data of the failure is in {run.path('bad_step')}")
+
+
+def remove_if_unused(folder: Path) -> None:
+    """Empties a run's folder if it failed before its first result, so that the folder can be used again."""
+    own = {folder / name for name in FIRST_FILES}
+    with suppress(OSError):
+        if set(folder.iterdir()) <= {*own, folder / LOCK_FILE} and not (folder / "metrics.jsonl").stat().st_size:
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            for path in own:
+                path.unlink(missing_ok=True)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that came to its end.
+
+    Raises:
+        Damaged: all its checkpoints are damaged.
+    """
+    state = Checkpoints(folder / "checkpoints").newest(lambda text: None)
+    return state is not None and RunState.of(state.part("run")).complete
 
 
 def configuration(
@@ -357,8 +379,20 @@ def configuration(
         "revision": revision(),
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
+        "ranks": current().world,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def working_folder(folder: Path) -> dict[str, str]:
+    """The entry of config.json from which the paths in the command begin, as seen from the run's folder.
+
+    It is empty where there is no such path, between two drives of Windows.
+    """
+    try:
+        return {"working_folder": Path(os.path.relpath(Path.cwd(), folder)).as_posix()}
+    except ValueError:
+        return {}
 
 
 def _split(command: str) -> list[str] | None:

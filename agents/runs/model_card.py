@@ -40,6 +40,11 @@ from transformers import {auto}, AutoTokenizer
 model = {auto}.from_pretrained("{name}")  # the folder of this card, or its name on the hub
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 """
+ENSEMBLE = """
+from lmgym.reward import load_reward_model
+
+model = load_reward_model("{name}")  # the folder of this card: an ensemble, called with prompts and completions
+"""
 LICENCE = (
     "Fill in, here and in the head of this file (`license`). The licences of the base model and of the data apply too."
 )
@@ -84,6 +89,8 @@ def model_card(run: Path, model: str) -> str:
     lines += ["", *_figures(run, model, options), "## How to load it", ""]
     auto = "AutoModelForSequenceClassification" if model == "reward_model" else "AutoModelForCausalLM"
     example = PEFT.format(name=model) if is_adapter else TRANSFORMERS.format(auto=auto, name=model)
+    if model == "reward_model" and (run / model / "ensemble.json").is_file():
+        example = ENSEMBLE.format(name=model)
     lines += ["```python", example.strip(), "```", "", "## Command", "", _indented(str(config.get("command"))), ""]
     lines += [
         f"Revision of lmgym: {config.get('revision')}. Seed: {config.get('seed')}.",

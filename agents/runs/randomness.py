@@ -1,11 +1,13 @@
 """The global random generators: seeded when a run begins, and part of its checkpoints."""
 
 import random
+from collections.abc import Container
 
 import numpy as np
 import torch
 
 from agents.training import State
+from lmgym.ranks import current
 
 NUMPY_WORDS = 624
 """Size of the state of NumPy's global generator, a Mersenne twister."""
@@ -38,8 +40,21 @@ class GlobalGenerators:
             torch.cuda.set_rng_state_all(devices)
 
 
+def generators_name(names: Container[str] = ()) -> str:
+    """The name of the state of this rank's generators in a checkpoint; that of rank 0 if `names` lack it."""
+    rank = current().rank
+    name = f"random of rank {rank}"
+    return name if rank and name in names else "random"
+
+
 def seed_everything(seed: int) -> None:
-    """Seeds the global generators, for a user's tasks and scores; lmgym itself does not use them."""
+    """Seeds the global generators, for a user's tasks and scores; lmgym itself does not use them.
+
+    Each rank scores other rows, and so gets other random numbers; those of rank 0 are those of a run of one rank.
+    """
+    rank = current().rank
+    if rank:
+        seed = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.files import read_config
-from agents.runs.randomness import GlobalGenerators
+from agents.runs.randomness import GlobalGenerators, generators_name
 from agents.training import State, Stateful
 
-OPTIONS_THAT_MAY_CHANGE = ("out", "resume", "threads", "track", "limits")
+OPTIONS_THAT_MAY_CHANGE = ("out", "resume", "threads", "track", "limits", "processes")
 """Options that a resumed run may have otherwise: they change nothing but rounding."""
-ENVIRONMENT = ("revision", "versions", "hardware", "threads")
-"""Entries of config.json that may change while a run is interrupted, but may change its bits."""
+ENVIRONMENT = {
+    "revision": "the revision",
+    "versions": "the versions",
+    "hardware": "the hardware",
+    "threads": "the threads",
+    "ranks": "the number of ranks",
+}
+"""Entries of config.json that may change while a run is interrupted, but may change its bits; and their names."""
 REMEDY = "nothing was changed. Choose another --out, or remove it first"
 
 
@@ -109,7 +115,7 @@ class Resumption:
 
     def reach(self) -> None:
         """The run is where it was interrupted: from here on it does what it would have done."""
-        GlobalGenerators().restore(self._state.part("random"))
+        GlobalGenerators().restore(self._state.part(generators_name(self._state.data)))
         self.reached = True
 
 
@@ -148,7 +154,8 @@ def check_same_run(
             f"{data[0]} has changed since the run in {str(folder)!r} began, so the run cannot be resumed: restore the "
             "file, or start again with another --out"
         )
-    return [f"the {name}" for name in ENVIRONMENT if old.get(name) != config[name]] + changed
+    was = {"ranks": 1} | old  # a run that was made before there were ranks
+    return [ENVIRONMENT[name] for name in ENVIRONMENT if was.get(name) != config[name]] + changed
 
 
 def _with_defaults(options: Any, defaults: Mapping[str, Any]) -> Any:

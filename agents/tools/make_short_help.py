@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli import (
+    benchmark,
     chat,
+    check,
+    compare,
     evaluate,
     exercise,
     folder,
+    label,
+    loop,
     merge,
     preferences,
     push,
@@ -28,6 +33,8 @@ from agents.cli import (
     sample,
     sft,
     short_help,
+    study,
+    sweep,
     train,
 )
 
@@ -35,12 +42,19 @@ KINDS: dict[str, Callable[[], type]] = {
     "train": lambda: train.options_type("ppo")[0],
     "sft": lambda: folder.recorded(sft.SFT),
     "preferences": lambda: folder.recorded(preferences.Preferences),
+    "label": lambda: label.Label,
+    "loop": lambda: loop.Loop,
     "reward": lambda: folder.recorded(reward.Reward),
     "evaluate": lambda: evaluate.Evaluate,
     "sample": lambda: sample.Sample,
     "chat": lambda: chat.Chat,
+    "benchmark": lambda: benchmark.Benchmark,
+    "study": lambda: study.Study,
     "exercise": lambda: exercise.ExerciseCommand,
     "report": lambda: report.Report,
+    "compare": lambda: compare.Compare,
+    "sweep": lambda: sweep.options_type("ppo")[0],
+    "check": lambda: check.Check,
     "repeat": lambda: repeat.Repeat,
     "merge": lambda: merge.Merge,
     "push": lambda: push.Push,
@@ -52,7 +66,7 @@ SHOWN = {
     "train": (
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
-        "--from-adapter", "--chat", "--seed", "--device", "--out", "--resume",
+        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--procs", "--device", "--out", "--resume",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
@@ -62,9 +76,17 @@ SHOWN = {
         "TASK", "--model", "--prompts", "--gold", "--max-new-tokens", "--preferences.prompts",
         "--preferences.completions", "--preferences.error-rate", "--seed", "--device", "--out", "--resume",
     ),
+    "label": (
+        "RUN|TASK", "--pairs", "--write", "--db", "--guidelines", "--known", "--count", "--texts", "--until",
+        "--labellers", "--overlap", "--ask", "--retrain-every", "--host", "--port", "--simulate.labellers",
+    ),
+    "loop": (
+        "TASK", "--out", "--rounds", "--labels", "--texts", "--label", "--reward", "--train", "--simulate.labellers",
+        "--seed",
+    ),
     "reward": (
-        "--preferences", "--test-preferences", "--field", "--model", "--epochs", "--lr", "--lora-rank", "--seed",
-        "--device", "--out", "--resume",
+        "--preferences", "--labels", "--test-preferences", "--field", "--model", "--epochs", "--lr", "--lora-rank",
+        "--seed", "--device", "--out", "--resume",
     ),
     "evaluate": (
         "RUN|TASK", "--policy", "--model", "--reward", "--prompts", "--gold", "--temperature", "--max-new-tokens",
@@ -80,7 +102,19 @@ SHOWN = {
     "exercise": ("ACTION", "NUMBER", "FILE", "--to", "--step"),
     "envs": (),
     "algorithms": (),
+    "benchmark": (
+        "SUITE", "--agents", "--seeds", "--tasks", "--jobs", "--shard", "--time-limit", "--retry-failed", "--out",
+        "--cells",
+    ),
+    "study": ("NAME", "--quick", "--out", "--jobs", "--retry-failed"),
+    "studies": (),
     "report": ("RUN...",),
+    "compare": ("RUN...", "--out"),
+    "sweep": (
+        "TASK", "--over", "--seeds", "--jobs", "--trials", "--metric", "--algorithm", "--model", "--prompts", "--gold",
+        "--reward", "--test-prompts", "--device", "--out",
+    ),
+    "check": ("FILE", "--skip", "--kl", "--rows", "--lr", "--updates", "--draws", "--allow-shared-prompts"),
     "repeat": ("RUN", "--out"),
     "merge": ("RUN", "OUT", "--policy", "--dtype"),
     "push": ("RUN", "--to", "--policy", "--merged", "--base", "--private"),

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
+
+from agents.training.over_ranks import sum_gradients
+from lmgym.ranks import current
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -27,6 +31,26 @@ class MasterWeights:
         self.values: list[Tensor] = [p.detach().float() if p.dtype in HALF else p for p in parameters]
         self._pairs = [(p, v) for p, v in zip(parameters, self.values, strict=True) if p.dtype in HALF]
         self._versions = [p._version for p, _ in self._pairs]
+        self._accumulating = False
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss` to the gradient of the next step."""
+        self._begin_once()
+        with record_function("lmgym/backward"):
+            loss.backward()
+        self.take_gradients()
+
+    def _begin_once(self) -> None:
+        if not self._accumulating:
+            self.begin_step()
+            self._accumulating = True
+
+    def end_gradient(self) -> None:
+        """The gradient of the step is complete: adds it up over the ranks. The next `backward` begins a new one."""
+        if current().world > 1:
+            self._begin_once()  # a rank without rows has not called `backward`
+            sum_gradients(self.values)
+        self._accumulating = False
 
     @torch.no_grad()
     def begin_step(self) -> None:

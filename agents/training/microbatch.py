@@ -1,6 +1,8 @@
 """Micro-batches: a minibatch goes through the model in several passes, which become smaller if memory runs out."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from agents.training.nonfinite import out_of_memory
 from agents.training.pass_memory import Trained, activation_budget, bytes_per_token
 from lmgym.io import report_progress
 from lmgym.models import buckets
+from lmgym.ranks import balanced, current
 
 
 class Epoch:
@@ -91,12 +94,14 @@ class MicroBatches:
             self.notify(f"little memory is free: passes take at most {fitting} tokens, which costs only time")
 
     def split(self, minibatch: Batch) -> list[tuple[Tensor, int]]:
-        """The rows of each pass, and the number of actions of the longest of them."""
+        """The rows of each pass of this rank, and the number of actions of the longest of them."""
         lengths, width = minibatch.mask.sum(1).tolist(), minibatch.sequences.prompt_ids.shape[1]
         if not self.by_length:
             lengths = [max(lengths)] * len(lengths)
-        parts = buckets(lengths, width, self.pass_tokens)
-        return [(torch.tensor(rows, device=minibatch.mask.device), steps) for rows, steps in parts]
+        own = _own_share([width + length for length in lengths])
+        parts = buckets([lengths[row] for row in own], width, self.pass_tokens)
+        device = minibatch.mask.device
+        return [(torch.tensor([own[row] for row in rows], device=device), steps) for rows, steps in parts]
 
     def over_rows(self, minibatch: Batch, backward: Callable[[Batch, Tensor, int], None]) -> None:
         """Accumulates the gradient of a minibatch of a rollout.
@@ -113,7 +118,8 @@ class MicroBatches:
         def attempt() -> None:
             for rows, steps in self.split(minibatch):
                 backward(minibatch[rows].first_steps(steps), rows, steps)
-                self.epoch.add(len(rows), len(rows) * (minibatch.sequences.prompt_ids.shape[1] + steps))
+                done = len(rows) * current().world  # the other ranks work at the same time
+                self.epoch.add(done, done * (minibatch.sequences.prompt_ids.shape[1] + steps))
 
         def shrink() -> str:
             parts, width = self.split(minibatch), minibatch.sequences.prompt_ids.shape[1]
@@ -122,7 +128,8 @@ class MicroBatches:
             self.pass_tokens = max(len(rows) * (width + steps) for rows, steps in parts) // 2
             return f"at most {self.pass_tokens} tokens"
 
-        self._within_memory(attempt, shrink)
+        with self.metrics.of_own_rows():
+            self._within_memory(attempt, shrink)
 
     def split_items(self, tokens: Sequence[int]) -> list[slice]:
         """The items of each pass: neighbours, of which no more than `pass_items` or `pass_tokens` are in a pass.
@@ -153,17 +160,23 @@ class MicroBatches:
         """
 
         sizes = [tokens] * len(items) if isinstance(tokens, int) else [tokens(item) for item in items]
+        own = _own_block(sizes)
+
+        def passes() -> list[slice]:
+            parts = self.split_items(sizes[own]) if sizes[own] else []
+            return [slice(own.start + part.start, own.start + part.stop) for part in parts]
 
         def attempt() -> None:
-            for part in self.split_items(sizes):
+            for part in passes():
                 backward(part)
 
         def shrink() -> str:
-            size = max(part.stop - part.start for part in self.split_items(sizes))
+            size = max(part.stop - part.start for part in passes())
             self.pass_items = (size + 1) // 2
             return f"at most {self.pass_items} rows" if size > 1 else ""
 
-        self._within_memory(attempt, shrink)
+        with self.metrics.of_own_rows():
+            self._within_memory(attempt, shrink)
 
     def _within_memory(self, attempt: Callable[[], None], shrink: Callable[[], str]) -> None:
         """Accumulates the gradient of a step. If memory runs out, it starts again with smaller passes.
@@ -193,3 +206,20 @@ class MicroBatches:
                     "completions (rows, max_new_tokens), gradient_checkpointing, a lower rank, or a smaller model"
                 )
             self.notify(f"memory ran out ({reason}): the step is repeated in passes of {now}, with the same result")
+
+
+def _own_share(sizes: Sequence[int]) -> Sequence[int]:
+    """The rows that this rank takes, so that all ranks have about the same number of tokens."""
+    ranks = current()
+    return range(len(sizes)) if ranks.world == 1 else balanced(sizes, ranks.world)[ranks.rank]
+
+
+def _own_block(sizes: Sequence[int]) -> slice:
+    """The same for items that are taken as slices: neighbours, with about the same number of tokens on each rank."""
+    ranks = current()
+    if ranks.world == 1:
+        return slice(0, len(sizes))
+    ends = list(accumulate((max(1, size) for size in sizes), initial=0))
+    middles = [(a + b) / 2 for a, b in pairwise(ends)]
+    first, last = (bisect_left(middles, ends[-1] * rank / ranks.world) for rank in (ranks.rank, ranks.rank + 1))
+    return slice(first, last)

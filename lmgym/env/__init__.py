@@ -4,6 +4,7 @@ from lmgym.env.action_masks import ActionMaskFunction
 from lmgym.env.actions import TokenAction
 from lmgym.env.arguments import OnLimit
 from lmgym.env.batch_outcome import Outcome
+from lmgym.env.part import part_of
 from lmgym.env.row_state import Finish
 from lmgym.env.scalar import TokenEnv
 from lmgym.env.scorer_cache import TokenScorer
@@ -18,4 +19,5 @@ __all__ = [
     "TokenEnv",
     "TokenScorer",
     "TokenVectorEnv",
+    "part_of",
 ]

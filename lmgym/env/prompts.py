@@ -104,7 +104,7 @@ def make_prompts(
         if isinstance(given, (list, tuple)):
             prompt = given[row]
         if given is not None and isinstance(prompt, str):
-            prompt = Prompt(prompt)
+            prompt = task.prompt_from(prompt)
         if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
             raise ValueError(
                 f"the task {task.name!r} returned {quoted(prompt)}: sample() must return a Prompt with a text"
@@ -129,7 +129,7 @@ def encode_prompts(
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > max_prompt_tokens and long_prompts == "error":
             raise ValueError(
-                f"the prompt {prompt.text[:80]!r} has {len(ids)} tokens and the budget is {max_prompt_tokens}: raise "
+                f"the prompt {prompt.quoted()} has {len(ids)} tokens and the budget is {max_prompt_tokens}: raise "
                 "max_prompt_tokens, or pass long_prompts='truncate' to keep the last tokens"
             )
     return [model.text.last_tokens(ids, max_prompt_tokens) for ids in encoded]

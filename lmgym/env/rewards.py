@@ -1,5 +1,6 @@
 """What the rows of an environment have earned: scores, their breakdown, and the rewards of the tokens."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +33,14 @@ class RowRewards:
         self.score = torch.zeros(rows, dtype=torch.float32, device=device)
         self.breakdown = {name: torch.zeros(rows, dtype=torch.float32, device=device) for name in components}
         self.token_rewards = torch.zeros(rows, steps, dtype=torch.float32, device=device)
+
+    def part(self, rows: slice) -> "RowRewards":
+        """Those of some rows, in the same memory."""
+        own = copy.copy(self)
+        own.breakdown = {name: column[rows] for name, column in self.breakdown.items()}
+        for name in ("reference_logp", "score", "token_rewards"):
+            setattr(own, name, getattr(self, name)[rows])
+        return own
 
     def clear(self, rows: slice | Tensor) -> None:
         """Sets these rows to 0."""

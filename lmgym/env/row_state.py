@@ -1,5 +1,6 @@
 """The state of an environment's rows on the device: prompts, the tokens chosen so far, and which rows have ended."""
 
+import copy
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Literal, cast
@@ -88,6 +89,20 @@ class RowState:
         # A pickle forgets that `tokens` is a part of `_tokens`. Other objects hold it too, so it is moved there.
         whole = self._tokens
         self.tokens.set_(whole.untyped_storage(), 0, (self.rows, self.max_new_tokens), whole.stride())
+
+    def part(self, rows: slice) -> "RowState":
+        """These rows as a state of their own, in the same memory: what is written to one is in the other."""
+        own = copy.copy(self)
+        own.rows = len(range(self.rows)[rows])
+        own.prompts, own._known = self.prompts[rows], self._known[rows]
+        own._prompt_lengths = self._prompt_lengths[rows]
+        for name in ("prompt_ids", "prompt_mask", "_tokens", "tokens", "length", "finish", "_allowed", "_chosen_under"):
+            setattr(own, name, getattr(self, name)[rows])
+        return own
+
+    def chosen_under(self) -> tuple[Tensor, ...]:
+        """[B, T, W] the masks under which each token was chosen, as bits, if they depend on the text; else nothing."""
+        return (self._chosen_under,) if self.reads_text else ()
 
     def set_prompts(self, rows: Sequence[int], prompts: Sequence[Prompt], encoded: Sequence[list[int]]) -> None:
         """Starts these rows anew from prompts and their token ids, at most P each."""
@@ -244,5 +259,5 @@ class RowState:
         for row, text in zip(rows, texts, strict=True):
             if finish[row] == Finish.STOP:
                 text = text[: min((at for stop in self.stop if (at := text.find(stop)) >= 0), default=len(text))]
-            completions.append(Completion(text, Finish(finish[row]).text, lengths[row]))
+            completions.append(Completion(text, Finish(finish[row]).text, lengths[row], tokens[row][: lengths[row]]))
         return completions

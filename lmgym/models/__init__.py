@@ -30,6 +30,7 @@ from lmgym.models.likelihood import token_nll
 from lmgym.models.loading import load, load_folder
 from lmgym.models.model_files import BUILT_IN, DTYPES, read_model
 from lmgym.models.padding import choose_padding
+from lmgym.models.passes import TokenPasses
 from lmgym.models.positions import position_limit
 from lmgym.models.reference import Reference
 from lmgym.models.safe_weights import check_folder, check_names, check_shapes, first_line, read_settings, read_weights
@@ -61,6 +62,7 @@ __all__ = [
     "Reference",
     "Sequences",
     "TextCodec",
+    "TokenPasses",
     "all_linear",
     "attach_adapter",
     "buckets",

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmgym.models.passes import TokenPasses
+
 
 @dataclass
 class Decoding:
@@ -16,11 +18,13 @@ class Decoding:
         hidden: [B, D] the last hidden state, the input of the output head and of a value head.
         critic: a second decoding with the value adapter, if the critic has one.
         nucleus: a second decoding with the adapter that truncates the sampling distribution, if that is another one.
+        passes: counts the tokens that are read from here on.
     """
 
     hidden: Float[Tensor, "B D"]
     critic: "Decoding | None" = field(default=None, kw_only=True)
     nucleus: "Decoding | None" = field(default=None, kw_only=True)
+    passes: TokenPasses | None = field(default=None, kw_only=True, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Decoding":
         """A copy that reads other tokens from here on; the weights are shared."""
@@ -50,6 +54,8 @@ class Decoding:
         """Reads one more token in each row, in place, in all parts."""
         for part in self.parts:
             part._advance(token)
+            if part.passes is not None:
+                part.passes.add(len(token))
         return self
 
     def rewind_ended(self, running: Bool[Tensor, " B"]) -> None:
@@ -65,6 +71,7 @@ class Decoding:
         chosen = self._select(rows)
         if chosen is None:
             return None
+        chosen.passes = self.passes
         for name in ("critic", "nucleus"):
             part = getattr(self, name)
             if part is not None:

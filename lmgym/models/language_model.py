@@ -29,6 +29,7 @@ from lmgym.models.decoding import Decoding
 from lmgym.models.fused_decoding import FusedDecoding
 from lmgym.models.large_packages import peft
 from lmgym.models.model_files import read_model
+from lmgym.models.passes import TokenPasses
 from lmgym.models.positions import position_limit
 from lmgym.models.probe import probe_architecture
 from lmgym.models.sequences import Mask, Sequences, left_align
@@ -58,6 +59,7 @@ class LanguageModel:
         positions: the largest number of tokens that the model can read; None without a limit.
         fast: whether passes use `lmgym.fused` if it supports the architecture; `path` says which way they take.
         capture: whether a rollout's decoding step may be captured in a CUDA graph (`lmgym.rollout.cuda_graph`).
+        passes: counts the tokens that were read.
 
     Raises:
         ValueError: there is no end-of-sequence token, or the model is not a causal language model.
@@ -82,6 +84,7 @@ class LanguageModel:
         self.positions = position_limit(model)
         self.fast = True
         self.capture = True
+        self.passes = TokenPasses()
         self._transformers = TransformersPass(self.adapters)
         self._fused: tuple[int, FusedModel] | None = None
         self._paths: dict[tuple[int, str | None], tuple[str | None, list[Mapping[int, Any]]]] = {}
@@ -163,7 +166,7 @@ class LanguageModel:
         model: Any = copy.deepcopy(self.model)
         model = model.unload() if isinstance(model, peft.PeftModel) else model
         other = LanguageModel(model.float(), self.tokenizer, self.name)
-        other.fast, other.capture = self.fast, self.capture
+        other.fast, other.capture, other.passes = self.fast, self.capture, self.passes
         return other
 
     def trunk_parameters(self) -> list[nn.Parameter]:
@@ -224,9 +227,12 @@ class LanguageModel:
             reserve_tokens: the number of new tokens that the cache can hold before it must grow.
             store_frozen_prefix: whether to store the output of the layers below the adapter's lowest layer.
         """
+        self.passes.add(input_ids.numel())
         fused = self.fused(adapter)
         if fused is None:
-            return self._transformers.start(input_ids, attention_mask.long(), adapter)
+            decoding = self._transformers.start(input_ids, attention_mask.long(), adapter)
+            decoding.passes = self.passes
+            return decoding
         ids, length, longest, equal = left_align(input_ids, attention_mask)
         layers = fused.weights.layers(adapter, decode=True)
         frozen_layers = fused.weights.frozen_layers(adapter) if store_frozen_prefix else 0
@@ -235,25 +241,30 @@ class LanguageModel:
         last = slice(longest - 1, longest) if equal else (length - 1)[:, None]
         hidden = fused.forward(layers, ids[:, :longest], last, cache=cache, frozen_layers=frozen_layers)[:, 0]
         cache.longest = longest
-        return FusedDecoding(hidden, self.output_head, fused, layers, cache, frozen_layers)
+        return FusedDecoding(hidden, self.output_head, fused, layers, cache, frozen_layers, passes=self.passes)
 
     def hidden(self, sequences: Sequences, adapter: str | None = None) -> Float[Tensor, "B T D"]:
         """One pass over whole sequences: the hidden states from which each token was chosen, after the final norm."""
         fused = self.fused(adapter)
         if fused is None:
-            return self._transformers.evaluate(sequences, adapter)[1]
+            return self.evaluate(sequences, adapter)[1]
         whole, positions = sequences.left_aligned()
         layers, prefix = fused.weights.layers(adapter), sequences.frozen_prefix
         if prefix is not None and prefix.owner is fused and prefix.layers <= fused.weights.frozen_layers(adapter):
-            return fused.forward(layers, whole, positions, prefix.hidden[:, : whole.shape[1]], prefix.layers)
-        return fused.forward(layers, whole, positions)
+            hidden = fused.forward(layers, whole, positions, prefix.hidden[:, : whole.shape[1]], prefix.layers)
+        else:
+            hidden = fused.forward(layers, whole, positions)
+        self.passes.add(whole.numel(), hidden.requires_grad)
+        return hidden
 
     def evaluate(
         self, sequences: Sequences, adapter: str | None = None
     ) -> tuple[Float[Tensor, "B T V"], Float[Tensor, "B T D"]]:
         """One pass over whole sequences: the logits and hidden states from which each token was chosen."""
         if self.fused(adapter) is None:
-            return self._transformers.evaluate(sequences, adapter)
+            logits, hidden = self._transformers.evaluate(sequences, adapter)
+            self.passes.add(sequences.left_aligned()[0].numel(), hidden.requires_grad)
+            return logits, hidden
         hidden, head = self.hidden(sequences, adapter), self.output_head(1.0)
         return nn.functional.linear(hidden, head.weight, head.bias), hidden
 

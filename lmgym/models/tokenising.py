@@ -74,8 +74,8 @@ class TextCodec:
         if prompt.token_ids:
             if max(prompt.token_ids) >= self.vocabulary:
                 raise ValueError(
-                    f"the prompt has the token id {max(prompt.token_ids)}, but the model knows {self.vocabulary} "
-                    "tokens: encode the prompt with this model's tokenizer"
+                    f"{prompt.place or 'the prompt'} has the token id {max(prompt.token_ids)}, but the model knows "
+                    f"{self.vocabulary} tokens: encode the prompt with this model's tokenizer"
                 )
             return list(prompt.token_ids)
         if not prompt.messages:
@@ -84,7 +84,10 @@ class TextCodec:
         if key not in self._conversations:
             if len(self._conversations) > self.CACHE_SIZE:
                 self._conversations.clear()
-            self._conversations[key] = tuple(self.chat.encode(prompt.messages))
+            try:
+                self._conversations[key] = tuple(self.chat.encode(prompt.messages))
+            except ValueError as error:
+                raise ValueError(f"{prompt.place}: {error}" if prompt.place else str(error)) from error
         return list(self._conversations[key])
 
     def text_tokens(self) -> list[int]:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lmgym.io import atomic
 from lmgym.tasks.base import Prompt
@@ -18,11 +19,14 @@ class Comparison:
         prompt: the prompt's text; with `messages`, their transcript by default.
         ranked: at least two completions, the best first.
         messages: the conversation that the completions answer; see `lmgym.Prompt`.
+        is_tie: whether all of them are equally good, so that the order means nothing; only readers that are asked for
+            ties give such comparisons.
     """
 
     prompt: str
     ranked: tuple[str, ...]
     messages: Sequence[Message] = ()
+    is_tie: bool = False
 
     def __post_init__(self) -> None:
         if len(self.messages):
@@ -43,14 +47,17 @@ class Comparison:
 
 def write_comparisons(path: str | os.PathLike[str], comparisons: Iterable[Comparison]) -> None:
     """Writes comparisons to a file that `read_comparisons` can read."""
-    rows = []
-    for comparison in comparisons:
-        row: dict[str, object] = {"prompt": comparison.prompt}
-        if comparison.messages:
-            row["messages"] = list(comparison.messages)
-        if len(comparison.ranked) == 2:
-            row["chosen"], row["rejected"] = comparison.ranked
-        else:
-            row["ranking"] = list(comparison.ranked)
-        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = (json.dumps(comparison_row(comparison), ensure_ascii=False) + "\n" for comparison in comparisons)
     atomic.write(path, "".join(rows))
+
+
+def comparison_row(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as a row of a file: prompt (and messages), chosen and rejected, or ranking. Ties have label ½."""
+    row: dict[str, Any] = {"prompt": comparison.prompt}
+    if comparison.messages:
+        row["messages"] = list(comparison.messages)
+    if len(comparison.ranked) == 2:
+        row["chosen"], row["rejected"] = comparison.ranked
+    else:
+        row["ranking"] = list(comparison.ranked)
+    return row | ({"label": 0.5} if comparison.is_tie else {})

@@ -5,8 +5,9 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from lmgym.io import Source, names_in, quoted, read_rows, source_name
 from lmgym.preferences.comparisons import Comparison
@@ -42,11 +43,12 @@ def read_comparisons(
     fields: Mapping[str, str] | None = None,
     *,
     as_written: bool = False,
+    ties: Literal["drop", "half"] = "drop",
     say: Callable[[str], object] | None = None,
 ) -> list[Comparison]:
     """Reads comparisons in any common form, such as {"prompt", "chosen", "rejected"} or {"prompt", "ranking"}.
 
-    Where at least half of the rows hold texts that begin with the prompt, it is cut off them. Ties are left out.
+    Where at least half of the rows hold texts that begin with the prompt, it is cut off them.
 
     Args:
         source: a file, a folder, the name of a data set, or rows; see `lmgym.io.read_rows`.
@@ -59,7 +61,7 @@ def read_comparisons(
         FileNotFoundError: the file does not exist.
     """
     notes: Counter[str] = Counter()
-    rows = [comparison_of(row, place, notes) for place, row in read_rows(source, fields)]
+    rows = [comparison_of(row, place, notes, ties) for place, row in read_rows(source, fields)]
     found = [comparison for comparison in rows if comparison is not None]
     if not found:
         raise ValueError(f"{source_name(source)}: all {len(rows)} rows are ties; give some with a preference")
@@ -93,21 +95,27 @@ def _repeats_prompt(comparison: Comparison) -> bool:
 
 
 def _without_prompt(comparison: Comparison) -> Comparison:
-    return Comparison(comparison.prompt, tuple(text[len(comparison.prompt) :] for text in comparison.ranked))
+    return replace(comparison, ranked=tuple(text[len(comparison.prompt) :] for text in comparison.ranked))
 
 
-def comparison_of(row: Mapping[str, Any], place: str, notes: Counter[str]) -> Comparison | None:
+def comparison_of(
+    row: Mapping[str, Any], place: str, notes: Counter[str], ties: Literal["drop", "half"] = "drop"
+) -> Comparison | None:
     """The comparison in a row; None for a tie.
 
     Args:
         row: in one of the forms of docs/data.md.
         place: where the row is, for errors.
         notes: counts the rows that were changed or left out, by what was done.
+        ties: as in `read_comparisons`.
 
     Raises:
         ValueError: the row has another form.
     """
     row = {name: value for name, value in row.items() if value is not None}
+    keeps = ties == "half" and ("ranking" in row or ("chosen" in row and "rejected" in row)) and _is_tie(row)
+    if keeps:
+        row = {name: value for name, value in row.items() if name not in TIED_BY}
     try:
         answers = _ranked(row, notes)
         is_tie = all(answer == answers[0] for answer in answers)
@@ -119,8 +127,8 @@ def comparison_of(row: Mapping[str, Any], place: str, notes: Counter[str]) -> Co
         return None
     if len(set(found.ranked)) < len(found.ranked):
         notes[EQUAL] += 1
-        return Comparison(found.prompt, tuple(dict.fromkeys(found.ranked)), found.messages)
-    return found
+        found = replace(found, ranked=tuple(dict.fromkeys(found.ranked)))
+    return replace(found, is_tie=True) if keeps else found
 
 
 # Which answer is better -----------------------------------------------------------------------------------------------
@@ -131,7 +139,7 @@ def _ranked(row: Mapping[str, Any], notes: Counter[str]) -> list[Any]:
     answers = next((name for name in ANSWERS if isinstance(row.get(name), list)), None)
     if "ranking" in row and answers is None:
         if isinstance(row["ranking"], list) and len(row["ranking"]) >= 2:
-            return row["ranking"]
+            return [] if _is_tie(row) else row["ranking"]
         raise ValueError(f"{_NEEDS}; 'ranking' is {quoted(row['ranking'], 100)}")
     if "chosen" in row and "rejected" in row:
         return [] if _is_tie(row) else [row["chosen"], row["rejected"]]
@@ -153,6 +161,10 @@ _NEEDS = (
     "a comparison needs 'prompt', 'chosen' and 'rejected' (texts or messages), or 'prompt' and 'ranking', a list of at "
     "least two texts, the best first"
 )
+
+
+TIED_BY = ("score_chosen", "score_rejected", "label", "margin")
+"""Fields beside "chosen" and "rejected" that can say that they are equally good."""
 
 
 def _is_tie(row: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """The reward, `score · [token is last] − β · KL`: KL and its controllers, scores, and reward models."""
 
+from lmgym.reward.ensemble import RewardEnsemble, load_reward_model
 from lmgym.reward.kl import (
     AdaptiveKL,
     FixedKL,
@@ -15,6 +16,7 @@ from lmgym.reward.kl import (
 from lmgym.reward.model import BUILT_IN, RewardModel
 from lmgym.reward.reading import read_text
 from lmgym.reward.score import LARGEST_SCORE, Score, ScoreError
+from lmgym.reward.trl import trl_reward
 
 __all__ = [
     "BUILT_IN",
@@ -24,6 +26,7 @@ __all__ = [
     "KLController",
     "KLEstimator",
     "KLForm",
+    "RewardEnsemble",
     "RewardModel",
     "Score",
     "ScoreError",
@@ -32,5 +35,7 @@ __all__ = [
     "exact_kl",
     "kl_estimates",
     "kl_reward",
+    "load_reward_model",
     "read_text",
+    "trl_reward",
 ]

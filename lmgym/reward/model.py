@@ -265,12 +265,13 @@ class RewardModel:
         return made
 
     @classmethod
-    def load(cls, name: str | Path, device: str | torch.device = "cpu") -> "RewardModel":
+    def load(cls, name: str | Path, device: str | torch.device = "cpu", merged: bool = True) -> "RewardModel":
         """Loads a reward model: a full model, or an adapter with a head.
 
         Args:
             name: "tiny-reward" (ships with the package), a folder, or a name on the Hugging Face hub.
             device: where the weights are stored.
+            merged: merges an adapter into its base, which is faster; otherwise the base's weights stay as they are.
 
         Raises:
             ValueError: there is no such model, or it has several labels; or the base of an adapter is not there or is
@@ -279,20 +280,20 @@ class RewardModel:
         if name in BUILT_IN:
             root = files("lmgym") / "assets"
             with as_file(root / str(name)) as folder, as_file(root / BUILT_IN[str(name)]) as base:
-                return cls._load(folder, base, device)
+                return cls._load(folder, base, device, merged)
         folder = Path(name)
         if not (folder / "adapter_config.json").is_file():
-            return cls._load(folder, str(name), device)
+            return cls._load(folder, str(name), device, merged)
         tiny = files("lmgym") / "assets" / "tiny"
 
         def load_with(base: str) -> "RewardModel":
             with as_file(tiny) if base == "tiny" else nullcontext(base) as source:
-                return cls._load(folder, source, device)
+                return cls._load(folder, source, device, merged)
 
         return load_base(folder, load_with)
 
     @classmethod
-    def _load(cls, folder: Path, base: str | Path, device: str | torch.device) -> "RewardModel":
+    def _load(cls, folder: Path, base: str | Path, device: str | torch.device, merged: bool) -> "RewardModel":
         try:
             is_adapter = (folder / "adapter_config.json").is_file()
             config, weights = read_adapter(folder, base_changes=True) if is_adapter else (None, {})
@@ -306,7 +307,8 @@ class RewardModel:
             if config:
                 tokenizer = pad_for_reading(model, tokenizer)
                 check_base(folder, body_of(model), str(base))
-                model = attach_adapter(model, config, weights, "default", folder).merge_and_unload()
+                model = attach_adapter(model, config, weights, "default", folder)
+                model = model.merge_and_unload() if merged else model
             # transformers initialises missing weights at random, such as the head of a base model. The adapter may have
             # brought them.
             brought = set(config.modules_to_save or ()) if config else set()

@@ -105,7 +105,7 @@ def _call(name: str, function: ScoreFunction, prompts: Sequence[Prompt], complet
             try:
                 function([prompt], [completion])
             except Exception:  # most likely the same error
-                text = f"for the completion {completion.text!r} of the prompt {prompt.text!r} (row {row})"
+                text = f"for the completion {completion.text!r} of the prompt {prompt.quoted()} (row {row})"
                 raise ScoreError(f"{said} {text}", name, prompt.text, completion.text) from error
         raise ScoreError(f"{said}, but for none of the {len(completions)} completions alone", name) from error
 
@@ -139,7 +139,7 @@ def _checked(
         if finite and not abs(value) <= LARGEST_SCORE:
             raise ScoreError(
                 f"the score {name!r} returned {value} for the completion {completion.text!r} of the prompt "
-                f"{prompt.text!r} (row {row}); scores must be finite, in float32",
+                f"{prompt.quoted()} (row {row}); scores must be finite, in float32",
                 name,
                 prompt.text,
                 completion.text,
@@ -155,7 +155,7 @@ def _as_number(name: str, row: int, value: Any, prompt: Prompt, completion: Comp
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor of several numbers
         raise ScoreError(
             f"the score {name!r} must return one number per completion, not {quoted(value)} as for the completion "
-            f"{completion.text!r} of the prompt {prompt.text!r} (row {row})",
+            f"{completion.text!r} of the prompt {prompt.quoted()} (row {row})",
             name,
             prompt.text,
             completion.text,

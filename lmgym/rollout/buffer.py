@@ -35,12 +35,14 @@ class RolloutBuffer:
         prompt_width: the number of tokens of the longest prompt of this rollout.
         frozen_prefix: the activations below the policy's adapter; None if it adapts all layers.
         loop: the `CapturedLoop` that fills the buffer, if decoding steps are captured in a CUDA graph.
+        own_rows: the `OwnRows` of this rank, if there are several.
     """
 
     sampling_mask: UInt8[Tensor, "B T W"] | None = None
     text_mask: UInt8[Tensor, "B T W"] | None = None
     frozen_prefix: FrozenPrefix | None = None
     loop: Any = None
+    own_rows: Any = None
 
     def __init__(self, rows: int, prompt_tokens: int, new_tokens: int, action_mask: Tensor):
         device = action_mask.device
@@ -68,6 +70,12 @@ class RolloutBuffer:
     def like(cls, env: TokenVectorEnv) -> "RolloutBuffer":
         """A buffer for an environment's rows and budgets."""
         return cls(env.num_envs, env.max_prompt_tokens, env.max_new_tokens, env.action_mask_table)
+
+    def part(self, rows: slice, before: "RolloutBuffer") -> "RolloutBuffer":
+        """These rows in the same memory; `before` is an earlier part of them, which is brought up to date."""
+        shared = {name: x for name, x in vars(self).items() if isinstance(x, Tensor) and name != "action_mask"}
+        before.__dict__.update({name: x[rows] for name, x in shared.items()}, frozen_prefix=None, breakdown={})
+        return before
 
     @property
     def rows(self) -> int:

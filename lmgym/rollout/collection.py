@@ -13,7 +13,7 @@ from lmgym.models import Sequences, default_pass_tokens
 from lmgym.policy import Policy, TokenPolicy
 from lmgym.rollout.buffer import RolloutBuffer
 from lmgym.rollout.stream import Stream
-from lmgym.rollout.token_loop import decode
+from lmgym.rollout.token_loop import decode_own_rows
 from lmgym.tasks.base import Prompt
 
 LARGE = 50_000_000
@@ -50,31 +50,38 @@ def collect(
         ValueError: model or temperature of policy and environment differ, or the policy is its own reference.
     """
     with record_function("lmgym/decode"):
-        decode(policy, env, buffer, stream, prompts, compact, slots)
+        own = decode_own_rows(policy, env, buffer, stream, prompts, compact, slots)
     large = isinstance(policy, Policy) and policy.lm.model.num_parameters() > LARGE
     if large:
         return_freed_memory()
     with torch.inference_mode():
-        if isinstance(policy, Policy) and (policy.rescores or policy.values_late):
-            _rescore(policy, env, buffer)
-        outcome = env.pay_rewards(buffer.logp, buffer.frozen_prefix)
+        if own.buffer.rows:
+            _pay(policy, own.env, own.buffer)
+        own.exchange(paid=True)
         sequences = env.sequences()
     _keep_prompts(buffer, sequences)
     buffer.text_mask = sequences.text_mask
     buffer.tokens.copy_(sequences.tokens)
+    buffer.beta = env.kl_controller.beta
+    if large:
+        return_freed_memory()
+    return buffer
+
+
+def _pay(policy: TokenPolicy, env: TokenVectorEnv, buffer: RolloutBuffer) -> None:
+    """Pays the rewards of a finished batch."""
+    if isinstance(policy, Policy) and (policy.rescores or policy.values_late):
+        _rescore(policy, env, buffer)
+    outcome = env.pay_rewards(buffer.logp, buffer.frozen_prefix)
     buffer.is_action.copy_(outcome.is_action)
     buffer.reference_logp.copy_(outcome.reference_logp)
     buffer.rewards.copy_(outcome.rewards)
     buffer.score.copy_(outcome.score)
-    buffer.beta = env.kl_controller.beta
     buffer.breakdown = outcome.breakdown
     buffer.finish.copy_(outcome.finish)
     buffer.bootstrap *= outcome.truncated
     buffer.logp *= outcome.is_action
     buffer.values *= outcome.is_action
-    if large:
-        return_freed_memory()
-    return buffer
 
 
 def _keep_prompts(buffer: RolloutBuffer, sequences: Sequences) -> None:

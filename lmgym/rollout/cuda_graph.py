@@ -156,6 +156,7 @@ class CapturedLoop:
         for part in self.decoding.parts:
             assert isinstance(part, FusedDecoding)
             part.cache.longest += 1  # a replay does not run the host's counting
+            self.policy.lm.passes.add(len(self.rows))
 
     def leave(self, running: list[int]) -> bool:
         """Continues with a half or a quarter of the rows, if so few are running; ended rows fill the batch up.

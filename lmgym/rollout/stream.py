@@ -28,10 +28,17 @@ class Stream:
         sequences = [np.random.SeedSequence((self.seed, self.update, row // self.samples, 0)) for row in range(rows)]
         return [int(s.generate_state(1)[0]) for s in sequences]
 
-    def uniforms(self, rows: int, steps: int, device: torch.device) -> Tensor:
-        """[B, T] numbers in [0, 1), in one transfer. Each row has its own counter-based generator."""
+    def uniforms(self, rows: int, steps: int, device: torch.device, first: int = 0) -> Tensor:
+        """[B, T] numbers in [0, 1), in one transfer. Each row has its own counter-based generator.
+
+        Args:
+            rows: B.
+            steps: T.
+            device: where they are needed.
+            first: the number of the first of these rows in the rollout, if they are only a part of it.
+        """
         drawn = np.empty((rows, steps), np.float32)
-        for row in range(rows):
+        for place, row in enumerate(range(first, first + rows)):
             key = np.random.SeedSequence((self.seed, self.update, row // self.samples, 1 + row % self.samples))
-            drawn[row] = np.random.Generator(np.random.Philox(key)).random(steps, dtype=np.float32)
+            drawn[place] = np.random.Generator(np.random.Philox(key)).random(steps, dtype=np.float32)
         return to_device(torch.from_numpy(drawn), device)

@@ -15,6 +15,7 @@ from lmgym.policy import Policy, SelectingPolicy, TokenPolicy
 from lmgym.rollout.agreement import check_agreement
 from lmgym.rollout.buffer import RolloutBuffer
 from lmgym.rollout.cuda_graph import CapturedLoop, unsupported_reason
+from lmgym.rollout.own_rows import OwnRows
 from lmgym.rollout.stream import Stream
 from lmgym.sampling import packed_width
 from lmgym.tasks.base import Prompt
@@ -52,13 +53,34 @@ def decode(
             its slot. 0 decodes all rows together. Fewer slots need less memory, and keep the batch full when
             completions differ much in length.
     """
+    decode_own_rows(policy, env, buffer, stream, prompts, compact, slots).exchange(paid=False)
+
+
+@torch.inference_mode()
+def decode_own_rows(
+    policy: TokenPolicy,
+    env: TokenVectorEnv,
+    buffer: RolloutBuffer,
+    stream: Stream,
+    prompts: Sequence[Prompt | str] | None = None,
+    compact: bool = True,
+    slots: int = 0,
+) -> OwnRows:
+    """The same, for the rows of this rank alone; returns them. Whoever calls it has them exchanged."""
     check_agreement(policy, env)
     if isinstance(policy, Policy):
         policy.reserve_tokens = env.max_new_tokens
-    uniforms = stream.uniforms(buffer.rows, env.max_new_tokens, policy.device)
     env.reset(seed=stream.prompt_seeds(buffer.rows), options=None if prompts is None else {"prompt": list(prompts)})
     buffer.clear(packed_width(env.model.vocabulary) if policy.truncates else 0)
-    batch = _Batch(policy, env, buffer, uniforms)
+    own = OwnRows.of(env, buffer, stream.samples)
+    if own.buffer.rows:
+        uniforms = stream.uniforms(own.buffer.rows, env.max_new_tokens, policy.device, own.first)
+        _decode(_Batch(policy, own.env, own.buffer, uniforms), stream.samples, compact, slots)
+    return own
+
+
+def _decode(batch: "_Batch", samples: int, compact: bool, slots: int) -> None:
+    policy, env, buffer = batch.policy, batch.env, batch.buffer
     if slots and slots < buffer.rows:
         if not isinstance(policy, SelectingPolicy) or env.on_limit == "truncate":
             raise ValueError(
@@ -68,9 +90,9 @@ def decode(
         if batch.refill(slots):
             return
     if unsupported_reason(policy, env) is None:
-        batch.replay(compact, stream.samples)
+        batch.replay(compact, samples)
     else:
-        batch.lockstep(compact, stream.samples)
+        batch.lockstep(compact, samples)
 
 
 class _Batch:

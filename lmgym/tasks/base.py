@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lmgym.io import quoted
 from lmgym.tasks.messages import Message, check_messages, transcript
 
 Split = Literal["train", "test"]
@@ -30,6 +31,8 @@ class Prompt:
         messages: the conversation that the model answers, as {"role", "content"}; the tokenizer's chat template renders
             it. The last message is the user's (or a tool's).
         token_ids: the prompt's token ids, used as they are. Environments decode them into `text`, if it is empty.
+        place: where the prompt was read, such as "questions.jsonl, line 3", for error messages. Prompts that differ in
+            it alone are equal.
 
     Raises:
         ValueError: the messages have the wrong form or order, or both messages and token ids are given, or there is
@@ -40,6 +43,7 @@ class Prompt:
     data: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[Message] = ()
     token_ids: Sequence[int] = ()
+    place: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not len(self.messages) and not len(self.token_ids):
@@ -53,6 +57,10 @@ class Prompt:
         if not self.text:
             object.__setattr__(self, "text", transcript(self.messages))
 
+    def quoted(self) -> str:
+        """The beginning of its text, and where it was read, for error messages."""
+        return quoted(self.text) + (f" of {self.place}" if self.place else "")
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -62,11 +70,13 @@ class Completion:
         text: the decoded tokens, without end-of-sequence token or stop string.
         finish_reason: "stop" at an end-of-sequence token or stop string, "length" at the token budget.
         tokens: the number of sampled tokens, including the end-of-sequence token.
+        token_ids: the sampled tokens, if they are known. Two completions of the same text are equal without them.
     """
 
     text: str
     finish_reason: FinishReason = "stop"
     tokens: int = 0
+    token_ids: Sequence[int] = field(default=(), compare=False, repr=False)
 
 
 def _check_ids(ids: Sequence[Any]) -> tuple[int, ...]:
@@ -114,6 +124,10 @@ class Task(ABC):
     def gold(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
         """The score for evaluation only, if `score` is a learned approximation of it. By default it is `score`."""
         return self.score(prompts, completions)
+
+    def prompt_from(self, text: str) -> Prompt:
+        """A user's text as a prompt of the form that the task's own prompts have; by default, the text itself."""
+        return Prompt(text)
 
     def demonstrated(self) -> "Task":
         """The task with those prompts alone that `demonstrate` can answer; by default, with all of its prompts."""

@@ -1,6 +1,7 @@
 """Any task with plain text prompts, as a conversation: each prompt becomes the message of a user."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +29,9 @@ class Conversational(Task):
 
     def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
         return self.wrap(self.task.sample(rng, split))
+
+    def prompt_from(self, text: str) -> Prompt:
+        return self.wrap(self.task.prompt_from(text))
 
     def wrap(self, prompt: Prompt) -> Prompt:
         """The prompt as a conversation; see `as_conversation`."""
@@ -58,7 +62,7 @@ def as_conversation(prompt: Prompt, system: str | None = None) -> Prompt:
     messages: Sequence[Message] = prompt.messages or ({"role": "user", "content": prompt.text},)
     if system is not None and messages[0]["role"] not in ("system", "developer"):
         messages = ({"role": "system", "content": system}, *messages)
-    return Prompt(prompt.text, prompt.data, messages)
+    return replace(prompt, messages=messages)
 
 
 def prompts_of(task: Task) -> list[Prompt] | None:

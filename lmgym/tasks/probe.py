@@ -31,7 +31,9 @@ TREE_SCORES: Mapping[str, float] = MappingProxyType(
 )
 
 
-class _Probe(Task):
+class Probe(Task):
+    """A task of the probe model: four prompts, and `scores` for the texts that score."""
+
     best = 1.0
     scores: Mapping[str, float]
 
@@ -46,7 +48,7 @@ class _Probe(Task):
         return texts[rng.integers(len(texts))]
 
 
-class Bandit(_Probe):
+class Bandit(Probe):
     """Choose one of four letters: `BANDIT_SCORES`; any other text scores 0.
 
     The score does not depend on the prompt. Both splits have the same four prompts, because the optimum is known and
@@ -57,7 +59,7 @@ class Bandit(_Probe):
     scores = BANDIT_SCORES
 
 
-class Tree(_Probe):
+class Tree(Probe):
     """Write up to three letters: `TREE_SCORES`; any other text scores 0.
 
     Strings that begin with "a" have the highest mean score, but the best string is "cdb", so a greedy choice of the

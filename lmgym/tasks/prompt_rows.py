@@ -49,14 +49,14 @@ def prompt_of(row: Mapping[str, Any], place: str, named: bool = False) -> Prompt
         if not isinstance(data.get("demonstration", ""), str):
             data["demonstration"] = answer_text(data["demonstration"])
         if holder == "token_ids":
-            return Prompt(data=data, token_ids=value)
+            return Prompt(data=data, token_ids=value, place=place)
         if isinstance(value, str) and holder == "prompt":
-            return Prompt(_text(holder, value), data)
+            return Prompt(_text(holder, value), data, place=place)
         messages = check_messages(as_messages(value))
         if messages[-1]["role"] == "assistant":
             data.setdefault("demonstration", messages[-1]["content"])
             messages = messages[:-1]
-        return Prompt(data=data, messages=messages)
+        return Prompt(data=data, messages=messages, place=place)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
@@ -80,7 +80,8 @@ def opening_of(row: Mapping[str, Any], place: str, words: int) -> Prompt | None:
     if len(parts) <= words:
         return None
     data = {name: value for name, value in row.items() if name != holder}
-    return Prompt(" ".join(parts[:words]), data | {"demonstration": " " + " ".join(parts[words:])})
+    demonstration = " " + " ".join(parts[words:])
+    return Prompt(" ".join(parts[:words]), data | {"demonstration": demonstration}, place=place)
 
 
 def as_messages(value: Any) -> Any:

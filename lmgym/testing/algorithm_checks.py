@@ -1,7 +1,7 @@
 """The contract of an algorithm: checks against exact results, which run on a CPU in under two minutes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +28,22 @@ from lmgym.testing.algorithm_world import (
 from lmgym.testing.table_policy import TablePolicy
 
 BETA = 0.2
+CAUSES = {
+    "seed": "a seed that is fixed in the code, or a global generator (random, np.random, torch.rand) that it misses",
+    "lr": "a learning rate or schedule of its own instead of `lr`, weight decay, or a step that is not the optimizer's",
+    "metrics": "a `yield` that some updates skip, a division by zero, or the logarithm of 0",
+    "gradient": "minibatches, λ < 1, whitened advantages or a clipped first step (switch them off for this check); a "
+    "wrong sign; β·KL left out of the rewards or counted twice; log-probabilities shifted by one token",
+    "order": "a baseline or a group that depends on where a row is in the batch",
+    "padding": "a mean over columns instead of `is_action`, or a position that counts from the left",
+    "split": "something that is normalised over the batch inside the policy or the loss",
+    "mask": "a loss, mean or return that is taken over all columns instead of `is_action`",
+    "length": "the loss is divided by the length of each completion, or the score is paid to every token",
+    "stop": "the end-of-sequence token is left out of the loss: a mask that ends one token too early",
+    "optimum": "gradients that are not cleared, too few updates, a learning rate that is too small, a clip that stops "
+    "learning, or a wrong gradient (see above)",
+}
+"""What usually breaks each property, by the name that `skip` takes."""
 
 
 @runtime_checkable
@@ -52,12 +68,24 @@ class Check:
         passed: whether it holds.
         observed: the measured value.
         expected: the bound.
+        key: the name that `skip` takes.
     """
 
     name: str
     passed: bool
     observed: str
     expected: str
+    key: str = ""
+
+    @property
+    def cause(self) -> str:
+        """What usually breaks this property."""
+        return CAUSES.get(self.key, "")
+
+    def __str__(self) -> str:
+        found = f"{self.observed} (expected: {self.expected})"
+        line = f"{'ok  ' if self.passed else 'FAIL'}  {self.name:58} {self.key:9} {found}"
+        return line if self.passed or not self.cause else f"{line}\n      usual cause: {self.cause}"
 
 
 MakePolicy = Callable[[TokenVectorEnv, Sequence[Tree]], Any]
@@ -279,7 +307,7 @@ def check_algorithm(
     skip: Sequence[str] = (),
     show: bool = True,
 ) -> list[Check]:
-    """Checks an on-policy algorithm against exact results, and prints a table.
+    """Checks an on-policy algorithm against exact results, and prints a table, with the usual cause of each failure.
 
     The task is small enough to enumerate: up to two letters after a prompt of one or two, from four letters and an end
     of sequence. By default the policy is a table, which can represent every policy, so that any gap is the algorithm's.
@@ -309,9 +337,8 @@ def check_algorithm(
     unknown = set(skip) - set(runs)
     if unknown:
         raise ValueError(f"no checks named {sorted(unknown)}: choose from {', '.join(runs)}")
-    checks = [run() for name, run in runs.items() if name not in skip]
-    lines = [f"{'ok  ' if c.passed else 'FAIL'}  {c.name:58} {c.observed} (expected: {c.expected})" for c in checks]
-    table = "\n".join(lines)
+    checks = [replace(run(), key=name) for name, run in runs.items() if name not in skip]
+    table = "\n".join(map(str, checks))
     if show:
         print(encodable(table))
     assert all(check.passed for check in checks), f"the algorithm breaks its contract:\n{table}"

@@ -22,6 +22,7 @@ before and call `model.set_parameters(path)`. To save only the adapter, for plai
 from agents.integrations.sb3.handle import LMHandle
 from agents.integrations.sb3.kl import SampledKL
 from agents.integrations.sb3.policies import LMPolicy, LMQNetwork, LMQPolicy, MaskableLMPolicy, policy_kwargs
+from agents.integrations.sb3.training import train_with_sb3
 from agents.integrations.sb3.vec_env import SB3VecEnv, token_env
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "SampledKL",
     "policy_kwargs",
     "token_env",
+    "train_with_sb3",
 ]
