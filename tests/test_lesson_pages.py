@@ -1,4 +1,4 @@
-"""The pages of the lessons: their code runs and draws the figure, their English is plain, their links lead somewhere."""
+"""The pages of the lessons: their code runs and draws the figure, their sentences are short, their links are right."""
 
 import re
 import runpy
