@@ -90,6 +90,33 @@ def test_the_code_runs_and_draws_the_figure(
     )
 
 
+@pytest.mark.parametrize("lesson", PAGES)
+def test_the_notebook_is_that_of_the_page(lesson: int) -> None:
+    made = MAKE["notebook"](lesson)
+    file = FOLDER / "notebooks" / f"lesson_{lesson:02}.ipynb"
+    assert file.read_text(encoding="utf-8") == MAKE["as_text"](made), "python docs/lessons/make.py --notebooks"
+    code = ["".join(cell["source"]) for cell in made["cells"] if cell["cell_type"] == "code"]
+    assert [block.strip() for block in MAKE["blocks"](PAGES[lesson].read_text(encoding="utf-8"))] == code[1:]
+    assert code[0].count("SOURCE") == 3
+    assert made["cells"][0]["source"][0].startswith(f"# Lesson {lesson}: ")
+    assert not re.search(r"\]\((?!https?:)", "".join("".join(c["source"]) for c in made["cells"][::2][:1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", [n for n in PAGES if n not in (10, 11)])
+def test_the_notebook_runs_and_shows_its_figure(lesson: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a kernel of its own; lessons 10 and 11 take minutes, and their code runs above."""
+    nbformat = pytest.importorskip("nbformat", reason="notebooks are run with the extra `notebooks`")
+    client = pytest.importorskip("nbclient", reason="notebooks are run with the extra `notebooks`")
+    pytest.importorskip("ipykernel", reason="notebooks are run with the extra `notebooks`")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    book = nbformat.reads(MAKE["as_text"](MAKE["notebook"](lesson)), as_version=4)
+    nbformat.validate(book)
+    client.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [kind for cell in book.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
+    assert "image/png" in shown
+
+
 def test_the_glossary_has_symbols_units_and_lessons() -> None:
     page = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in re.findall(r"^\|.+\|$", page, re.M)][2:]

@@ -1,8 +1,12 @@
-"""Runs the code of the lessons, which draws their figures: `python docs/lessons/make.py [NUMBER ...]`.
+"""Makes the figures and the notebooks of the lessons from their pages.
 
-The figures go to docs/lessons/figures; what else a lesson writes stays in a temporary folder.
+    python docs/lessons/make.py [NUMBER ...]    # runs the code, which draws the figures, into docs/lessons/figures
+    python docs/lessons/make.py --notebooks     # writes docs/lessons/notebooks
+
+What else a lesson writes stays in a temporary folder.
 """
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 PAGES = {int(path.stem[-2:]): path for path in sorted(FOLDER.glob("lesson_*.md"))}
@@ -36,8 +41,49 @@ def run_lesson(number: int) -> None:
         pyplot.close("all")
 
 
+INSTALL = """# For Colab, or any place without lmgym. SOURCE: a package, a wheel, or an address that pip takes.
+SOURCE = "lmgym"
+import importlib.util
+
+if importlib.util.find_spec("lmgym") is None:
+    %pip install -q {SOURCE}"""
+
+
+def notebook(number: int) -> dict[str, Any]:
+    """A lesson as a notebook, without results: its text, its code, and a first cell that installs lmgym."""
+    page = PAGES[number].read_text(encoding="utf-8")
+    page = re.sub(r"^!\[[^]]*\]\([^)]*\)\n", "", page, flags=re.M)  # the code draws it
+    page = re.sub(r"\[([^]]+)\]\((?![a-z]+:)[^)]+\)", r"\1", page)  # a notebook travels alone
+    parts = re.split(r"^```python\n(.*?)^```$", page, flags=re.M | re.S)
+    cells = [("code", INSTALL)]
+    cells += [("markdown" if i % 2 == 0 else "code", part.strip()) for i, part in enumerate(parts) if part.strip()]
+    cells[0], cells[1] = cells[1], cells[0]  # the title first
+    return {
+        "cells": [
+            {"cell_type": kind, "id": f"cell-{i}", "metadata": {}, "source": source.splitlines(keepends=True)}
+            | ({"execution_count": None, "outputs": []} if kind == "code" else {})
+            for i, (kind, source) in enumerate(cells)
+        ],
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def as_text(made: dict[str, Any]) -> str:
+    """What the file of a notebook holds."""
+    return json.dumps(made, ensure_ascii=False, indent=1) + "\n"
+
+
 def main() -> None:
-    """Runs the lessons that the command line names, or all."""
+    """Runs the lessons that the command line names, or all; or writes the notebooks."""
+    if sys.argv[1:] == ["--notebooks"]:
+        for number, page in PAGES.items():
+            (FOLDER / "notebooks" / f"{page.stem}.ipynb").write_text(as_text(notebook(number)), encoding="utf-8")
+        return
     home = Path.cwd()
     for number in [int(argument) for argument in sys.argv[1:]] or list(PAGES):
         started = time.perf_counter()
