@@ -132,6 +132,7 @@ def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, max_sequences: int = 100
             env.model.text.decode_completion(env.model.text.encode_prompts([prompt])[0], list(path)),
             "stop" if path[-1] in env.model.eos_ids else "length",
             len(path),
+            list(path),
         )
         for path in paths
     ]

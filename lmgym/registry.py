@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from lmgym.reasoning_names import READ_NAMES, RUN_CODE
+
 if TYPE_CHECKING:
     from lmgym.env import TokenEnv, TokenVectorEnv
     from lmgym.models import LanguageModel
@@ -40,6 +42,8 @@ class TaskSpec:
 
 
 TASK_SPECS: dict[str, TaskSpec] = {}
+REASONING = "reasoning/"
+"""Namespace of the data sets of reasoning-gym."""
 ENTRY_POINT_GROUP = "lmgym.tasks"
 """The group of entry points with which other packages register tasks."""
 LETTER_TASKS = (
@@ -99,9 +103,11 @@ def find_spec(name: str) -> TaskSpec:
     for id in (name, f"lmgym/{name}", f"lmgym/{name}-v0"):
         if id in TASK_SPECS:
             return TASK_SPECS[id]
+    listed = [id for id in TASK_SPECS if not id.startswith(REASONING)]
     raise ValueError(
-        f"no task {name!r}.{_did_you_mean(name)} Registered are: {', '.join(sorted(TASK_SPECS))}. To register your "
-        "own, call lmgym.register_task(id, TaskClass) in a module that is imported first"
+        f"no task {name!r}.{_did_you_mean(name)} Registered are: {', '.join(sorted(listed))}, and {REASONING}NAME for "
+        "each data set of reasoning-gym (`lmgym envs`). To register your own, call lmgym.register_task(id, TaskClass) "
+        "in a module that is imported first"
     )
 
 
@@ -193,19 +199,16 @@ def env_arguments(id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-LETTER_TASKS = (
-    ("ScaledBandit", "one letter, scores up to 100", 1),
-    ("SmallBandit", "one letter, scores up to 0.01", 1),
-    ("NoisyTree", "up to three letters, with noise on the score", 3),
-    ("FirstLetter", "many letters, of which only the first one counts", 16),
-    ("Password", "exactly one text scores, and a decoy pays a little", 3),
-    ("Goodhart", "a score that comes apart from the gold score", 4),
-    ("Count", "write as many letters as the prompt says, and stop", 5),
-    ("FewPrompts", "letters in order, after 16 training prompts", 3),
-    ("Both", "two objectives, of which the lower one counts", 5),
-    ("Alternate", "letters of two kinds must alternate for long", 16),
-)
-"""The tasks of `lmgym.tasks.letters`: name, summary, token budget."""
+@dataclass(frozen=True)
+class _ReasoningTask:
+    """Makes the task of a data set of reasoning-gym, whose package is imported only then."""
+
+    name: str
+
+    def __call__(self) -> "Task":
+        from lmgym.tasks.reasoning_gym import ReasoningGym
+
+        return ReasoningGym(self.name)
 
 
 def register_all() -> None:
@@ -254,6 +257,14 @@ def register_all() -> None:
             model="probe",
             max_prompt_tokens=4,
             max_new_tokens=steps,
+        )
+    for name in (*READ_NAMES, *RUN_CODE):
+        register_task(
+            f"{REASONING}{name}",
+            _ReasoningTask(name),
+            summary=f"{name.replace('_', ' ')}, of reasoning-gym (the extra [reasoning])",
+            max_prompt_tokens=1024,
+            max_new_tokens=64,
         )
     # A package registers tasks with entry points: the name is the environment's id, the value "module:TaskClass". Only
     # the names are read here; the module is imported when the environment is made.

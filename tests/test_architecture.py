@@ -45,6 +45,25 @@ def imported_packages(source: str) -> set[str]:
     return names - sys.stdlib_module_names
 
 
+def imported_modules(source: str) -> set[str]:
+    """The full names of the modules, or of what is taken from them, that are imported anywhere in a source."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    taken = {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+    return names | taken
+
+
+def test_only_distributed_imports_torch_distributed() -> None:
+    assert "torch.distributed" in imported_modules("from torch import distributed")
+    users = {
+        path.parent.relative_to(ROOT).as_posix()
+        for room in ("lmgym", "agents")
+        for path in (ROOT / room).rglob("*.py")
+        if any(name.startswith(("torch.distributed", "accelerate")) for name in imported_modules(path.read_text()))
+    }
+    assert users == {"agents/distributed"}
+
+
 @pytest.mark.parametrize("path", MAY_IMPORT)
 def test_imports_only_what_is_allowed(path: str) -> None:
     assert imported_packages((ROOT / path).read_text()) <= MAY_IMPORT[path]

@@ -79,6 +79,21 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path, name: str) -> No
     assert {p.text for own in task._prompts.values() for p in own} == {row["prompt"] for row in ROWS}
 
 
+def test_training_on_a_test_split_is_said(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i} + {i}"} for i in range(30)]
+    parts = {name: datasets.Dataset.from_list(rows) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    said: list[str] = []
+    for source in ("", "::train", "::test"):
+        PromptList.from_rows(f"{tmp_path / 'saved'}{source}", None, say=said.append)
+    assert len(said) == 1
+    assert "::test: four fifths of this test split are for training" in said[0]
+    with pytest.raises(ValueError, match="no prompts to train"):
+        PromptList.from_rows(
+            f"{tmp_path / 'saved'}::train", None, test_source=f"{tmp_path / 'saved'}::test", say=said.append
+        )
+
+
 def test_rows_of_the_datasets_library_and_text_files(tmp_path: Path) -> None:
     assert [row for _, row in read_rows(datasets.Dataset.from_list(ROWS))] == ROWS
     assert [row for _, row in read_rows(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)))] == ROWS

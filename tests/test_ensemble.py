@@ -1,7 +1,9 @@
 """Ensembles of reward models, and which queries they choose."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,11 +13,15 @@ from test_reward_model import TEXTS, perturbed
 
 from agents import reward_modelling as training
 from agents.learner import Learner, LearnerConfig
+from agents.pipeline import Options, PreferenceOptions, RewardOptions, Setting, gather_preferences, learn_reward
+from agents.pipeline import stages as pipeline_stages
 from agents.pipeline.queries import most_informative
+from agents.runs import Run
 from lmgym import Completion, LanguageModel, Prompt, RewardModel
-from lmgym.preferences import Comparison
+from lmgym.preferences import Comparison, collect_comparisons
 from lmgym.preferences.queries import disagreement, largest, margin
 from lmgym.reward import RewardEnsemble, load_reward_model
+from lmgym.tasks.probe import Tree
 
 PAIRS = [Comparison("a", (better, worse)) for better, worse in (("b", "c"), ("bb", "d"), ("ab", "ac"), ("bd", "dd"))]
 
@@ -145,3 +151,57 @@ def test_prompts_are_chosen_by_all_pairs_of_their_completions(llama: LanguageMod
         scores = alone([prompt] * 3, group)
         closest.append(np.mean([abs(scores[i] - scores[j]) for i in range(3) for j in range(i + 1, 3)]))
     assert most_informative(alone, prompts, groups, 2, "margin") == sorted(range(4), key=lambda i: closest[i])[:2]
+
+
+@pytest.mark.parametrize("queries", ["disagreement", "margin"])
+def test_the_pipeline_asks_about_what_its_reward_models_choose(
+    queries: Literal["disagreement", "margin"],
+    probe: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many prompts are compared as with random queries: half of them at random, and the rest of twice as many."""
+    asked: list[tuple[int, list[Any]]] = []
+    compared: list[list[Any]] = []
+
+    def collected(task: Any, prompts: Any, groups: Any, *rest: Any, **more: Any) -> list[Comparison]:
+        compared.append(list(groups))
+        return collect_comparisons(task, prompts, groups, *rest, **more)
+
+    def seen(model: Any, prompts: Any, groups: Any, count: int, queries: str) -> list[int]:
+        chosen = most_informative(model, prompts, groups, count, queries)
+        asked.append((len(prompts), [groups[i] for i in chosen]))
+        members = len(model.members) if isinstance(model, RewardEnsemble) else 1
+        assert members == (3 if queries == "disagreement" else 1)
+        return chosen
+
+    monkeypatch.setattr(pipeline_stages, "most_informative", seen)
+    monkeypatch.setattr(pipeline_stages, "collect_comparisons", collected)
+    setting = Setting(Tree(), probe, {"max_prompt_tokens": 1, "max_new_tokens": 3})
+    preferences = PreferenceOptions(prompts=24, test_prompts=8, completions=3, queries=queries)
+    options = Options(preferences=preferences, reward=RewardOptions(epochs=1, normalise_on=8))
+    with Run(tmp_path / "run", {"seed": 0}) as run:
+        comparisons, held_out, _ = gather_preferences(setting, options, run)
+    candidates, chosen = asked[0]
+    assert (candidates, len(chosen)) == (24, 12)
+    assert compared[1] == chosen
+    assert 12 < len(comparisons) <= 24
+    assert held_out
+    with pytest.raises(ValueError, match=f"--preferences.queries {queries} chooses what simulated annotators compare"):
+        gather_preferences(replace(setting, comparisons=PAIRS), options, run)
+
+
+def test_the_pipeline_learns_and_keeps_an_ensemble(probe: LanguageModel, tmp_path: Path) -> None:
+    setting = Setting(Tree(), probe, {"max_prompt_tokens": 1, "max_new_tokens": 3})
+    options = Options(
+        preferences=PreferenceOptions(completions=2), reward=RewardOptions(epochs=1, normalise_on=16, ensemble=2)
+    )
+    prompts, completions = [Prompt("a")], [Completion("b", "stop")]
+    with Run(tmp_path / "run", {"seed": 0}) as run:
+        made = learn_reward(setting, options, run, PAIRS * 4, PAIRS, [], 1.0)
+        again = learn_reward(setting, options, run, PAIRS * 4, PAIRS, [], 1.0)
+    assert isinstance(made, RewardEnsemble)
+    assert isinstance(again, RewardEnsemble)
+    assert made is not again
+    assert again(prompts, completions) == pytest.approx(made(prompts, completions), abs=1e-5)
+    assert (tmp_path / "run" / "reward_model" / "1" / "config.json").is_file()

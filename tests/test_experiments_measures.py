@@ -1,7 +1,9 @@
 """Win rates, bias probes, extrapolation and self-BLEU, against scipy, other formulas and numbers worked out by hand."""
 
 import math
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +156,19 @@ def test_self_bleu_is_its_definition() -> None:
     assert self_bleu(texts) == self_bleu(texts, 4)
     with pytest.raises(ValueError, match="1 of 3 have words: give at least two"):
         self_bleu(["a", "", " "])
+
+
+def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "measuring.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(compile(block, "docs/measuring.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 5
+    assert printed[0].startswith("0.583 [")
+    assert f"{detectable_effect(5):.1f} standard deviations" in page
+    assert f"ten seeds {detectable_effect(10):.1f}." in page
 
 
 def test_the_smallest_effect_that_seeds_detect() -> None:

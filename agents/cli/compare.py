@@ -39,7 +39,8 @@ def run(argv: Sequence[str]) -> int:
 def figures_table(title: str, groups: Sequence[Group]) -> Table:
     """The figures of each group, means over its runs, and the difference of the first figure to the first group."""
     names = compared_figures(groups)
-    table = Table("", "runs", *names, *([f"{names[0]}: difference", "95 % over prompts"] if names else []), title=title)
+    shown = ["KL, nats" if name == "kl_nats_per_sequence" else name for name in names]
+    table = Table("", "runs", *shown, *([f"{names[0]}: difference", "95 % over prompts"] if names else []), title=title)
     for group in groups:
         figures = [list(group.figure(name).values()) for name in names]
         cells = [f"{sum(values) / len(values):.3f}" for values in figures]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli import sft, train
-from agents.cli.folder import INPUTS, arguments_of, path_of, threads_of
+from agents.cli.folder import INPUTS, TRL, arguments_of, path_of, threads_of
 from agents.cli.names import is_environment
 from agents.cli.options import Common, option_value, parse
 from agents.pipeline import Algorithm
@@ -93,7 +93,8 @@ def _with_paths_from(folder: Path, wanted: Any, config: dict[str, Any]) -> Any:
     for name in INPUTS:
         value = getattr(wanted, name, None)
         if isinstance(value, str) and not os.path.exists(path_of(value)):
-            there = os.path.normpath(folder / start / value)
+            prefix = TRL if value.startswith(TRL) else ""
+            there = prefix + os.path.normpath(folder / start / value.removeprefix(prefix))
             if os.path.exists(path_of(there)):
                 changed[name] = there
     return replace(wanted, **changed)

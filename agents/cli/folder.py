@@ -18,6 +18,8 @@ from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.ranks import current
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
 
+TRL = "trl:"
+"""What a reward function in TRL's form has before its name."""
 MOST_THREADS = 1024
 """More threads than any machine can use; torch crashes with very many."""
 INPUTS = (
@@ -157,8 +159,8 @@ def _defaults(wanted: Any) -> dict[str, Any]:
 
 
 def path_of(value: str) -> str:
-    """The file of "FILE.py:function"; any other value as it is."""
-    return value.rpartition(":")[0] if ".py:" in value else value
+    """The file of "FILE.py:function" and of "trl:FILE.py:function"; any other value as it is."""
+    return value.removeprefix(TRL).rpartition(":")[0] if ".py:" in value else value
 
 
 def input_digests(wanted: Any) -> dict[str, str]:

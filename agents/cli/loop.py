@@ -33,8 +33,8 @@ class Loop:
     """Rounds."""
     labels: int = 150
     """Labels in each round."""
-    texts: int = 2
-    """Texts in a question: 2, or up to 4 to rank."""
+    texts: int = 4
+    """Texts in a question: 2, or up to 4 to rank; a ranking of four holds six pairs."""
     candidates: int = 2
     """Questions that are sampled for each that is asked, so that there is a choice."""
     seed: int = 0
@@ -65,9 +65,13 @@ def run(argv: Sequence[str]) -> int:
     same = ["--seed", str(wanted.seed)]
     base, db = out / "sft", out / "labels.db"
     status = _step(base / "sft", ["sft", wanted.task, "--out", str(base), *same, *shlex.split(wanted.sft)])
+    before = json.loads((out / "loop.json").read_bytes()) if (out / "loop.json").is_file() else []
     found: list[dict[str, Any]] = []
     for number in range(1, wanted.rounds + 1):
         folder = out / f"round-{number}"
+        if len(before) >= number and (folder / "rl" / "policy" / "README.md").is_file():
+            found.append(before[number - 1])
+            continue
         writer = base if number == 1 else out / f"round-{number - 1}" / "rl"
         status = status or _label(wanted, db, writer, number)
         reward = ["reward", "--labels", str(db), "--model", str(base / "sft"), "--out", str(folder / "reward"), *same]
@@ -96,7 +100,7 @@ def _label(wanted: Loop, db: Path, writer: Path, number: int) -> int:
     wanted_in_all = number * wanted.labels
     if db.is_file():
         with LabelStore(db) as store:
-            if sum(label.answer != "skip" and not label.repeat for label in _asked(store)) >= wanted_in_all:
+            if _counted(store) >= wanted_in_all:
                 return 0
     options = {
         "db": db, "count": wanted.labels * wanted.candidates, "texts": wanted.texts, "until": wanted_in_all,
@@ -113,9 +117,10 @@ def _label(wanted: Loop, db: Path, writer: Path, number: int) -> int:
     return status
 
 
-def _asked(store: LabelStore) -> list[Any]:
+def _counted(store: LabelStore) -> int:
+    """The labels of questions, without skips and repeats."""
     asked = {item.id for item in store.items("ask")}
-    return [label for label in store.labels() if label.item in asked]
+    return sum(label.item in asked and label.answer != "skip" and not label.repeat for label in store.labels())
 
 
 def _outcome(folder: Path, db: Path, number: int) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def _outcome(folder: Path, db: Path, number: int) -> dict[str, Any]:
     rows = [json.loads(line) for line in (folder / "reward" / "metrics.jsonl").read_text().splitlines()]
     accuracy = next((row["accuracy/test"] for row in reversed(rows) if "accuracy/test" in row), None)
     with LabelStore(db) as store:
-        labels, alpha = len(_asked(store)), label_stats(store).alpha
+        labels, alpha = _counted(store), label_stats(store).alpha
     return {
         "round": number,
         "labels": labels,

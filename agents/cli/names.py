@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 
 from agents.cli.commands import did_you_mean
-from agents.cli.folder import MOST_THREADS
+from agents.cli.folder import MOST_THREADS, TRL
 from agents.cli.options import Common, check_numbers, field_names, note
 from agents.pipeline import Setting
 from agents.pipeline.load_algorithm import load_file
@@ -20,9 +20,10 @@ from lmgym.models import BUILT_IN as BUILT_IN_MODELS
 from lmgym.models import LanguageModel, load, set_template
 from lmgym.policy import Policy
 from lmgym.preferences import Comparison, leave_out, read_comparisons
+from lmgym.ranks import tell
 from lmgym.registry import TaskSpec, default_arguments, find_spec, make_task
 from lmgym.reward import BUILT_IN as BUILT_IN_REWARD_MODELS
-from lmgym.reward import Score, load_reward_model
+from lmgym.reward import Score, load_reward_model, trl_reward
 from lmgym.tasks import Conversational, Prompt, PromptList, as_conversation, prompts_of
 from lmgym.tasks.base import ScoreFunction, Task
 
@@ -217,11 +218,13 @@ def score_named(name: str, device: str) -> Score:
 
 
 def function_named(name: str) -> ScoreFunction:
-    """Imports "package.module:function" or "FILE.py:function".
+    """Imports "package.module:function" or "FILE.py:function"; after "trl:" it is a reward function in TRL's form.
 
     Raises:
         ValueError: there is no such module or function.
     """
+    if name.startswith(TRL) and name.count(":") > 1:
+        return trl_reward(function_named(name.removeprefix(TRL)))
     source, _, attribute = name.rpartition(":")
     try:
         module = load_file(source) if source.endswith(".py") else importlib.import_module(source)
@@ -250,7 +253,7 @@ def model_named(name: str, wanted: Any) -> LanguageModel:
     if lm.text.padding_note:
         print(f"lmgym: {printable(lm.text.padding_note)}", file=sys.stderr)
     set_template(lm.tokenizer, *chat_options(wanted))
-    torch.set_num_threads(wanted.threads or _default_threads(lm.model.num_parameters()))
+    torch.set_num_threads(wanted.threads or tell(_default_threads(lm.model.num_parameters())))
     return lm
 
 

@@ -51,7 +51,8 @@ class Common:
     template_options: str = ""
     """Values of the chat template's variables, as JSON, such as '{"enable_thinking": false}'."""
     gold: str | None = None
-    """Gold score of your own prompts: "package.module:function" or "FILE.py:function"."""
+    """Gold score of your own prompts: "package.module:function" or "FILE.py:function", such as
+    lmgym.tasks.answers:last_number; "trl:FILE.py:function" is a reward function in TRL's form."""
     max_prompt_tokens: int | None = None
     """Longest prompt, in tokens. A longer prompt is an error (see --long-prompts)."""
     max_new_tokens: int | None = None

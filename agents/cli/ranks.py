@@ -35,14 +35,21 @@ def run_on_ranks(command: str, argv: Sequence[str], describe: Described) -> int 
     Raises:
         ValueError: the command cannot run on several ranks, or their number is not a number.
     """
-    procs = _wanted(argv) if command in RECORDED else 1
-    if launched():
+    if not launched():
+        return run_on_new_processes(command, argv)
+    if command not in RECORDED:
         world = os.environ["WORLD_SIZE"]
-        if command not in RECORDED:
-            raise ValueError(
-                f"lmgym {command} runs on one process, and {world} were started: start it without a launcher"
-            )
-        return _as_rank(command, argv, describe)
+        raise ValueError(f"lmgym {command} runs on one process, and {world} were started: leave out the launcher")
+    return _as_rank(command, argv, describe)
+
+
+def run_on_new_processes(command: str, argv: Sequence[str]) -> int | None:
+    """Runs a command on the processes that --procs asks for; returns the exit status, or None if it is one.
+
+    Raises:
+        ValueError: it is not a number, or there are fewer cores.
+    """
+    procs = _wanted(argv) if command in RECORDED else 1
     if procs == 1:
         return None
     from agents.distributed import launch

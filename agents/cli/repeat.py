@@ -14,6 +14,7 @@ from rich.table import Table
 from agents.cli.commands import run_command
 from agents.cli.folder import arguments_of, threads_of
 from agents.cli.options import parse
+from agents.cli.ranks import run_on_new_processes
 from agents.runs import read_config
 from agents.runs.compare import compare
 from agents.runs.machine import revision, versions
@@ -39,7 +40,10 @@ def run(argv: Sequence[str]) -> int:
     out = wanted.out or f"{folder}-repeat"
     _warn_of_differences(config)
     command, *rest = arguments_of(wanted.run, config)
-    status = run_command(command, [*rest, f"--out={out}", f"--threads={threads_of(config)}", "--max-time=0"])
+    arguments = [*rest, f"--out={out}", f"--threads={threads_of(config)}", "--max-time=0"]
+    arguments.append(f"--procs={config.get('ranks', 1)}")
+    status = run_on_new_processes(command, arguments)
+    status = run_command(command, arguments) if status is None else status
     if status:
         return status
     found = compare(Path(wanted.run), Path(out))

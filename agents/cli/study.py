@@ -11,6 +11,7 @@ from rich.table import Table
 from agents.cli.commands import did_you_mean
 from agents.cli.options import note, parse
 from agents.experiments.runner import Workers
+from agents.experiments.statistics import detectable_effect
 from agents.studies import STUDIES, Verdict, measured, run_study, study_named, write_page
 from lmgym.io import printable
 
@@ -41,9 +42,15 @@ def run(argv: Sequence[str]) -> int:
     folder = Path(wanted.out or f"runs/studies/{wanted.name}")
     if wanted.quick:
         note("--quick runs a smaller study: its intervals are wide")
+    config = study.QUICK if wanted.quick else study.Config()
     console = Console(soft_wrap=True)
+    effect = detectable_effect(config.seeds)
+    console.print(
+        f"{study.TITLE}: {len(study.CLAIMS)} claims, {config.seeds} seeds, which find a distance from a bound"
+    )
+    console.print(f"of {effect:.2f} standard deviations of the seeds with 80 % power")
     rows = run_study(
-        wanted.name, study.QUICK if wanted.quick else study.Config(), folder, Workers(wanted.jobs),
+        wanted.name, config, folder, Workers(wanted.jobs),
         wanted.retry_failed, lambda progress: console.print(printable(progress.text), markup=False),
     )  # fmt: skip
     verdicts = measured(study, rows)

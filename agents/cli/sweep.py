@@ -35,8 +35,8 @@ class Range:
         log: whether the logarithm is drawn uniformly.
     """
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     log: bool
 
     @classmethod

@@ -44,9 +44,9 @@ class Train(Common):
     """Held-out comparisons of your own. By default, a tenth of --preferences, drawn at random."""
     reward: str = "default"
     """Score that the policy is paid: "learned", "task", a reward model (folder or name), or a function
-    ("package.module:function"). "learned" trains a reward model first. "task" is the task's own score, or the gold
-    score where the task has no other (Sentiment, your own prompts). By default, "learned" for those and "task"
-    otherwise."""
+    ("package.module:function"; "trl:FILE.py:function" in TRL's form). "learned" trains a reward model first. "task" is
+    the task's own score, or the gold score where the task has no other (Sentiment, your own prompts). By default,
+    "learned" for those and "task" otherwise."""
     from_adapter: str | None = None
     """Folder of a LoRA adapter, or of a finished run, from whose policy training continues. The adapter keeps its rank;
     its base is the model (unless --model gives the same one) and the reference, and is not fine-tuned. To start from

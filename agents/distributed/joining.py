@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from agents.distributed.torch_ranks import TorchRanks
+from agents.distributed.torch_ranks import START, TorchRanks
 from lmgym.ranks import using
 
 TIMEOUT = 60.0
@@ -38,7 +40,7 @@ def joined(timeout: float = TIMEOUT) -> Iterator[TorchRanks]:
             f"{missing[0]} is not set, so this process cannot find the other ranks: start it with torchrun, "
             "`accelerate launch` or `lmgym train --procs N` (docs/scaling.md)"
         )
-    ranks = _meet(timedelta(seconds=timeout))
+    ranks = _meet(timeout)
     try:
         with using(ranks):
             yield ranks
@@ -47,19 +49,20 @@ def joined(timeout: float = TIMEOUT) -> Iterator[TorchRanks]:
         ranks.close()
 
 
-def _meet(timeout: timedelta) -> TorchRanks:
+def _meet(timeout: float) -> TorchRanks:
+    patience = timedelta(seconds=max(timeout, START))
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
-        store = dist.PrefixStore("lmgym", store)
-        groups: dict[str, Any] = {"cpu": dist.ProcessGroupGloo(dist.PrefixStore("cpu", store), rank, world, timeout)}
+        store, rank, world = next(rendezvous("env://", timeout=patience))
+        store = PrefixStore("lmgym", store)
+        groups: dict[str, Any] = {"cpu": dist.ProcessGroupGloo(PrefixStore("cpu", store), rank, world, patience)}
     except (RuntimeError, ValueError) as error:  # torch's DistNetworkError and DistStoreError are RuntimeErrors
         said = " ".join(str(error).split())
         if "EADDRINUSE" in said or "address already in use" in said:
             raise ValueError(f"the port of {address} is in use: set MASTER_PORT to a free one") from error
         raise ValueError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at {address} within "
-            f"{timeout.total_seconds():g} s ({said[:300]}): check that all ranks were started, and that the address "
+            f"{patience.seconds} s ({said[:300]}): check that all ranks were started, and that the address "
             "can be reached"
         ) from error
     if torch.cuda.is_available():
@@ -67,5 +70,7 @@ def _meet(timeout: timedelta) -> TorchRanks:
         if own >= gpus:
             raise ValueError(f"rank {own} of this machine has no GPU of its own, because there are {gpus}: start fewer")
         torch.cuda.set_device(own)
-        groups["cuda"] = dist.ProcessGroupNCCL(dist.PrefixStore("cuda", store), rank, world, timeout)
-    return TorchRanks(store, rank, world, groups)
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = patience
+        groups["cuda"] = dist.ProcessGroupNCCL(PrefixStore("cuda", store), rank, world, options)
+    return TorchRanks(store, rank, world, groups, timeout)

@@ -1,5 +1,6 @@
 """Starting a command on several processes of this machine, as torchrun does."""
 
+import logging
 import os
 import sys
 import uuid
@@ -29,7 +30,7 @@ def launch(module: str, arguments: Sequence[str], procs: int) -> tuple[int, str]
         ValueError: this process may not use so many cores, or there are fewer GPUs.
     """
     _check(procs)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // procs)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = LaunchConfig(
         min_nodes=1,
@@ -42,6 +43,8 @@ def launch(module: str, arguments: Sequence[str], procs: int) -> tuple[int, str]
         max_restarts=0,
         monitor_interval=0.1,
     )
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the rank at fault says what happened
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as failed:
@@ -54,10 +57,13 @@ def launch(module: str, arguments: Sequence[str], procs: int) -> tuple[int, str]
     return 0, ""
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _check(procs: int) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    most, what = (gpus, "GPUs") if gpus else (cores, "cores")
+    most, what = (gpus, "GPUs") if gpus else (_cores(), "cores")
     if procs > most:
         raise ValueError(
             f"--procs {procs} is more than the {most} {what} that this process may use: give at most {most}"

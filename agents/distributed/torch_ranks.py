@@ -4,13 +4,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions
 
 from lmgym.ranks import RankFailed
 
+START = 300.0
+"""Seconds that the first exchange may take at least: before it, each rank loads its model."""
 BEAT = 0.5
 """Seconds after which a rank that waits for the others says so in the store."""
 
@@ -26,14 +30,15 @@ class TorchRanks:
     exchange it waits in, and with which error it stops.
 
     Args:
-        store: where the ranks met.
+        store: where the ranks met: a `torch.distributed.Store`.
         rank: the number of this process.
         world: how many there are.
         groups: for each type of device, the group by which its tensors go.
+        timeout: seconds that an exchange may take.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world: int, groups: Mapping[str, dist.ProcessGroup]):
-        self.rank, self.world = rank, world
+    def __init__(self, store: Any, rank: int, world: int, groups: Mapping[str, Any], timeout: float):
+        self.rank, self.world, self.timeout = rank, world, timeout
         self._groups = groups
         self._store = store.clone()  # the thread has a connection of its own
         self._entered, self._since = 0, 0.0
@@ -44,7 +49,9 @@ class TorchRanks:
     def sum(self, x: Tensor) -> Tensor:
         """Replaces `x` by its sum over the ranks, and returns it."""
         with self._exchange():
-            self._groups[x.device.type].allreduce([x]).wait()
+            options = AllreduceOptions()
+            options.timeout = self._patience
+            self._groups[x.device.type].allreduce([x], options).wait()
         return x
 
     def gather(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
@@ -58,7 +65,9 @@ class TorchRanks:
         padded[: len(rows)] = rows
         found = rows.new_empty(self.world * most, *rows.shape[1:])
         with self._exchange():
-            self._groups[rows.device.type].allgather([list(found.split(most))], [padded]).wait()
+            options = AllgatherOptions()
+            options.timeout = self._patience
+            self._groups[rows.device.type].allgather([list(found.split(most))], [padded], options).wait()
         if min(counts) == most:
             return found
         return torch.cat([found[rank * most : rank * most + count] for rank, count in enumerate(counts)])
@@ -84,6 +93,10 @@ class TorchRanks:
         """Ends the thread that reports where this rank is."""
         self._end.set()
         self._thread.join()
+
+    @property
+    def _patience(self) -> timedelta:
+        return timedelta(seconds=self.timeout if self._entered > 1 else max(START, self.timeout))
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
@@ -117,11 +130,16 @@ class TorchRanks:
             absent = []
         first = (error.splitlines() or [""])[0][:200]
         if not absent:
+            if "imed out" in first:
+                return RankFailed(
+                    f"an exchange between the ranks took longer than --rank-timeout {self.timeout:g} s, because one of "
+                    "them came late: give more seconds"
+                )
             return RankFailed(f"the exchange between the ranks failed: the launcher or a rank has ended ({first})")
         names = f"rank {absent[0]}" if len(absent) == 1 else f"the ranks {', '.join(map(str, absent))}"
         return RankFailed(
             f"{names} did not answer: killed (perhaps because memory ran out), or busy with something else for longer "
-            "than --rank-timeout"
+            f"than --rank-timeout {self.timeout:g} s"
         )
 
     def _read(self, what: str, rank: int) -> str:

@@ -142,7 +142,7 @@ def _before(group: Group, name: str) -> float | None:
 def _differences(groups: Sequence[Group], figures: Sequence[str]) -> Html:
     if len(groups) < 2 or not figures:
         return Html("")
-    first, notes = groups[0], []
+    first, notes = groups[0], dict[str, list[str]]()
     head = tag(
         "tr",
         *(
@@ -155,7 +155,7 @@ def _differences(groups: Sequence[Group], figures: Sequence[str]) -> Html:
         for name in figures:
             found = difference(group, first, name)
             if found.over_prompts is not None and found.over_prompts.note:
-                notes.append(f"{METRIC_TITLES.get(name, name)}, {group.label}: {found.over_prompts.note}")
+                notes.setdefault(f"{METRIC_TITLES.get(name, name)}: {found.over_prompts.note}", []).append(group.label)
             label = tag("th", group.label if name == figures[0] else "", scope="row")
             rows.append(tag("tr", label, *(tag("td", cell) for cell in _cells(found, METRIC_TITLES.get(name, name)))))
     return join(
@@ -168,7 +168,7 @@ def _differences(groups: Sequence[Group], figures: Sequence[str]) -> Html:
             "between the two groups do the means differ at least as much? It is not corrected for the number of rows. "
             "No interval over seeds is shown, because on a single task none covers what it claims: look at the dots.",
         ),
-        *(small_print(f"No interval for {note}.") for note in dict.fromkeys(notes)),
+        *(small_print(f"No interval for {note} ({'; '.join(labels)}).") for note, labels in notes.items()),
     )
 
 

@@ -1,13 +1,13 @@
 """Extrapolation of trial runs: what a full run will reach, from runs on 1, 2, 5 and 10 % of the data."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from scipy.special import stdtrit
 
 from agents.experiments.statistics import Estimate
+from agents.experiments.win_rates import Values
 
 Scale = Literal["linear", "accuracy"]
 """What is a straight line in the logarithm of the size: the value; or log((a − ½) / (1 − a)) of an accuracy a, which
@@ -15,7 +15,7 @@ is −∞ at chance and ∞ at 1, so that the line can approach its ceiling."""
 
 
 def extrapolate(
-    sizes: Sequence[float], values: Sequence[float], size: float, confidence: float = 0.9, scale: Scale = "linear"
+    sizes: Values, values: Values, size: float | int, confidence: float = 0.9, scale: Scale = "linear"
 ) -> Estimate:
     """The value to expect of one new run at `size`, with its prediction interval.
 
@@ -35,7 +35,7 @@ def extrapolate(
         ValueError: there are fewer than three runs or two sizes, a number is not positive or not finite, or an accuracy
             is not between ½ and 1.
     """
-    if len(sizes) != len(values) or len(sizes) < 3 or len(set(sizes)) < 2:
+    if len(sizes) != len(values) or len(sizes) < 3 or len({*sizes}) < 2:
         raise ValueError(
             f"{len(sizes)} sizes and {len(values)} values: at least three trial runs of at least two sizes are needed"
         )

@@ -30,7 +30,9 @@ def listening(host: str, port: int) -> socket.socket:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError as error:
         raise ValueError(f"--host {host} is not an IP address: give 127.0.0.1, or this machine's address") from error
-    found = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where the protocol is named; otherwise a response takes 40 ms more.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((str(address), port))

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-
 from lmgym.preferences.queries import disagreement, largest, margin
 from lmgym.reward import RewardEnsemble, RewardModel, read_text
 from lmgym.tasks.base import Completion, Prompt
@@ -39,7 +37,4 @@ def most_informative(
     members = isinstance(model, RewardEnsemble)
     found = model.member_scores(texts, finished) if members else model.score_texts(texts, finished)[None]
     scores = found.double().numpy().reshape(len(found), len(prompts), -1)
-    first, second = np.triu_indices(scores.shape[2], 1)
-    pairs = np.stack([scores[..., first], scores[..., second]], -1).reshape(len(found), -1, 2)
-    values = (disagreement if queries == "disagreement" else margin)(pairs)
-    return largest(values.reshape(len(prompts), -1).mean(1), count).tolist()
+    return largest((disagreement if queries == "disagreement" else margin)(scores), count).tolist()

@@ -67,7 +67,7 @@ class Samples:
         return Stream(self.seed, batch, self.group)
 
     def state(self) -> State:
-        texts = [[[c.text, c.finish_reason, c.tokens] for c in group] for group in self._groups]
+        texts = [[[c.text, c.finish_reason, c.tokens, list(c.token_ids)] for c in group] for group in self._groups]
         return State({"groups": texts})
 
     def restore(self, state: State) -> None:

@@ -157,6 +157,12 @@ def gather_preferences(
     Returns:
         Comparisons to train on, held-out ones, and held-out ones without errors (none if the setting has comparisons).
     """
+    config = options.preferences
+    if setting.comparisons is not None and config.queries != "random":
+        raise ValueError(
+            f"--preferences.queries {config.queries} chooses what simulated annotators compare, but comparisons were "
+            "given: leave one of the two out"
+        )
     if setting.comparisons is not None and setting.held_out is not None:
         return [*setting.comparisons], [*setting.held_out], []
     if setting.comparisons is not None:
@@ -165,7 +171,6 @@ def gather_preferences(
     if run.stage_result("preferences"):
         comparisons, held_out, noise_free = ([*_comparisons_in(run, name)] for name in names)
         return comparisons, held_out, noise_free
-    config = options.preferences
     annotator = SimulatedAnnotator(config.error_rate)
     rng = np.random.default_rng(np.random.SeedSequence((setting.seed, 2)))
     # Half of the prompts at random, and twice as many candidates as there is room for.

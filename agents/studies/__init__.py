@@ -17,6 +17,7 @@ STUDIES = {
     "limits": "limits and ethics (Gabriel 2020; Casper et al. 2023)",
     "gao": "scaling laws for reward model overoptimization (Gao et al. 2022)",
     "ouyang": "following instructions with human feedback (Ouyang et al. 2022)",
+    "stiennon": "learning to summarize from human feedback (Stiennon et al. 2020)",
     "trial_runs": "trial runs on 1 to 10 % of the data",
     "ziegler": "fine-tuning language models from human preferences (Ziegler et al. 2019)",
 }

@@ -30,7 +30,7 @@ CLAIMS = (
     Claim("rl_r2", "gold of RL follows d (α − β log d): R² of the fit", low=0.9),
     Claim("bon_r2", "gold of best of n follows d (α − β d): R² of the fit", low=0.9),
     Claim("proxy_monotone", "the proxy rises all the way: smallest step", low=0.0, kind="identity"),
-    Claim("gold_turns", "gold rises to one peak and then falls: number of turns", 1, 1, "count"),
+    Claim("gold_turns", "gold rises to one peak and then falls: number of turns", 1.0, 1.0, "count"),
     Claim("peak_rank", "the peak moves right with more comparisons: rank correlation over sizes", low=0.8),
     Claim("width_rank", "larger proxies have a higher peak: rank correlation over sizes", low=0.8),
     Claim("bon_kl_error", "best of n has KL log n − (n − 1)/n: largest relative error", high=0.05, kind="identity"),

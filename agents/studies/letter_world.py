@@ -7,6 +7,7 @@ the gold score on all texts. A reward model of a few hundred comparisons is trai
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class LetterWorld:
     letters: int
 
     @classmethod
+    @cache
     def make(cls, letters: int = 5) -> "LetterWorld":
         """Lists all completions of up to so many letters."""
         lm = lmgym.load("probe")
@@ -80,7 +82,7 @@ class LetterWorld:
 
     def gold(self, rule: Rule) -> Float[ndarray, " N"]:
         """The gold score of every text."""
-        return np.array([rule(text) for text in self.texts])
+        return np.array([rule(text) for text in self.texts], dtype=np.float64)
 
     def scores(self, model: RewardModel) -> Float[ndarray, " N"]:
         """A reward model's score of every text."""

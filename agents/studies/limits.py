@@ -62,12 +62,14 @@ class Config:
     """Gold score of a letter a, and loss of a letter b, to the biased annotator."""
     shares: tuple[float, ...] = (0.0, 0.2, 0.4)
     """Shares of the minority; the claims are about the second one."""
+    letters: int = 5
+    """Most letters of a text."""
     texts: int = 300
     """Texts whose diversity is measured."""
 
 
 QUICK = Config(seeds=10)
-SMOKE = Config(seeds=3, comparisons=100, shares=(0.0, 0.2), texts=50)
+SMOKE = Config(seeds=3, comparisons=100, shares=(0.0, 0.2), letters=4, texts=50)
 
 
 def gold(text: str) -> float:
@@ -77,7 +79,7 @@ def gold(text: str) -> float:
 
 def run(config: Config, seed: int) -> dict[str, Any]:
     """Measures of one set of reward models."""
-    rng, world = np.random.default_rng(seed), LetterWorld.make()
+    rng, world = np.random.default_rng(seed), LetterWorld.make(config.letters)
 
     def biased_gold(text: str) -> float:
         return gold(text) + config.bias * (text.count("a") - text.count("b"))

@@ -47,7 +47,6 @@ PANELS = (
     Panel("rankings", "Held-out loss of the reward model", "epoch", "−log σ(difference), per pair"),
     Panel("ptx", "Pretraining loss against reward", "reward", "KL(reference ‖ policy), nats"),
 )
-LETTERS = 5
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class Config:
 
     seeds: int = 20
     """Independent reward models and policies."""
+    letters: int = 5
+    """Most letters of a text."""
     rankings: int = 150
     """Rankings that a reward model is trained on."""
     completions: int = 6
@@ -71,7 +72,7 @@ class Config:
 
 
 QUICK = Config(seeds=5)
-SMOKE = Config(seeds=3, rankings=12, completions=3, epochs=1, updates=6, rows=16)
+SMOKE = Config(seeds=3, letters=3, rankings=12, completions=3, epochs=1, updates=6, rows=16)
 
 
 def gold(text: str) -> float:
@@ -86,7 +87,7 @@ def reward(text: str) -> float:
 
 def run(config: Config, seed: int) -> dict[str, Any]:
     """Measures of two reward models and two policies."""
-    rng, world = np.random.default_rng(seed), LetterWorld.make(LETTERS)
+    rng, world = np.random.default_rng(seed), LetterWorld.make(config.letters)
     annotator = SimulatedAnnotator(0.0, scale=1.0)
     rankings, held_out = (
         world.compare(rng, gold, count, config.completions, annotator) for count in (config.rankings, 200)
@@ -99,7 +100,7 @@ def run(config: Config, seed: int) -> dict[str, Any]:
         for j in range(i + 1, config.completions)
     ]
     shuffled, pair_passes = losses(config, pairs, held_out, config.rankings, seed % 2**31)
-    tree = tree_of(world.lm, LETTERS)
+    tree = tree_of(world.lm, config.letters)
     plain, ptx = (train(config, world, tree, rng, seed % 2**31, weight) for weight in (0.0, config.ptx))
     common = min(max(x for x, _ in curve) for curve in (plain, ptx))
     level = plain[0][0] + 0.9 * (common - plain[0][0])
@@ -158,14 +159,19 @@ def losses(
 
 
 def train(
-    config: Config, world: LetterWorld, tree: Tree, rng: np.random.Generator, seed: int, weight: float
+    config: Config,
+    world: LetterWorld,
+    tree: Tree,
+    rng: np.random.Generator,
+    seed: int,
+    weight: float,
 ) -> list[list[float]]:
     """PPO on the rule; exact reward and exact rise of the pretraining loss after each update."""
     drawn = rng.choice(len(world.texts), size=1000, p=world.reference)
     examples = [Example.of(PROMPT, world.texts[i], world.finished[i]) for i in drawn]
     rl = RLOptions(lr=3e-3, rows=config.rows, critic="head", beta=0.02)
     settings = ppo.Config(updates=config.updates, minibatch_rows=config.rows // 2, ptx_coef=weight)
-    budgets = {"max_prompt_tokens": 1, "max_new_tokens": LETTERS}
+    budgets = {"max_prompt_tokens": 1, "max_new_tokens": config.letters}
     setup = build_training(Setting(Letters(reward), lmgym.load("probe"), budgets, seed=seed), rl, settings)
     golds, curve = world.gold(reward), [[float(world.reference @ world.gold(reward)), 0.0]]
     for _ in setup.train(ppo, settings, examples=examples):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from agents.experiments.results import Row
+from agents.experiments.statistics import detectable_effect
 from agents.report import charts
 from agents.studies.form import OUTCOMES, Verdict, mean_curves, measured
 from lmgym.io import atomic
@@ -42,8 +43,9 @@ def page_text(study: ModuleType, rows: Sequence[Row], figure: str) -> str:
     lines += [
         "",
         textwrap.fill(
-            "“Detectable” is the smallest distance from a bound that so many seeds find with 80 % power, from the "
-            "spread of the seeds. A claim “cannot be told” if its interval crosses a bound."
+            f"Known before the run: {len(rows)} seeds find a distance from a bound of "
+            f"{detectable_effect(len(rows)):.2f} standard deviations of the seeds with 80 % power. “Detectable” is "
+            "that distance in the unit of the measure. A claim “cannot be told” if its interval crosses a bound."
             + (" These are the results of `--quick`: its intervals are wide." if quick else ""),
             120,
         ),

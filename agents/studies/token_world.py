@@ -20,6 +20,8 @@ from scipy.special import gammaln, rel_entr, softmax, xlog1py, xlogy
 from scipy.stats import spearmanr
 
 from agents import functional as F
+from agents.experiments.statistics import Numbers
+from agents.experiments.win_rates import Values
 from lmgym.preferences import SimulatedAnnotator
 
 Counts = Int[ndarray, "N V"]
@@ -69,27 +71,27 @@ class TokenWorld:
         """The gold score of texts."""
         return np.take_along_axis(self.values().T, counts, 0).sum(1)
 
-    def expected_gold(self, policy: Policies) -> Float[ndarray, "*points"]:
+    def expected_gold(self, policy: Policies) -> Numbers:
         """The exact mean of the gold score over a policy's texts, less that of the reference."""
         count = np.arange(self.length + 1)
         ways = gammaln(self.length + 1) - gammaln(count + 1) - gammaln(self.length - count + 1)
 
-        def mean(p: Policies) -> Float[ndarray, "*points"]:
+        def mean(p: Policies) -> Numbers:
             p = p[..., None]
             chance = np.exp(ways + xlogy(count, p) + xlog1py(self.length - count, -p))  # binomial
             return (chance * self.values()).sum((-1, -2))
 
         return mean(policy) - mean(self.reference)
 
-    def expected(self, weights: Weights, policy: Policies) -> Float[ndarray, "*points"]:
+    def expected(self, weights: Weights, policy: Policies) -> Numbers:
         """The exact mean of a linear score, less that of the reference."""
         return self.length * (policy - self.reference) @ weights
 
-    def kl(self, policy: Policies) -> Float[ndarray, "*points"]:
+    def kl(self, policy: Policies) -> Numbers:
         """KL(π ‖ π_ref) of a text, in nats."""
         return self.length * rel_entr(policy, self.reference).sum(-1)
 
-    def optimum(self, weights: Weights, beta: float | Float[ndarray, " points"]) -> Policies:
+    def optimum(self, weights: Weights, beta: Numbers) -> Policies:
         """The policy that maximises a linear score less β · KL; one for each β."""
         return softmax(np.log(self.reference) + weights / np.asarray(beta)[..., None], axis=-1)
 
@@ -141,7 +143,7 @@ def fit(better: Counts, worse: Counts, error_rate: float = 0.0, l2: float = 1e-3
     return weights.detach().numpy()
 
 
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+def spearman(x: Values, y: Values) -> float:
     """The rank correlation (Spearman 1904); 0 if one of the two is constant."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0

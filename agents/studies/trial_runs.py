@@ -58,7 +58,7 @@ SMOKE = Config(seeds=3, full=1000, shares=(0.05, 0.1, 0.2), repeats=2, tokens=32
 def run(config: Config, seed: int) -> dict[str, Any]:
     """Measures of one world."""
     sizes, values, full = curve(config, np.random.default_rng(seed))
-    bent, line = (extrapolate(sizes, values, config.full, scale=scale) for scale in ("accuracy", "linear"))
+    bent, line = (extrapolate(sizes, values, float(config.full), scale=scale) for scale in ("accuracy", "linear"))
     measures = {
         "in_band": float(inside(bent, full)),
         "promised_less_reached": bent.value - full,

@@ -24,6 +24,7 @@ from agents.studies.form import Claim, Panel
 from agents.studies.letter_world import Letters, LetterWorld, lmgym_text, train_reward_model
 from agents.studies.token_world import points
 from lmgym.reward import RewardModel
+from lmgym.tasks.base import ScoreFunction
 
 TITLE = "Ziegler et al. 2019: best of four, a KL target, and what happens without"
 PAPER = "https://arxiv.org/abs/1909.08593"
@@ -44,7 +45,6 @@ PANELS = (
     Panel("frontier", "Score against KL", "KL, nats", "reward model's score"),
     Panel("without", "Without a penalty", "update", "score"),
 )
-LETTERS = 5
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Config:
 
     seeds: int = 20
     """Independent reward models and policies."""
+    letters: int = 5
+    """Most letters of a text."""
     choices: int = 1000
     """Choices of the best of four."""
     updates: int = 160
@@ -66,7 +68,7 @@ class Config:
 
 
 QUICK = Config(seeds=5)
-SMOKE = Config(seeds=3, choices=40, updates=3, free_updates=2, rows=16, last=2)
+SMOKE = Config(seeds=3, letters=3, choices=40, updates=3, free_updates=2, rows=16, last=2)
 
 
 def gold(text: str) -> float:
@@ -77,7 +79,7 @@ def gold(text: str) -> float:
 
 def run(config: Config, seed: int) -> dict[str, Any]:
     """Measures of one reward model and three policies."""
-    rng, world = np.random.default_rng(seed), LetterWorld.make(LETTERS)
+    rng, world = np.random.default_rng(seed), LetterWorld.make(config.letters)
     choices = world.compare(rng, gold, config.choices, completions=4)
     model = train_reward_model(world.lm, choices, seed % 2**31, epochs=2, loss="choice")
     sample = rng.choice(len(world.texts), size=256, p=world.reference)
@@ -113,7 +115,7 @@ def run(config: Config, seed: int) -> dict[str, Any]:
     }
 
 
-def train(config: Config, model: RewardModel, seed: int, target: float) -> list[dict[str, float]]:
+def train(config: Config, model: ScoreFunction, seed: int, target: float) -> list[dict[str, float]]:
     """PPO on the reward model's score; KL, score, gold and the share of ended texts of each update."""
     rl = RLOptions(
         lr=3e-3, rows=config.rows, critic="head", beta=0.15 if target else 0.0, kl_target_nats=target,
@@ -121,13 +123,14 @@ def train(config: Config, model: RewardModel, seed: int, target: float) -> list[
     )  # fmt: skip
     settings = ppo.Config(updates=config.updates if target else config.free_updates, minibatch_rows=config.rows // 2)
     task = Letters(gold, model)
-    budgets = {"max_prompt_tokens": 1, "max_new_tokens": LETTERS, "missing_eos_score": -1.0}
+    budgets = {"max_prompt_tokens": 1, "max_new_tokens": config.letters, "missing_eos_score": -1.0}
     setup = build_training(Setting(task, lmgym.load("probe"), budgets, seed=seed % 2**31), rl, settings)
     found = []
     for row in setup.train(ppo, settings):
         completions = setup.env.completions()
         found.append({
             "kl": row["kl/sequence_nats"],
+            "beta": row["kl/beta"],
             "score": row["score/mean"],
             "gold": float(np.mean(task.gold(setup.env.prompts, completions))),
             "finished": float(np.mean([completion.finish_reason == "stop" for completion in completions])),

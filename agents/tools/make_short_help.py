@@ -19,6 +19,7 @@ from agents.cli import (
     check,
     compare,
     evaluate,
+    exercise,
     folder,
     label,
     loop,
@@ -49,6 +50,7 @@ KINDS: dict[str, Callable[[], type]] = {
     "chat": lambda: chat.Chat,
     "benchmark": lambda: benchmark.Benchmark,
     "study": lambda: study.Study,
+    "exercise": lambda: exercise.ExerciseCommand,
     "report": lambda: report.Report,
     "compare": lambda: compare.Compare,
     "sweep": lambda: sweep.options_type("ppo")[0],
@@ -64,7 +66,7 @@ SHOWN = {
     "train": (
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
-        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--device", "--out", "--resume",
+        "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--procs", "--device", "--out", "--resume",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
@@ -97,6 +99,7 @@ SHOWN = {
     "chat": (
         "RUN", "--model", "--policy", "--system", "--temperature", "--max-new-tokens", "--seed", "--device",
     ),
+    "exercise": ("ACTION", "NUMBER", "FILE", "--to", "--step"),
     "envs": (),
     "algorithms": (),
     "benchmark": (

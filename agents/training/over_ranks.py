@@ -43,7 +43,7 @@ def check_equal(values: Sequence[Tensor], when: str) -> None:
         return
     digest = hashlib.sha256()
     for value in values:
-        digest.update(value.detach().flatten().cpu().view(torch.uint8).numpy())
+        digest.update(value.detach().flatten().cpu().view(torch.uint8).numpy().tobytes())
     found = gather_data(digest.hexdigest())
     odd = [rank for rank, other in enumerate(found) if other != found[0]]
     if odd:

@@ -94,9 +94,8 @@ class RowState:
         """These rows as a state of their own, in the same memory: what is written to one is in the other."""
         own = copy.copy(self)
         own.rows = len(range(self.rows)[rows])
-        own.prompts, own._prompt_lengths, own._known = (
-            x[rows] for x in (self.prompts, self._prompt_lengths, self._known)
-        )
+        own.prompts, own._known = self.prompts[rows], self._known[rows]
+        own._prompt_lengths = self._prompt_lengths[rows]
         for name in ("prompt_ids", "prompt_mask", "_tokens", "tokens", "length", "finish", "_allowed", "_chosen_under"):
             setattr(own, name, getattr(self, name)[rows])
         return own
@@ -260,5 +259,5 @@ class RowState:
         for row, text in zip(rows, texts, strict=True):
             if finish[row] == Finish.STOP:
                 text = text[: min((at for stop in self.stop if (at := text.find(stop)) >= 0), default=len(text))]
-            completions.append(Completion(text, Finish(finish[row]).text, lengths[row]))
+            completions.append(Completion(text, Finish(finish[row]).text, lengths[row], tokens[row][: lengths[row]]))
         return completions

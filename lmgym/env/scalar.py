@@ -62,11 +62,11 @@ def first_row(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def scalar_info(infos: Mapping[str, Any]) -> dict[str, Any]:
-    """The `info` of one row, as plain values."""
+    """The `info` of one row. Numbers are `np.float64`, which is a `float` with the dtype that TorchRL asks for."""
     return {
         "action_mask": infos["action_mask"][0].copy(),
-        "reference_logp": float(infos["reference_logp"][0]),
+        "reference_logp": np.float64(infos["reference_logp"][0]),
         "finish_reason": infos["finish_reason"][0],
-        "score": float(infos["score"][0]),
-        "scores": {k: float(v[0]) for k, v in infos["scores"].items() if not k.startswith("_")},
+        "score": np.float64(infos["score"][0]),
+        "scores": {k: np.float64(v[0]) for k, v in infos["scores"].items() if not k.startswith("_")},
     }

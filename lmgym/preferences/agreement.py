@@ -140,7 +140,7 @@ def alpha_with_interval(
 
 def _coincidences(
     ratings: Float[ndarray, "labellers items"],
-) -> tuple[Float[ndarray, "items C C"], Float[ndarray, " C"]]:
+) -> tuple[Float[ndarray, "units C C"], Float[ndarray, " C"]]:
     """For each item with m ≥ 2 answers, how often values c and k are paired, divided by m − 1; and the values."""
     values = np.unique(ratings[np.isfinite(ratings)])
     counts = (ratings.T[:, :, None] == values).sum(1).astype(float)

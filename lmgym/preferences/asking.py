@@ -148,7 +148,7 @@ class Asker:
             gold = [row["id"] for row in self.store.rows("SELECT id FROM items WHERE purpose = 'gold'")]
             left = [item for item in gold if item not in done]
             if left:
-                return self._show(min(left, key=lambda item: self.store.draw("gold", labeller, item)), labeller)
+                return self._show(left[int(self.store.draw("gold", labeller, asked) * len(left))], labeller)
         number = self._begun(labeller)
         if number is None:
             number = self._chosen()
@@ -178,7 +178,7 @@ class Asker:
         ]
         if rules.most is not None and asked >= rules.most:
             return None
-        rows = store.rows(_NEVER_ASKED)
+        rows = sorted(store.rows(_NEVER_ASKED), key=lambda row: row["id"])
         if not rows:
             return None
         rng = np.random.default_rng(int.from_bytes(store.digest("query", asked)))
@@ -186,6 +186,8 @@ class Asker:
         scores = None
         if rules.strategy in ("disagreement", "margin"):
             scores = self.scores([row["id"] for row in rows])
+            if scores is not None and len(scores) < 2 and rules.strategy == "disagreement":
+                scores = None  # one model cannot disagree
         query = choose(rules.strategy, is_test, batches, scores, rng, rules.random_share)
         number = rows[query.index]["id"]
         with store.transaction() as connection:
@@ -350,15 +352,17 @@ _REPEATABLE = (
     "r.labeller = ? AND r.repeat = 1) ORDER BY l.id DESC LIMIT -1 OFFSET ?) ORDER BY id LIMIT 1"
 )
 _BEGUN = (
-    "SELECT id FROM items WHERE purpose IN ('ask', 'write') AND asked_at IS NOT NULL AND labels < ? AND NOT EXISTS "
-    f"(SELECT 1 FROM labels AS l WHERE l.item = items.id AND l.labeller = ?) AND labels + {_RESERVED} < "
+    "SELECT id FROM items INDEXED BY begun WHERE asked_at IS NOT NULL AND labels < ? AND purpose IN ('ask', 'write') "
+    f"AND NOT EXISTS (SELECT 1 FROM labels AS l WHERE l.item = items.id AND l.labeller = ?) AND labels + {_RESERVED} < "
     "CASE purpose WHEN 'write' THEN 1 ELSE ? END ORDER BY asked_at, id LIMIT 1"
 )
 _PROGRESS = (
     "SELECT COALESCE(SUM(CASE purpose WHEN 'write' THEN 1 ELSE ? END), 0) AS items, COALESCE(SUM(MIN(labels, ?)), 0) "
     "AS done FROM items WHERE purpose IN ('ask', 'write')"
 )
-_NEVER_ASKED = "SELECT id, split, batch FROM items WHERE purpose IN ('ask', 'write') AND asked_at IS NULL ORDER BY id"
+_NEVER_ASKED = (
+    "SELECT id, split, batch FROM items INDEXED BY never_asked WHERE purpose IN ('ask', 'write') AND asked_at IS NULL"
+)
 _ADD_SHOWING = (
     "INSERT INTO showings (nonce, item, labeller, repeat, side, guideline, shown_at, expires_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

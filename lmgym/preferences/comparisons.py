@@ -52,7 +52,7 @@ def write_comparisons(path: str | os.PathLike[str], comparisons: Iterable[Compar
 
 
 def comparison_row(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as a row of such a file: prompt, messages, chosen and rejected or ranking; a tie has label ½."""
+    """A comparison as a row of a file: prompt (and messages), chosen and rejected, or ranking. Ties have label ½."""
     row: dict[str, Any] = {"prompt": comparison.prompt}
     if comparison.messages:
         row["messages"] = list(comparison.messages)

@@ -30,7 +30,9 @@ CREATE TABLE items (
     best INTEGER, explanation TEXT NOT NULL, source TEXT NOT NULL, model TEXT NOT NULL, split TEXT NOT NULL,
     batch INTEGER NOT NULL, added_at REAL NOT NULL,
     asked_at REAL, strategy TEXT, propensity REAL, labels INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX open_items ON items (purpose, asked_at, labels);
+CREATE INDEX never_asked ON items (purpose, split, batch, labels) WHERE asked_at IS NULL;
+CREATE INDEX begun ON items (labels, asked_at, purpose) WHERE asked_at IS NOT NULL;
+CREATE INDEX counted ON items (purpose, labels);
 -- What was shown to whom. An item is reserved until `expires_at`; `answered` is whether an answer has come.
 CREATE TABLE showings (
     nonce TEXT PRIMARY KEY, item INTEGER NOT NULL, labeller INTEGER NOT NULL, repeat INTEGER NOT NULL,
@@ -146,6 +148,8 @@ def _reason(error: Exception) -> str:
         return "the disk is full: free some space; the page sends unsaved answers again"
     if "readonly" in said or "unable to open" in said or number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"cannot be written ({said}): give a file in a folder that you may write to with --db"
+    if number == errno.ENOENT:
+        return "its folder does not exist: make it, or give another file with --db"
     if "not a database" in said or "malformed" in said:
         return f"not a SQLite file, or a damaged one ({said}): give another file, or restore a copy of this one"
     if "locked" in said:

@@ -44,8 +44,8 @@ def comparisons_of(
         if item is None or label.repeat or split not in (None, item.split):
             continue
         if label.ranking or (label.answer == "tie" and ties == "half"):
-            order = label.ranking or range(len(item.texts))
-            texts = tuple(item.texts[index] for index in order)
+            # The order of a tie means nothing: the alphabet's is the same in every copy.
+            texts = tuple(item.texts[index] for index in label.ranking) or tuple(sorted(item.texts))
             found.append(Comparison(item.prompt, texts, item.messages, is_tie=not label.ranking))
     return found
 
@@ -180,23 +180,24 @@ def _conversation_row(comparison: Comparison) -> dict[str, Any]:
 def _read_comparisons(store: LabelStore, path: Path, labeller: str) -> int:
     found = read_comparisons(path, as_written=True, ties="half")
     ids = store.add_items([Item.of(comparison, source=path.name) for comparison in found])
+    seen: Counter[int] = Counter()
     for number, comparison in zip(ids, found, strict=True):
         item = store.item(number)
         order = () if comparison.is_tie else tuple(item.texts.index(text) for text in comparison.ranked)
-        _add(store, number, labeller, order, "tie" if comparison.is_tie else "")
+        seen[number] += 1  # a second label of the same texts is by somebody else
+        name = labeller if seen[number] == 1 else f"{labeller}-{seen[number]}"
+        _add(store, number, name, order, "tie" if comparison.is_tie else "")
     return len(found)
 
 
-def _add(
-    store: LabelStore, item: int, name: str, order: Sequence[int], answer: str = "", text: str = "", seen: int = 0
-) -> None:
+def _add(store: LabelStore, item: int, name: str, order: Sequence[int], answer: str = "", text: str = "") -> None:
     """Adds a label that was given elsewhere, once: its sides and times are unknown."""
     texts = len(store.item(item).texts)
     if not answer:
         answer, _ = answer_of("ranking", range(texts), order) if texts > 2 else ("ab"[order[0]], ())
     detail = ({"ranking": list(order)} if order else {}) | ({"text": text} if text else {})
     packed = json.dumps(detail, ensure_ascii=False)
-    nonce = store.digest("import", item, name, answer, packed, seen).hex()[:32]
+    nonce = store.digest("import", item, name, answer, packed).hex()[:32]
     if store.rows("SELECT 1 FROM events WHERE nonce = ?", nonce):
         return
     store.record(
@@ -363,7 +364,7 @@ def _read_whole(store: LabelStore, path: Path) -> int:
     events: list[int] = []
     readers = {
         "guidelines": lambda row: _insert(store, "guidelines", row),
-        "labeller": lambda row: store.labeller(row["name"], row["role"]),
+        "labeller": lambda row: _insert(store, "labellers", row),
         "item": lambda row: items.append(_read_item(store, row)),
         "event": lambda row: events.append(_read_event(store, row, items, events)),
     }

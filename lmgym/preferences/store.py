@@ -105,7 +105,7 @@ class LabelStore:
     # Items ------------------------------------------------------------------------------------------------------------
 
     def add_items(self, items: Sequence[Item], held_out: float | None = HELD_OUT) -> list[int]:
-        """Adds questions as one batch; those that the file already has (prompt, texts and purpose) are not added again.
+        """Adds questions as one batch, but those that are there: with the same prompt, purpose and texts in any order.
 
         Args:
             items: the questions.
@@ -118,21 +118,20 @@ class LabelStore:
         ids = []
         with self.transaction() as connection:
             known = {
-                (row["purpose"], row["prompt"], row["texts"]): row["id"]
+                (row["purpose"], row["prompt"], frozenset(json.loads(row["texts"]))): row["id"]
                 for row in connection.execute("SELECT id, purpose, prompt, texts FROM items")
             }
             (batch,) = connection.execute("SELECT 1 + COALESCE(MAX(batch), 0) FROM items").fetchone()
             for item in items:
-                texts = _packed(item.texts)
-                key = (item.purpose, item.prompt, texts)
+                key = (item.purpose, item.prompt, frozenset(item.texts))
                 if key not in known:
                     split = item.split
                     if held_out is not None and item.purpose == "ask":
                         parts = (item.prompt,) if by_prompt else (item.prompt, *item.texts)
                         split = "test" if held_out_by_hash(parts, held_out) else "train"
                     row = (
-                        item.purpose, item.prompt, _packed(list(item.messages)), texts, item.best, item.explanation,
-                        item.source, item.model, split, batch, self.clock(),
+                        item.purpose, item.prompt, _packed(item.messages), _packed(item.texts), item.best,
+                        item.explanation, item.source, item.model, split, batch, self.clock(),
                     )  # fmt: skip
                     known[key] = connection.execute(_ADD_ITEM, row).lastrowid
                 ids.append(known[key])

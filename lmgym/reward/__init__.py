@@ -16,6 +16,7 @@ from lmgym.reward.kl import (
 from lmgym.reward.model import BUILT_IN, RewardModel
 from lmgym.reward.reading import read_text
 from lmgym.reward.score import LARGEST_SCORE, Score, ScoreError
+from lmgym.reward.trl import trl_reward
 
 __all__ = [
     "BUILT_IN",
@@ -36,4 +37,5 @@ __all__ = [
     "kl_reward",
     "load_reward_model",
     "read_text",
+    "trl_reward",
 ]

@@ -70,11 +70,13 @@ class Completion:
         text: the decoded tokens, without end-of-sequence token or stop string.
         finish_reason: "stop" at an end-of-sequence token or stop string, "length" at the token budget.
         tokens: the number of sampled tokens, including the end-of-sequence token.
+        token_ids: the sampled tokens, if they are known. Two completions of the same text are equal without them.
     """
 
     text: str
     finish_reason: FinishReason = "stop"
     tokens: int = 0
+    token_ids: Sequence[int] = field(default=(), compare=False, repr=False)
 
 
 def _check_ids(ids: Sequence[Any]) -> tuple[int, ...]:

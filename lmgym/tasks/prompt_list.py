@@ -1,6 +1,7 @@
 """Your own prompts, from a file or a data set, scored by any callable."""
 
 import copy
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -105,6 +106,12 @@ class PromptList(Task):
         if opening_words is not None and (not isinstance(opening_words, int) or opening_words < 1):
             raise ValueError(f"opening_words is {opening_words!r}, but a prompt needs at least 1 word")
 
+        split = isinstance(source, str) and not os.path.exists(source) and source.rpartition(":")[2]
+        if test_source is None and split == "test":
+            say(
+                f"{source}: four fifths of this test split are for training. To keep it apart, give the train split "
+                "here, and this one as the test prompts (--test-prompts-file)"
+            )
         prompts = _read(source, fields or {}, opening_words, say)
         held_out = None if test_source is None else _read(test_source, fields or {}, opening_words, say)
         return cls(prompts, score, **{"name": source_name(source), "test_prompts": held_out, "say": say, **options})
