@@ -230,5 +230,7 @@ def test_the_next_question_is_painted_at_once(tmp_path: Path, browser: Any) -> N
         for number in range(50):
             press(page, "12"[number % 2])
         page.wait_for_function("() => window.times.length >= 50")
-        assert statistics.median(page.evaluate("window.times")) < 50
+        times = page.evaluate("window.times")
+        print(f"median {statistics.median(times):.0f} ms, slowest {max(times):.0f} ms")
+        assert statistics.median(times) < 50
         assert count(page) == 50, "one key per answer"
