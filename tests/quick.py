@@ -94,6 +94,8 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "docs/measuring.md": ("test_experiments_measures",),
     "agents/lessons/": ("test_lessons",),
     "tests/answers/": ("test_lessons",),
+    "agents/lessons/play.py": ("test_play",),
+    "agents/cli/play.py": ("test_play",),
     "agents/cli/exercise.py": ("test_lessons",),
 }
 """What a file's tests are: the longest entry that its path starts with. `tests/test_x.py` are their own tests."""

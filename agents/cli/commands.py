@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure a policy on held-out prompts",
     "sample": "print completions of a model",
     "chat": "talk with a chat model, line by line",
+    "play": "be the policy yourself: choose among the most probable tokens",
     "exercise": "exercises of the lessons: list, show, check an answer, hint",
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",
