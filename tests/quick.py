@@ -80,6 +80,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "docs/reference/": ("test_site",),
     "docs/lessons/": ("test_lesson_pages",),
     "docs/glossary.md": ("test_lesson_pages",),
+    "docs/teaching.md": ("test_lesson_pages",),
     "docs/": ("test_docs", "test_correctness"),
     "docs/other_libraries.md": ("test_sb3", "test_answers"),
     "docs/benchmark.md": ("test_experiments_statistics", "test_benchmark_results"),

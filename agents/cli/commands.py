@@ -15,7 +15,7 @@ COMMANDS = {
     "sample": "print completions of a model",
     "chat": "talk with a chat model, line by line",
     "play": "be the policy yourself: choose among the most probable tokens",
-    "exercise": "exercises of the lessons: list, show, check an answer, hint",
+    "exercise": "exercises of the lessons: list, show, check, hint, grade a folder",
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",
     "benchmark": "compare agents on a suite of tasks: table, intervals, leaderboard",
