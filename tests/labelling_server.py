@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from label_stores import PLAIN
+
 from agents.labelling import Page, links, listening, serve
 from lmgym.preferences import Asker, Item, LabelStore, Rules
 
-PLAIN = Rules(repeat_share=0.0, gold_share=0.0)
 SECRET = "5a" * 32
 
 

@@ -117,8 +117,8 @@ def test_updates_end_with_the_budget_and_the_learning_rate_with_them() -> None:
 
     meter = Meter(100)
     for update in learner_of(meter, 1).updates(3):
-        meter.spend(40 if update else 10)
-    assert meter.spent == 90, "it remembers the dearest update"
+        meter.spend(min(40 if update else 10, meter.left))
+    assert (meter.spent, update) == (90, 2), "it remembers the dearest update"
 
 
 @pytest.mark.parametrize("spent", [0, 100])
@@ -428,6 +428,10 @@ def test_an_installed_agent(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ppo:lr=fast", "lr=fast is not of the type of its default"),
         ("ppo:epochs=1.5", "epochs=1.5 is not of the type of its default, 2"),
         ("ppo:epochs=0", "epochs"),
+        ("ppo:epochs=true", "epochs=true is not of the type of its default, 2"),
+        ("ppo:lr=null", "lr=null is not of the type of its default"),
+        ("ppo:whiten_advantages=1", "whiten_advantages=1 is not of the type of its default, True"),
+        ("ppo:=1", "must be NAME or NAME:SETTING=VALUE"),
         ("ppo:lr=-1", "lr"),
         ("ppo:lr=1:", "must be NAME or NAME:SETTING=VALUE"),
         ("", "must be NAME or NAME:SETTING=VALUE"),
@@ -476,6 +480,10 @@ def test_comparisons_are_bought_from_the_budget_by_their_score() -> None:
 
 
 def test_a_setting_of_every_agent_is_in_its_config() -> None:
+    config = find_agent("expert_iteration:threshold=1:keep=2").config["config"]
+    assert (config["threshold"], config["keep"]) == (1.0, 2)
+    assert find_agent("expert_iteration:threshold=null").config["config"]["threshold"] is None
+    assert find_agent("ppo:whiten_advantages=false").config["config"]["whiten_advantages"] is False
     for spec in ("ppo:lr=0.1", "sft:lr=0.1", "sb3_ppo:lr=0.1", "dpo:lr=0.1"):
         assert find_agent(spec).config["rl"]["lr"] == 0.1
         assert RLOptions(**find_agent(spec).config["rl"]).lr == 0.1

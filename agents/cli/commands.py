@@ -8,7 +8,7 @@ COMMANDS = {
     "train": "run the whole pipeline: fine-tuning, preferences, reward model, RL, evaluation, report",
     "sft": "supervised fine-tuning only",
     "preferences": "sample completions and let simulated annotators compare them",
-    "label": "open a page on which people compare texts; see its answers, export and import them",
+    "label": "open a page on which people compare texts; also `label stats|export|import|withdraw|rate DB`",
     "reward": "train a reward model from comparisons",
     "loop": "let people or simulated labellers compare texts, learn from it, and again",
     "evaluate": "measure a policy on held-out prompts",

@@ -186,6 +186,8 @@ class Asker:
         scores = None
         if rules.strategy in ("disagreement", "margin"):
             scores = self.scores([row["id"] for row in rows])
+            if scores is not None and len(scores) < 2 and rules.strategy == "disagreement":
+                scores = None  # one model cannot disagree
         query = choose(rules.strategy, is_test, batches, scores, rng, rules.random_share)
         number = rows[query.index]["id"]
         with store.transaction() as connection:
