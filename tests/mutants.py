@@ -86,6 +86,19 @@ ENSEMBLE_TEST = "tests/test_ensemble.py::"
 MEASURES_TEST = "tests/test_experiments_measures.py::"
 
 MUTANTS = (
+    # Lessons ----------------------------------------------------------------------------------------------------------
+    Mutant("exercise-any-number", "agents/lessons/exercise.py", "torch.allclose(value, right, tolerance, tolerance)",
+           "bool(torch.isfinite(value).all())", "the grader accepts any finite number",
+           ("tests/test_lessons.py -k 'wrong_answers and (2.1 or 5.3)'",)),
+    Mutant("exercise-mistake-unnamed", "agents/lessons/exercise.py", 'raise Wrong(f"{message}. {shown}")',
+           "raise Wrong(shown)", "the grader does not say which mistake it was",
+           ("tests/test_lessons.py -k 'wrong_answers and (2.1 or 5.3)'",)),
+    Mutant("play-beta", "agents/lessons/play.py", "(value - self._values[self.path]) / self.beta",
+           "(value - self._values[self.path])", "the best policy that a player is shown ignores β",
+           ("tests/test_play.py -k values",)),
+    Mutant("play-free", "agents/lessons/play.py", "TokenAction(torch.tensor([token]), torch.zeros(1))",
+           "TokenAction(torch.tensor([token]), self.log_probs()[[token]])", "a player pays no KL",
+           ("tests/test_play.py -k price",)),
     # Ensembles, queries, measures and studies -------------------------------------------------------------------------
     Mutant("bootstrap-shared", "agents/reward_modelling.py", "np.random.SeedSequence((seed, 3, member))",
            "np.random.SeedSequence((seed, 3))", "the members of an ensemble see the same comparisons",

@@ -89,6 +89,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "docs/reference/": ("test_site",),
     "docs/lessons/": ("test_lesson_pages",),
     "docs/glossary.md": ("test_lesson_pages",),
+    "docs/teaching.md": ("test_lesson_pages",),
     "docs/": ("test_docs", "test_correctness"),
     "docs/other_libraries.md": ("test_sb3", "test_answers"),
     "docs/benchmark.md": ("test_experiments_statistics", "test_benchmark_results"),
@@ -103,6 +104,8 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "docs/measuring.md": ("test_experiments_measures",),
     "agents/lessons/": ("test_lessons",),
     "tests/answers/": ("test_lessons",),
+    "agents/lessons/play.py": ("test_play",),
+    "agents/cli/play.py": ("test_play",),
     "agents/cli/exercise.py": ("test_lessons",),
 }
 """What a file's tests are: the longest entry that its path starts with. `tests/test_x.py` are their own tests."""

@@ -17,6 +17,7 @@ SLOW = (0, 1, 10, 11, 12)
 """Lessons that run a language model for seconds; `pytest -m slow` runs them too."""
 PARTS = ("Theory", "Code", "Change this and see", "Questions", "Exercises and what to read next")
 MOST_WORDS = 30
+PROSE = [*PAGES.values(), FOLDER / "README.md", ROOT / "docs/glossary.md", ROOT / "docs/teaching.md"]
 
 
 def sentences(page: str) -> list[str]:
@@ -44,9 +45,7 @@ def test_there_is_a_page_for_every_lesson_and_the_table_leads_to_it() -> None:
         assert re.search(row, index, re.M), f"no row for lesson {lesson}"
 
 
-@pytest.mark.parametrize(
-    "path", [*PAGES.values(), FOLDER / "README.md", ROOT / "docs/glossary.md"], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", PROSE, ids=lambda p: p.stem)
 def test_sentences_are_short(path: Path) -> None:
     for sentence in sentences(path.read_text(encoding="utf-8")):
         assert len(sentence.split()) <= MOST_WORDS, sentence
@@ -68,9 +67,7 @@ def test_the_page_has_all_its_parts(lesson: int) -> None:
     assert f'figure.savefig("lesson_{lesson:02}.svg")' in page
 
 
-@pytest.mark.parametrize(
-    "path", [*PAGES.values(), FOLDER / "README.md", ROOT / "docs/glossary.md"], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", PROSE, ids=lambda p: p.stem)
 def test_links_lead_to_files(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).is_file(), target
