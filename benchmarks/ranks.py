@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--exchanges", action="store_true")
     options = parser.parse_args()
-    folder = str(shapes.make(options.shape, Path(__file__).resolve().parents[1] / ".bench" / "shapes"))
+    folder = str(shapes.make(options.shape, Path(__file__).resolve().parents[1] / ".bench" / "shapes") / "policy")
     alone: list[float] = []
     pair: list[float] = []
     for _ in range(options.rounds):
