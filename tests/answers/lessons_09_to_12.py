@@ -154,7 +154,7 @@ ANSWERS = {
             (
                 "* logp, 0.0)",
                 "* logp / buffer.is_action.sum(1, keepdim=True), 0.0)",
-                "do not divide by the length of a row",
+                "no division by the length of a row",
             ),
         ),
         ((".view(-1, 1) * logp", ".flatten().flip(0)[:, None] * logp"),),

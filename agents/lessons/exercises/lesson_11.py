@@ -8,7 +8,8 @@ MEANINGS = {
     "a learning rate of 0": "A learning rate of 0 still changes the policy: give `lr` to the optimizer",
     "it yields finite metrics": "Yield a dictionary of finite numbers after each update",
     "its gradient is the policy gradient": "The gradient does not point where the exact policy gradient points: look "
-    "at the sign, the baseline, the returns, and which tokens the loss contains",
+    "at the sign, the baseline, the returns, which tokens the loss contains, and their weights (no division by the "
+    "length of a row)",
     "the order of the rows": "The result depends on the order of the rows: compare a row only with its own group",
     "padding does not matter": "The padding of the prompts reaches the result: evaluate `buffer.sequences` as they are",
     "the split of a batch": "The result depends on how a batch is split",
@@ -29,7 +30,7 @@ def grade(answer: Answer, skip: tuple[str, ...]) -> None:
     try:
         check_algorithm(train, skip=("optimum", *skip), show=False)  # type: ignore[arg-type]
     except AssertionError as error:
-        failed = [line[6:] for line in str(error).splitlines() if line.startswith("FAIL")]
+        failed = [" ".join(line[6:].split()) for line in str(error).splitlines() if line.startswith("FAIL")]
         said = [
             f"{meaning}. ({line})" for line in failed for name, meaning in MEANINGS.items() if line.startswith(name)
         ]
