@@ -75,7 +75,7 @@ def exchanges(folder: str, count: int) -> list[float]:
 def main() -> int:
     """Measures one process and two ranks in turns."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from worlds import run_world
+    from worlds import run_world  # pyright: ignore[reportMissingImports]
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="S", choices=list(shapes.SHAPES))

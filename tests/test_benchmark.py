@@ -115,7 +115,7 @@ def test_updates_end_with_the_budget_and_the_learning_rate_with_them() -> None:
     assert (meter.spent, len(rates)) == (90, 9), "10 are left, and an update may need 12"
     assert rates == pytest.approx([1 - i / 10 for i in range(9)])
 
-    meter = Meter(100)
+    meter, update = Meter(100), -1
     for update in learner_of(meter, 1).updates(3):
         meter.spend(min(40 if update else 10, meter.left))
     assert (meter.spent, update) == (90, 2), "it remembers the dearest update"

@@ -168,7 +168,7 @@ def test_the_pipeline_asks_about_what_its_reward_models_choose(
         compared.append(list(groups))
         return collect_comparisons(task, prompts, groups, *rest, **more)
 
-    def seen(model: Any, prompts: Any, groups: Any, count: int, queries: str) -> list[int]:
+    def seen(model: Any, prompts: Any, groups: Any, count: int, queries: Any) -> list[int]:
         chosen = most_informative(model, prompts, groups, count, queries)
         asked.append((len(prompts), [groups[i] for i in chosen]))
         members = len(model.members) if isinstance(model, RewardEnsemble) else 1

@@ -312,7 +312,7 @@ def test_the_linear_reward_model_finds_the_worths() -> None:
     rng = np.random.default_rng(0)
     world = TokenWorld.draw(rng)
     texts = [world.sample(rng, world.reference, 20_000) for _ in range(2)]
-    pairs = world.compare(rng, *texts, SimulatedAnnotator(0.17, scale=1.0))
+    pairs = world.compare(rng, *texts, annotator=SimulatedAnnotator(0.17, scale=1.0))
     true = world.worth - world.worth.mean()
     slopes = [float(fit(*pairs, error_rate=rate, l2=0.0) @ true / (true @ true)) for rate in (0.17, 0.0)]
     assert slopes[0] == pytest.approx(1.0, abs=0.08)
@@ -329,7 +329,7 @@ def test_rounds_of_comparisons_use_every_label() -> None:
     parts = []
     for _ in range(2):
         texts = [world.sample(rng, world.reference, 300) for _ in range(2)]
-        parts.append(world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0)))
+        parts.append(world.compare(rng, *texts, annotator=SimulatedAnnotator(0.0, scale=1.0)))
     better, worse = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     assert rounds[-1] == pytest.approx(float(world.expected_gold(world.optimum_at(fit(better, worse), 6.0))))
     online = collected(world, np.random.default_rng(0), [300, 300], 6.0, online=True)

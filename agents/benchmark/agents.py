@@ -83,7 +83,8 @@ def find_agent(spec: str) -> Agent:
             raise ValueError(
                 f"`make` of the agent {source!r} is {type(make).__name__}, and must be a function of a world"
             )
-        return Agent(shown, spec, make, {"spec": spec, **hashed})
+        made: Any = make  # whether it takes a world, only a call tells
+        return Agent(shown, spec, made, {"spec": spec, **hashed})
     catalog.check(module, source)
     rl, config = _settings(source, module, given)
     stated = {"rl": rl, "config": asdict(config)}

@@ -89,7 +89,7 @@ def run(config: Config, seed: int) -> dict[str, Any]:
 def learned(world: TokenWorld, rng: np.random.Generator, comparisons: int) -> Weights:
     """A preference model of comparisons of the reference's texts, without wrong labels."""
     texts = [world.sample(rng, world.reference, comparisons) for _ in range(2)]
-    return fit(*world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0)))
+    return fit(*world.compare(rng, *texts, annotator=SimulatedAnnotator(0.0, scale=1.0)))
 
 
 def square_root_law(world: TokenWorld, weights: Weights) -> tuple[dict[str, Any], float, float]:
@@ -108,7 +108,7 @@ def square_root_law(world: TokenWorld, weights: Weights) -> tuple[dict[str, Any]
 def calibration(world: TokenWorld, rng: np.random.Generator, weights: Weights, pairs: int) -> float:
     """Expected calibration error of σ(score difference), each pair in both orders."""
     texts = [world.sample(rng, world.reference, pairs) for _ in range(2)]
-    better, worse = world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0))
+    better, worse = world.compare(rng, *texts, annotator=SimulatedAnnotator(0.0, scale=1.0))
     margins = torch.tensor((better - worse) @ weights)
     both = torch.cat([margins, -margins])
     outcome = torch.cat([torch.ones_like(margins), torch.zeros_like(margins)]).bool()

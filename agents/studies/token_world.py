@@ -20,7 +20,6 @@ from scipy.special import gammaln, rel_entr, softmax, xlog1py, xlogy
 from scipy.stats import spearmanr
 
 from agents import functional as F
-from agents.experiments.statistics import Numbers
 from agents.experiments.win_rates import Values
 from lmgym.preferences import SimulatedAnnotator
 
@@ -28,6 +27,8 @@ Counts = Int[ndarray, "N V"]
 Weights = Float[ndarray, " V"]
 Policies = Float[ndarray, "*points V"]
 """The probability of each token: of one policy, or of several."""
+Numbers = Any
+"""A number for one policy, or an array with one for each of several."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class TokenWorld:
             return float(self.kl(self.optimum(weights, float(np.exp(log_beta)))) - nats)
 
         low, high = -9.0, 9.0
-        return self.optimum(weights, float(np.exp(brentq(excess, low, high) if excess(low) > 0 else low)))
+        log_beta: Any = brentq(excess, low, high) if excess(low) > 0 else low
+        return self.optimum(weights, float(np.exp(log_beta)))
 
     def frontier(self, weights: Weights, nats: Float[ndarray, " points"]) -> Policies:
         """The optima at increasing KL, in nats."""
@@ -147,7 +149,8 @@ def spearman(x: Values, y: Values) -> float:
     """The rank correlation (Spearman 1904); 0 if one of the two is constant."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0
-    return float(spearmanr(x, y).statistic)
+    found: Any = spearmanr(x, y)
+    return float(found.statistic)
 
 
 def collected(
@@ -166,7 +169,7 @@ def collected(
     better, worse = (np.zeros((0, len(world.worth)), dtype=np.int64) for _ in range(2))
     for count in labels:
         texts = [world.sample(rng, policy, count) for _ in range(2)]
-        one, other = world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0))
+        one, other = world.compare(rng, *texts, annotator=SimulatedAnnotator(0.0, scale=1.0))
         better, worse = np.concatenate([better, one]), np.concatenate([worse, other])
         learned = world.optimum_at(fit(better, worse), nats)
         policy = learned if online else world.reference
