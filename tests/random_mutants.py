@@ -153,7 +153,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("lmgym/reward/model.py", '(folder / "README.md").unlink(missing_ok=False)'): "peft always writes one",
     (
         "lmgym/reward/model.py",
-        '(folder / "lmgym.json").write_text(json.dumps(self._own_settings(), indent=0) + "\\n")',
+        '(folder / "lmgym.json").write_text(json.dumps(_own_settings(self), indent=0) + "\\n")',
     ): "layout",
     (
         "lmgym/reward/reading.py",

@@ -136,7 +136,10 @@ def mixture(world: TokenWorld, rng: np.random.Generator, config: Config) -> dict
     for share in config.shares:
         sides = [
             side.compare(
-                rng, *(side.sample(rng, side.reference, count) for _ in range(2)), SimulatedAnnotator(0.0, scale=1.0)
+                rng,
+                side.sample(rng, side.reference, count),
+                side.sample(rng, side.reference, count),
+                SimulatedAnnotator(0.0, scale=1.0),
             )
             for side, count in (
                 (world, round(share * config.comparisons)),

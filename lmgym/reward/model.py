@@ -338,7 +338,7 @@ class RewardModel:
         with silence_libraries(), self._config_for_reading():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        (folder / "lmgym.json").write_text(json.dumps(self._own_settings(), indent=2) + "\n")
+        (folder / "lmgym.json").write_text(json.dumps(_own_settings(self), indent=2) + "\n")
 
     def save_adapter(self, folder: str | Path) -> None:
         """Saves adapter and head without the base model, which the adapter names; `lmgym.json` has its checksum.
@@ -352,7 +352,7 @@ class RewardModel:
         with silence_libraries(), self._config_for_reading():
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
-        record_base(folder, *self.base, **self._own_settings())
+        record_base(folder, *self.base, **_own_settings(self))
 
     @contextmanager
     def _config_for_reading(self) -> Iterator[None]:
@@ -363,8 +363,9 @@ class RewardModel:
         finally:
             set_padding(self.model, self.pad_id)
 
-    def _own_settings(self) -> dict[str, Any]:
-        return {"shift": self.shift, "ends_with_eos": self.ends_with_eos, "gain": self.gain}
+
+def _own_settings(model: RewardModel) -> dict[str, Any]:
+    return {"shift": model.shift, "ends_with_eos": model.ends_with_eos, "gain": model.gain}
 
 
 def _length(text: str | Example) -> int:
