@@ -108,9 +108,9 @@ def train(
     """
     if not comparisons:
         raise ValueError("there are no comparisons to train a reward model on")
-    members, drawn = (model,), [comparisons]
+    members = model.members if isinstance(model, RewardEnsemble) else (model,)
+    drawn = [comparisons]
     if isinstance(model, RewardEnsemble):
-        members = model.members
         drawn = [bootstrap(comparisons, learner.seed, member) for member in range(len(members))]
     steps = config.epochs * -(-len(comparisons) // config.minibatch_prompts)
 

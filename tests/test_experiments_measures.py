@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,12 +101,12 @@ def test_an_extrapolation_is_least_squares_with_the_textbook_interval() -> None:
     """Against scipy's regression; and its band covers new runs as often as it says."""
     sizes, values = [1.0, 2.0, 5.0, 10.0, 10.0], [0.61, 0.63, 0.66, 0.68, 0.69]
     x = np.log(sizes)
-    line = stats.linregress(x, values)
+    line: Any = stats.linregress(x, values)
     found = extrapolate(sizes, values, 100.0)
     assert found.value == pytest.approx(line.intercept + line.slope * math.log(100))
     residual = math.sqrt(sum((v - line.intercept - line.slope * a) ** 2 for v, a in zip(values, x, strict=True)) / 3)
     # The standard error of the mean response, from the errors of slope and intercept at the shifted origin.
-    shifted = stats.linregress(x - math.log(100), values)
+    shifted: Any = stats.linregress(x - math.log(100), values)
     half = stats.t.ppf(0.95, 3) * math.hypot(residual, shifted.intercept_stderr)
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
     rng, inside = np.random.default_rng(0), 0
@@ -177,7 +178,7 @@ def test_the_smallest_effect_that_seeds_detect() -> None:
     assert detectable_effect(10) == pytest.approx(0.996, abs=0.002)
     assert detectable_effect(34) == pytest.approx(0.50, abs=0.01)
     rng = np.random.default_rng(0)
-    p = stats.ttest_1samp(rng.normal(detectable_effect(5), 1.0, (20_000, 5)), 0.0, axis=1).pvalue
+    p = stats.ttest_1samp(rng.normal(detectable_effect(5), 1.0, (20_000, 5)), 0.0, axis=1)[1]
     assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.015)
 
 

@@ -311,7 +311,7 @@ def test_the_linear_reward_model_finds_the_worths() -> None:
     """And the likelihood that knows of wrong labels finds their scale, where plain Bradley-Terry does not."""
     rng = np.random.default_rng(0)
     world = TokenWorld.draw(rng)
-    texts = [world.sample(rng, world.reference, 20_000) for _ in range(2)]
+    texts = world.pairs(rng, world.reference, 20_000)
     pairs = world.compare(rng, *texts, SimulatedAnnotator(0.17, scale=1.0))
     true = world.worth - world.worth.mean()
     slopes = [float(fit(*pairs, error_rate=rate, l2=0.0) @ true / (true @ true)) for rate in (0.17, 0.0)]
@@ -328,7 +328,7 @@ def test_rounds_of_comparisons_use_every_label() -> None:
     rng = np.random.default_rng(0)
     parts = []
     for _ in range(2):
-        texts = [world.sample(rng, world.reference, 300) for _ in range(2)]
+        texts = world.pairs(rng, world.reference, 300)
         parts.append(world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0)))
     better, worse = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     assert rounds[-1] == pytest.approx(float(world.expected_gold(world.optimum_at(fit(better, worse), 6.0))))

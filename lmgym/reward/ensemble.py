@@ -140,7 +140,7 @@ class RewardEnsemble:
             raise ValueError(f"{str(folder)!r} is no ensemble of reward models: it has no {ENSEMBLE_FILE}")
         settings = read_settings(file)
         count, shift = settings.get("members"), settings.get("shift")
-        if type(count) is not int or not 2 <= count <= 1000 or type(shift) not in (int, float):
+        if type(count) is not int or not 2 <= count <= 1000 or not isinstance(shift, int | float):
             raise ValueError(f"{file}: expected are members (a number of at least 2) and shift (a number)")
         members = [RewardModel.load(Path(folder) / str(index), device, merged=False) for index in range(count)]
         ensemble = cls(members, float(shift))
