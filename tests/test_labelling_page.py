@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,8 @@ import pytest
 pytest.importorskip("starlette", reason="the labelling page needs lmgym[label]")
 pytest.importorskip("uvicorn", reason="the labelling page needs lmgym[label]")
 
-from labelling_server import PLAIN, served, store_at
+from label_stores import PLAIN
+from labelling_server import served, store_at
 
 from agents.cli import main
 from agents.labelling import label_over_http, listening
@@ -248,33 +250,103 @@ def _until_it_fails(client: Client) -> None:
         client.answer("left")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the server is forked")
+@pytest.mark.slow
+def test_a_thousand_votes_of_fifty_clients_take_little_longer_than_an_empty_request(
+    tmp_path: Path, record_property: Any
+) -> None:
+    """None is lost, none counted twice; the slowest hundredth, beside that of an empty response."""
+    store = store_at(tmp_path / "labels.db", 1000)
+    people = [store.labeller(f"p{i}") for i in range(50)]
+    tokens = [store.token(person) for person in people]
+    with server_process(store) as (start, port):
+        start()
+        times: dict[str, list[float]] = {"vote": [], "empty": []}
+
+        def ask(token: str) -> None:
+            client = _when_up(f"http://127.0.0.1:{port}/?token={token}")
+            while client.state["item"] is not None:
+                begun = time.perf_counter()
+                client.answer("left")
+                times["vote"].append(time.perf_counter() - begun)
+            for _ in range(20):
+                begun = time.perf_counter()
+                client._connection.request("GET", "/favicon.ico")
+                client._connection.getresponse().read()
+                times["empty"].append(time.perf_counter() - begun)
+
+        threads = [threading.Thread(target=ask, args=(token,)) for token in tokens]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    with LabelStore(tmp_path / "labels.db") as found:
+        assert Counter(label.item for label in found.labels()) == dict.fromkeys(range(1, 1001), 1)
+    slowest = {name: sorted(all_)[int(0.99 * len(all_))] for name, all_ in times.items()}
+    record_property("p99", slowest)
+    print({name: f"{1000 * seconds:.0f} ms" for name, seconds in slowest.items()})
+    assert slowest["vote"] < max(0.1, 10 * slowest["empty"])
+
+
+def _when_up(link: str) -> Client:
+    for _ in range(200):
+        try:
+            return Client(link)
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("the server did not start")
+
+
 # Kills ----------------------------------------------------------------------------------------------------------------
 
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the servers that are killed are forked")
+
+
+@needs_fork
 def test_kill_9_while_people_vote_loses_no_acknowledged_answer(tmp_path: Path) -> None:
     kills(tmp_path, 20)
 
 
+@needs_fork
 @pytest.mark.stress
 def test_two_hundred_kills_lose_no_acknowledged_answer(tmp_path: Path) -> None:
     kills(tmp_path, 200)
+
+
+@contextmanager
+def server_process(store: LabelStore) -> Iterator[tuple[Callable[[], int], int]]:
+    """Closes the store and yields a function that starts a server of it, and the port; see labelling_server.py."""
+    store.close()
+    with listening("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, str(HERE / "labelling_server.py"), str(store.path), str(port)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
+    children: list[int] = []
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment) as helper:
+        sent, got = helper.stdin, helper.stdout
+        assert sent is not None
+        assert got is not None
+
+        def start() -> int:
+            print(file=sent, flush=True)
+            children.append(int(got.readline()))
+            return children[-1]
+
+        try:
+            yield start, port
+        finally:
+            for child in children[-1:]:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            helper.kill()
 
 
 def kills(tmp_path: Path, count: int) -> None:
     """Kills the server while four people vote, `count` times, and compares what was acknowledged with the file."""
     db = tmp_path / "labels.db"
     store = store_at(db, 40 * count)
-    people = [store.labeller(f"p{i}") for i in range(4)]
-    tokens = [store.token(person) for person in people]
-    store.close()
-    listener = listening("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    listener.close()
-    command = [sys.executable, str(HERE / "labelling_server.py"), str(db), str(port)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
-    helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    assert helper.stdin is not None
-    assert helper.stdout is not None
+    tokens = [store.token(store.labeller(f"p{i}")) for i in range(4)]
     acknowledged: list[tuple[str, str]] = []
     over = threading.Event()
 
@@ -292,26 +364,21 @@ def kills(tmp_path: Path, count: int) -> None:
                 time.sleep(0.01)
 
     threads = [threading.Thread(target=vote, args=(token, i)) for i, token in enumerate(tokens)]
-    for thread in threads:
-        thread.start()
-    try:
-        for number in range(count):
-            helper.stdin.write("\n")
-            helper.stdin.flush()
-            child = int(helper.stdout.readline())
-            before, until = len(acknowledged), time.monotonic() + 20
-            while len(acknowledged) < before + 3 + number % 5 and time.monotonic() < until:
-                time.sleep(0.005)
-            assert len(acknowledged) > before, "the server answered nobody"
-            os.kill(child, signal.SIGKILL)
-    finally:
-        over.set()
+    with server_process(store) as (start, port):
         for thread in threads:
-            thread.join()
-        helper.stdin.close()
-        helper.stdout.close()
-        helper.kill()
-        helper.wait()
+            thread.start()
+        try:
+            for number in range(count):
+                child = start()
+                before, until = len(acknowledged), time.monotonic() + 20
+                while len(acknowledged) < before + 3 + number % 5 and time.monotonic() < until:
+                    time.sleep(0.005)
+                assert len(acknowledged) > before, "the server answered nobody"
+                os.kill(child, signal.SIGKILL)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
     with LabelStore(db) as found:
         kept = {row["nonce"]: row for row in found.rows("SELECT * FROM events")}
         for nonce, choice in acknowledged:
@@ -326,34 +393,72 @@ def kills(tmp_path: Path, count: int) -> None:
 # The commands ---------------------------------------------------------------------------------------------------------
 
 
-def test_from_pairs_in_a_file_to_a_reward_model(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated people label a file over HTTP; a model from the labels equals one from their export, bit for bit."""
-    monkeypatch.chdir(tmp_path)
+def labelled(folder: Path, *more: str) -> None:
+    """Labels forty pairs of a file by two simulated people over HTTP, into x.db."""
     # The texts of the built-in model "probe" have the letters a to d.
     prompts = ["".join("abcd"[(i // 4**k) % 4] for k in range(3)) for i in range(40)]
     rows = [{"prompt": prompt, "chosen": "ab", "rejected": "cd"} for prompt in prompts]
-    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["label", "--pairs", "pairs.jsonl", "--db", "x.db", "--port", "0", "--overlap", "2", *more]
+    assert main([*line, "--simulate.labellers", "2", "--simulate.error-rate", "0"]) == 0
+
+
+def test_from_pairs_in_a_file_to_figures_and_files(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("guide.md").write_text("Choose the kinder text.\n")
-    line = ["label", "--pairs", "pairs.jsonl", "--db", "x.db", "--port", "0", "--guidelines", "guide.md"]
-    assert main([*line, "--simulate.labellers", "2", "--simulate.error-rate", "0", "--overlap", "2"]) == 0
+    labelled(tmp_path, "--guidelines", "guide.md")
     assert "80 labels in x.db" in capsys.readouterr().out
     assert main(["label", "stats", "x.db"]) == 0
     assert "1.00 [0.91, 1.00] (n = 40)" in re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", " "))
-    for split in ("train", "test"):
-        assert main(["label", "export", "x.db", f"{split}.jsonl", "--split", split]) == 0
-    assert "> Choose the kinder text." in Path("train.card.md").read_text()
-    assert main(["reward", "--labels", "x.db", "--model", "probe", "--out", "a"]) == 0
-    given = ["--preferences", "train.jsonl", "--test-preferences", "test.jsonl"]
-    assert main(["reward", *given, "--model", "probe", "--out", "b"]) == 0
-    weights = [Path(run, "reward_model", "model.safetensors").read_bytes() for run in "ab"]
-    assert weights[0] == weights[1]
-    assert main(["label", "rate", "x.db", "--members", "2", "--model", "probe"]) == 0
-    assert "held-out pairs; 0 questions scored" in capsys.readouterr().out
+    assert main(["label", "export", "x.db", "x.jsonl"]) == 0
+    assert "80 rows: x.jsonl; their data-set card: x.card.md" in capsys.readouterr().out
+    assert "> Choose the kinder text." in Path("x.card.md").read_text()
+    assert main(["label", "import", "y.db", "x.jsonl", "--format", "pairs"]) == 0
+    assert "y.db has 80 labels" in capsys.readouterr().out
     assert main(["label", "withdraw", "x.db", "labeller-1"]) == 0
     assert main(["label", "withdraw", "x.db", "nobody"]) == 2
     assert "no labeller 'nobody'; there are owner, labeller-2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_reward_model_from_labels_equals_one_from_their_export(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labelled(tmp_path)
+    for split in ("train", "test"):
+        assert main(["label", "export", "x.db", f"{split}.jsonl", "--split", split]) == 0
+    small = ["--model", "probe", "--epochs", "1"]
+    assert main(["reward", "--labels", "x.db", *small, "--out", "a"]) == 0
+    given = ["--preferences", "train.jsonl", "--test-preferences", "test.jsonl"]
+    assert main(["reward", *given, *small, "--out", "b"]) == 0
+    weights = [Path(run, "reward_model", "model.safetensors").read_bytes() for run in "ab"]
+    assert weights[0] == weights[1]
     assert main(["reward", "--labels", "x.db", "--preferences", "train.jsonl"]) == 2
     assert "either --preferences FILE or --labels DB" in capsys.readouterr().err
+    assert main(["label", "rate", "x.db", "--members", "2", *small]) == 0
+    assert "held-out pairs; 0 questions scored" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_rounds_of_a_loop_learn_from_each_other(tmp_path: Path, capsys: Any) -> None:
+    """Each round's texts are those of the policy before it; the same command again repeats nothing that is finished."""
+    line = ["loop", "Sentiment", "--out", str(tmp_path / "loop"), "--rounds", "2", "--labels", "12", "--texts", "2"]
+    line += ["--sft", "--examples 64 --test-examples 8", "--reward", "--epochs 1", "--simulate.labellers", "2"]
+    line += ["--train", "--ppo.updates 2 --ppo.rows 8 --test-prompts 8 --samples 2"]
+    assert main(line) == 0
+    rounds = json.loads((tmp_path / "loop" / "loop.json").read_text())
+    assert [row["round"] for row in rounds] == [1, 2]
+    assert 12 <= rounds[0]["labels"] < 20 <= rounds[1]["labels"] < 32
+    with LabelStore(tmp_path / "loop" / "labels.db") as store:
+        models = {label.model for label in store.labels()}
+        assert len(models) == 2, "the second round asks about the texts of the first round's policy"
+    capsys.readouterr()
+    assert main(line) == 0
+    assert "lmgym " not in capsys.readouterr().out
+    assert json.loads((tmp_path / "loop" / "loop.json").read_text()) == rounds
 
 
 def test_rules_of_the_server_are_those_of_the_command(tmp_path: Path, capsys: Any) -> None:

@@ -1,80 +1,35 @@
-"""Labels by people: nothing is lost, figures are right, files come back exactly, choices have their propensities."""
+"""Labels by people: whom to ask what, and that nothing is lost."""
 
 import json
-import math
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_stores import PLAIN, Clock
 from scipy.stats import binomtest
 
 from lmgym.preferences import (
     Asker,
-    Comparison,
     Item,
     LabelStore,
     Rules,
-    SimulatedLabeller,
     StoreError,
-    cohen_kappa,
     comparisons_of,
-    error_rate,
-    export_labels,
-    import_labels,
-    krippendorff_alpha,
-    label_card,
     label_stats,
-    read_comparisons,
     read_items,
-    side_bias,
-    wilson,
-    write_comparisons,
 )
-from lmgym.preferences.agreement import alpha_with_interval
 from lmgym.preferences.database import disk_kind
-from lmgym.preferences.queries import choose, closeness, disagreement, propensities
-
-PLAIN = Rules(repeat_share=0.0, gold_share=0.0)
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def make(tmp_path: Path, clock: Clock) -> Callable[..., LabelStore]:
-    """Makes a store with some questions."""
-
-    def made(count: int = 6, name: str = "labels.db", texts: int = 2) -> LabelStore:
-        store = LabelStore(tmp_path / name, create=True, clock=clock)
-        store.add_items([Item(f"prompt {i}", tuple(f"text {i}.{k}" for k in range(texts))) for i in range(count)])
-        return store
-
-    return made
-
 
 # What is asked, and what becomes of answers ---------------------------------------------------------------------------
 
 
-def test_an_answer_is_in_the_coordinates_of_the_item_whatever_the_side(make: Callable[..., LabelStore]) -> None:
-    store = make(40)
+def test_an_answer_is_in_the_coordinates_of_the_item_whatever_the_side(make_labels: Callable[..., LabelStore]) -> None:
+    store = make_labels(40)
     asker, anna = Asker(store, PLAIN), store.labeller("anna")
     sides = []
     while (showing := asker.next(anna)) is not None:
@@ -88,11 +43,11 @@ def test_an_answer_is_in_the_coordinates_of_the_item_whatever_the_side(make: Cal
     assert len({(c.prompt, c.ranked) for c in comparisons_of(store)}) == 40
 
 
-def test_sides_follow_from_the_file_s_key_and_not_from_the_item(make: Callable[..., LabelStore]) -> None:
+def test_sides_follow_from_the_file_s_key_and_not_from_the_item(make_labels: Callable[..., LabelStore]) -> None:
     """Nobody can predict the sides: two files draw them independently, two labellers of a file too."""
     drawn = []
     for name in ("one.db", "two.db"):
-        store = make(200, name)
+        store = make_labels(200, name)
         asker = Asker(store, Rules(repeat_share=0.0, gold_share=0.0, overlap=2))
         for person in ("anna", "ben"):
             found, labeller = {}, store.labeller(person)
@@ -106,8 +61,8 @@ def test_sides_follow_from_the_file_s_key_and_not_from_the_item(make: Callable[.
             assert 60 < sum(a == b for a, b in zip(drawn[i], drawn[j], strict=True)) < 140
 
 
-def test_a_second_answer_with_the_same_nonce_changes_nothing(make: Callable[..., LabelStore]) -> None:
-    store = make()
+def test_a_second_answer_with_the_same_nonce_changes_nothing(make_labels: Callable[..., LabelStore]) -> None:
+    store = make_labels()
     asker, anna = Asker(store, PLAIN), store.labeller("anna")
     showing = asker.next(anna)
     assert showing is not None
@@ -119,8 +74,10 @@ def test_a_second_answer_with_the_same_nonce_changes_nothing(make: Callable[...,
         asker.answer(store.labeller("ben"), showing.nonce, "tie")
 
 
-def test_two_tabs_show_the_same_question_and_two_people_never_do(make: Callable[..., LabelStore], clock: Clock) -> None:
-    store = make(3)
+def test_two_tabs_show_the_same_question_and_two_people_never_do(
+    make_labels: Callable[..., LabelStore], clock: Clock
+) -> None:
+    store = make_labels(3)
     asker = Asker(store, PLAIN)
     anna, ben, cem, dia = (store.labeller(name) for name in ("anna", "ben", "cem", "dia"))
     shown = [asker.next(person) for person in (anna, anna, ben, cem, dia)]
@@ -139,8 +96,8 @@ def test_two_tabs_show_the_same_question_and_two_people_never_do(make: Callable[
     assert len(store.labels()) == 2
 
 
-def test_a_clock_that_is_set_back_frees_what_was_reserved(make: Callable[..., LabelStore], clock: Clock) -> None:
-    store = make(1)
+def test_a_clock_that_is_set_back_frees_what_was_reserved(make_labels: Callable[..., LabelStore], clock: Clock) -> None:
+    store = make_labels(1)
     asker, anna, ben = Asker(store, PLAIN), store.labeller("anna"), store.labeller("ben")
     assert asker.next(anna) is not None
     clock.now -= 86400
@@ -150,8 +107,8 @@ def test_a_clock_that_is_set_back_frees_what_was_reserved(make: Callable[..., La
     assert asker.latest(ben) == store.labels()[0].id
 
 
-def test_overlap_asks_several_people_and_a_skip_is_no_label(make: Callable[..., LabelStore]) -> None:
-    store = make(4)
+def test_overlap_asks_several_people_and_a_skip_is_no_label(make_labels: Callable[..., LabelStore]) -> None:
+    store = make_labels(4)
     asker = Asker(store, Rules(overlap=2, repeat_share=0.0, gold_share=0.0))
     people = [store.labeller(name) for name in ("anna", "ben", "cem")]
     for index, person in enumerate(people):
@@ -162,8 +119,8 @@ def test_overlap_asks_several_people_and_a_skip_is_no_label(make: Callable[..., 
     assert asker.progress(people[0]) == {"mine": 4, "all": 8, "wanted": 8}
 
 
-def test_undo_is_an_event_and_the_question_comes_back(make: Callable[..., LabelStore]) -> None:
-    store = make()
+def test_undo_is_an_event_and_the_question_comes_back(make_labels: Callable[..., LabelStore]) -> None:
+    store = make_labels()
     asker, anna = Asker(store, PLAIN), store.labeller("anna")
     showing = asker.next(anna)
     assert showing is not None
@@ -182,8 +139,8 @@ def test_undo_is_an_event_and_the_question_comes_back(make: Callable[..., LabelS
         asker.undo(store.labeller("ben"), store.labels()[0].id)
 
 
-def test_events_cannot_be_changed_or_deleted(make: Callable[..., LabelStore]) -> None:
-    store = make()
+def test_events_cannot_be_changed_or_deleted(make_labels: Callable[..., LabelStore]) -> None:
+    store = make_labels()
     asker, anna = Asker(store, PLAIN), store.labeller("anna")
     showing = asker.next(anna)
     assert showing is not None
@@ -194,8 +151,10 @@ def test_events_cannot_be_changed_or_deleted(make: Callable[..., LabelStore]) ->
     assert len(store.labels()) == 1
 
 
-def test_repeats_come_later_with_the_sides_reversed_and_are_not_trained_on(make: Callable[..., LabelStore]) -> None:
-    store = make(60)
+def test_repeats_come_later_with_the_sides_reversed_and_are_not_trained_on(
+    make_labels: Callable[..., LabelStore],
+) -> None:
+    store = make_labels(60)
     asker, anna = Asker(store, Rules(repeat_share=0.2, gold_share=0.0)), store.labeller("anna")
     sides: dict[int, Any] = {}
     repeated = 0
@@ -214,8 +173,8 @@ def test_repeats_come_later_with_the_sides_reversed_and_are_not_trained_on(make:
     assert len(comparisons_of(store)) == 60
 
 
-def test_calibration_comes_first_and_gold_is_hidden(make: Callable[..., LabelStore]) -> None:
-    store = make(40)
+def test_calibration_comes_first_and_gold_is_hidden(make_labels: Callable[..., LabelStore]) -> None:
+    store = make_labels(40)
     store.add_items([Item(f"practice {i}", ("yes", "no"), purpose="calibration", best=0) for i in range(4)])
     store.add_items([Item(f"known {i}", ("no", "yes"), purpose="gold", best=1) for i in range(5)])
     asker, anna = Asker(store, Rules(repeat_share=0.0, gold_share=0.2, calibration=3)), store.labeller("anna")
@@ -276,8 +235,16 @@ def test_any_order_of_events_keeps_one_label_for_each_person_and_item(
     store.close()
 
 
-def test_withdrawn_answers_are_gone_from_the_file(make: Callable[..., LabelStore]) -> None:
-    store = make(8)
+def test_what_is_acknowledged_is_flushed(make_labels: Callable[..., LabelStore]) -> None:
+    """A kill cannot show it, only a power failure could: so the settings themselves are tested."""
+    store = make_labels()
+    assert store.rows("PRAGMA synchronous")[0][0] == 2  # FULL
+    assert store.rows("PRAGMA journal_mode")[0][0] == "wal"
+    assert oct(store.path.stat().st_mode)[-3:] == "600"
+
+
+def test_withdrawn_answers_are_gone_from_the_file(make_labels: Callable[..., LabelStore]) -> None:
+    store = make_labels(8)
     asker = Asker(store, Rules(overlap=2, repeat_share=0.0, gold_share=0.0))
     store.add_items([Item("write", purpose="write")])
     for name in ("anna", "ben"):
@@ -291,11 +258,13 @@ def test_withdrawn_answers_are_gone_from_the_file(make: Callable[..., LabelStore
     assert store.withdraw(wrote) >= 8
     assert {label.labeller for label in store.labels()} == {"anna", "ben"} - {wrote}
     assert store.rows("SELECT COUNT(*) AS n FROM items WHERE labels = 1")[0]["n"] == 8
-    store.close()
-    for file in store.path.parent.iterdir():
-        data = file.read_bytes()
-        assert b"a secret of mine" not in data
-        assert wrote.encode() not in data, "the pseudonym is gone too"
+    for closes in (False, True):  # the journal that an open file has holds nothing either
+        if closes:
+            store.close()
+        for file in store.path.parent.iterdir():
+            data = file.read_bytes()
+            assert b"a secret of mine" not in data
+            assert wrote.encode() not in data, "the pseudonym is gone too"
     with LabelStore(store.path) as again:
         assert again.rows("SELECT events FROM withdrawals")[0]["events"] >= 8
         with pytest.raises(ValueError, match=f"no labeller '{wrote}'; there are"):
@@ -328,8 +297,8 @@ def test_a_network_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "labels.db").exists()
 
 
-def test_a_full_disk_loses_nothing_that_was_acknowledged(make: Callable[..., LabelStore]) -> None:
-    store = make(200)
+def test_a_full_disk_loses_nothing_that_was_acknowledged(make_labels: Callable[..., LabelStore]) -> None:
+    store = make_labels(200)
     asker, anna = Asker(store, PLAIN), store.labeller("anna")
     pages = store.connection.execute("PRAGMA page_count").fetchone()[0]
     store.connection.execute(f"PRAGMA max_page_count = {pages + 3}")
@@ -382,240 +351,3 @@ def test_a_file_of_pairs_names_the_row_that_cannot_be_shown(tmp_path: Path) -> N
     odd = ["<script>alert(1)</script>", "‮ rtl שלום 👩‍👩‍👧 \x07 \x00"]
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "texts": odd}))
     assert read_items(tmp_path / "pairs.jsonl")[0].texts == tuple(odd)
-
-
-# Figures --------------------------------------------------------------------------------------------------------------
-
-
-NAN = math.nan
-PUBLISHED = np.array(
-    [
-        [1, 2, 3, 3, 2, 1, 4, 1, 2, NAN, NAN, NAN],
-        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, NAN, 3],
-        [NAN, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, NAN],
-        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, NAN],
-    ]
-)
-"""Four observers and twelve units: Krippendorff 2011, "Computing Krippendorff's alpha-reliability", example C."""
-
-
-@pytest.mark.parametrize(("level", "published"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
-def test_alpha_is_that_of_the_published_example(level: Any, published: float) -> None:
-    assert krippendorff_alpha(PUBLISHED, level) == pytest.approx(published, abs=5e-4)
-    figure = alpha_with_interval(PUBLISHED, level)
-    assert figure.low < published < figure.high
-    assert figure.count == 11
-
-
-def test_kappa_by_hand() -> None:
-    """20 and 15 equal answers, 5 and 10 different ones: p_o = .7, p_e = .5, κ = .4."""
-    first = ["yes"] * 25 + ["no"] * 25
-    second = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
-    assert cohen_kappa(first, second) == pytest.approx(0.4)
-    assert math.isnan(cohen_kappa(["yes"], ["yes"]))
-
-
-@pytest.mark.parametrize(("successes", "count"), [(0, 5), (3, 7), (50, 100), (199, 200)])
-def test_wilson_is_scipy_s(successes: int, count: int) -> None:
-    expected = binomtest(successes, count).proportion_ci(method="wilson")
-    found = wilson(successes, count)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-@pytest.mark.parametrize(("rate", "bias"), [(0.1, 0.2), (0.25, -0.3)])
-def test_the_intervals_recover_error_rate_and_side_bias(rate: float, bias: float) -> None:
-    """4,000 simulated runs of 200 gold items: the 95 % intervals hold the truth 93.5 to 96.5 % of the time."""
-    rng, labeller = np.random.default_rng(0), SimulatedLabeller(rate, bias)
-    covered = np.zeros(2)
-    for _ in range(4000):
-        # The same answers as labeller.choose would give, all at once; the next test compares the two.
-        known = _answers(labeller, 200, rng)
-        e, b = error_rate(known), side_bias(sum(left for _, left in known), 200)
-        covered += (e.low <= rate <= e.high, b.low <= bias <= b.high)
-    assert ((covered / 4000 > 0.935) & (covered / 4000 < 0.965)).all(), covered / 4000
-
-
-def _answers(labeller: SimulatedLabeller, count: int, rng: np.random.Generator) -> list[tuple[bool, bool]]:
-    better_left = rng.random(count) < 0.5
-    by_side = rng.random(count) < abs(labeller.side_bias)
-    wrong = rng.random(count) < labeller.error_rate
-    left = np.where(by_side, labeller.side_bias > 0, better_left != wrong)
-    return list(zip(better_left.tolist(), left.tolist(), strict=True))
-
-
-def test_simulated_labellers_answer_as_they_say() -> None:
-    rng = np.random.default_rng(0)
-    labeller = SimulatedLabeller(0.1, 0.3)
-    counts = Counter(
-        (side, str(labeller.choose([1.0, 0.0] if side else [0.0, 1.0], rng)["choice"])) for side in (True, False) * 4000
-    )
-    assert counts[True, "left"] / 4000 == pytest.approx(0.3 + 0.7 * 0.9, abs=0.02)
-    assert counts[False, "left"] / 4000 == pytest.approx(0.3 + 0.7 * 0.1, abs=0.02)
-    fast = _answers(labeller, 8000, rng)
-    assert sum(left for better, left in fast if better) / 4000 == pytest.approx(0.93, abs=0.04)
-    tired = SimulatedLabeller(0.0, fatigue=0.1)
-    late = sum(tired.choose([1.0, 0.0], rng, answered=200)["choice"] == "right" for _ in range(4000))
-    assert late / 4000 == pytest.approx(0.2, abs=0.02)
-    assert SimulatedLabeller(0.0).choose([1.0, 3.0, 2.0], rng) == {"choice": "ranking", "ranking": [1, 2, 0]}
-    assert SimulatedLabeller(0.0, other_taste=True).choose([1.0, 3.0, 2.0], rng)["ranking"] == [0, 2, 1]
-    assert SimulatedLabeller(0.0, tie_within=0.1).choose([1.0, 1.0], rng) == {"choice": "tie"}
-
-
-def test_agreement_gives_the_ceiling_of_reward_models(make: Callable[..., LabelStore]) -> None:
-    store = make(250)
-    asker = Asker(store, Rules(overlap=2, repeat_share=0.0, gold_share=0.0))
-    rng, labeller = np.random.default_rng(0), SimulatedLabeller(0.1)
-    with store.transaction():
-        for name in ("anna", "ben"):
-            person = store.labeller(name)
-            while (showing := asker.next(person)) is not None:
-                scores = [-float(index) for index in showing.side]
-                asker.answer(person, showing.nonce, str(labeller.choose(scores, rng)["choice"]))
-    stats = label_stats(store)
-    assert stats.agreement.low < 0.82 < stats.agreement.high  # .9² + .1²
-    assert stats.ceiling == pytest.approx(0.9, abs=0.03)
-    assert stats.kappa == pytest.approx(stats.alpha.value, abs=0.02)
-    assert {one.labels for one in stats.labellers} == {250}
-
-
-# What to ask next -----------------------------------------------------------------------------------------------------
-
-
-def test_disagreement_and_closeness_by_hand() -> None:
-    scores = np.array([[[2.0, 0.0], [1.0, 1.0], [NAN, NAN]], [[-2.0, 0.0], [1.0, 1.0], [NAN, NAN]]])
-    p = 1 / (1 + math.exp(-2.0))
-    assert disagreement(scores)[:2] == pytest.approx([p - 0.5, 0.0])
-    assert closeness(scores)[:2] == pytest.approx([0.0, 0.0])
-    assert np.isnan(disagreement(scores)[2])
-    three = np.array([[[0.0, 1.0, 3.0]]])
-    assert closeness(three) == pytest.approx([-(1 + 3 + 2) / 3])
-    batches = np.array([1, 2, 2])
-    assert propensities("newest", batches, None) == pytest.approx([0, 0.5, 0.5])
-    assert propensities("disagreement", batches, None) is None
-    assert propensities("disagreement", batches, scores) == pytest.approx([1, 0, 0])
-
-
-@pytest.mark.parametrize("strategy", ["random", "newest", "disagreement", "margin"])
-def test_the_stored_propensity_is_the_frequency_of_the_choice(strategy: Any) -> None:
-    is_test = np.array([True, False, False, True, False, False, False, False])
-    batches = np.array([1, 1, 1, 2, 2, 2, 2, 2])
-    scores = np.random.default_rng(1).normal(size=(3, 8, 2))
-    rng, draws = np.random.default_rng(0), 3000
-    found = [choose(strategy, is_test, batches, scores, rng) for _ in range(draws)]
-    counts = Counter(query.index for query in found)
-    for query in {query.index: query for query in found}.values():
-        assert counts[query.index] / draws == pytest.approx(query.propensity, abs=0.04)
-    assert sum(counts[i] for i in (0, 3)) / draws == pytest.approx(0.2, abs=0.03), "held out: always a fifth"
-    assert sum(query.strategy == "random" for query in found) / draws >= (0.34 if strategy != "random" else 1)
-    assert min(query.propensity for query in found) > 0
-    with pytest.raises(ValueError, match=r"random share of 0\.1"):
-        choose(strategy, is_test, batches, scores, rng, 0.1)
-
-
-def test_active_questions_are_those_that_an_ensemble_disagrees_on(make: Callable[..., LabelStore]) -> None:
-    store = make(100)
-    hard = set(range(1, 101, 10))
-    with store.transaction():
-        store.set_scores({i: [[3.0, 0.0], [-3.0, 0.0] if i in hard else [3.0, 0.0]] for i in range(1, 101)})
-    asker = Asker(store, Rules(strategy="disagreement", repeat_share=0.0, gold_share=0.0, most=12))
-    anna, asked = store.labeller("anna"), []
-    while (showing := asker.next(anna)) is not None:
-        asker.answer(anna, showing.nonce, "left")
-        asked.append(showing.item.id)
-    assert len(asked) == 12
-    rows = {row["id"]: row for row in store.rows("SELECT * FROM items WHERE asked_at IS NOT NULL")}
-    active = [i for i in asked if rows[i]["strategy"] == "disagreement"]
-    train = {item.id for item in store.items() if item.split == "train"}
-    first = [i for i in active if i in hard]
-    assert len(first) >= min(len(active), len(hard & train)) - 1
-    assert all(0 < rows[i]["propensity"] <= 1 for i in asked)
-
-
-# Files ----------------------------------------------------------------------------------------------------------------
-
-
-def filled(store: LabelStore) -> LabelStore:
-    """A store with every kind of item and answer."""
-    talk = [{"role": "user", "content": "Hello\nthere"}]
-    store.add_items([Item("", ("Hi", "Go away"), talk), Item("ranked", ("x", "y", "z"))])
-    store.add_items([Item("write one", purpose="write"), Item("known", ("yes", "no"), purpose="gold", best=0)])
-    store.set_guidelines("Be kind.\n\nAlways.")
-    asker = Asker(store, Rules(overlap=2, repeat_share=0.1, gold_share=0.1))
-    choices = ("left", "right", "tie", "neither", "skip")
-    for name in ("anna", "ben"):
-        person, count = store.labeller(name), 0
-        while (showing := asker.next(person)) is not None:
-            count += 1
-            if showing.item.purpose == "write":
-                asker.answer(person, showing.nonce, "text", text="My own\ntext é")
-            elif len(showing.side) > 2:
-                asker.answer(person, showing.nonce, "ranking", ranking=[2, 0, 1])
-            else:
-                outcome = asker.answer(person, showing.nonce, choices[count % 5], strength=count % 4 + 1)
-                if count == 3:
-                    asker.undo(person, outcome.event)
-    return store
-
-
-def test_the_whole_store_comes_back_exactly(make: Callable[..., LabelStore], tmp_path: Path) -> None:
-    store = filled(make(20))
-    rows = export_labels(store, tmp_path / "a.jsonl", "whole")
-    with LabelStore(tmp_path / "copy.db", create=True) as copy:
-        assert import_labels(copy, tmp_path / "a.jsonl", "whole") == rows
-        export_labels(copy, tmp_path / "b.jsonl", "whole")
-        assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-        assert comparisons_of(copy) == comparisons_of(store)
-        assert label_stats(copy) == label_stats(store)
-        import_labels(copy, tmp_path / "a.jsonl", "whole")
-        assert len(copy.labels()) == len(store.labels()), "a second import adds nothing"
-
-
-@pytest.mark.parametrize(
-    ("form", "ties"),
-    [("pairs", "drop"), ("pairs", "half"), ("conversations", "half"), ("argilla", "drop"), ("texts", "drop")],
-)
-def test_exports_come_back_exactly(make: Callable[..., LabelStore], tmp_path: Path, form: Any, ties: Any) -> None:
-    store = filled(make(20))
-    assert export_labels(store, tmp_path / "a.x", form, ties) > 0
-    with LabelStore(tmp_path / "copy.db", create=True) as copy:
-        (tmp_path / "a.json").write_bytes((tmp_path / "a.x").read_bytes())
-        import_labels(copy, tmp_path / "a.json", form)
-        import_labels(copy, tmp_path / "a.json", form)
-        export_labels(copy, tmp_path / "b.json", form, ties)
-    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-
-
-def test_exported_rows_are_in_the_common_forms(make: Callable[..., LabelStore], tmp_path: Path) -> None:
-    store = filled(make(20))
-    export_labels(store, tmp_path / "c.jsonl", "conversations")
-    rows = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
-    assert {row["chosen"][0]["role"] for row in rows if "chosen" in row} == {"assistant"}
-    assert all(row["prompt"][-1]["role"] == "user" for row in rows)
-    export_labels(store, tmp_path / "d.json", "argilla")
-    record = json.loads((tmp_path / "d.json").read_text())[0]
-    assert set(record) == {"id", "fields", "metadata", "suggestions", "responses", "vectors"}
-    assert record["responses"]["preference"][0]["value"] in (*record["fields"], "tie", "neither", "skip")
-    card = label_card(store, "c.jsonl", "conversations", len(rows))
-    assert "> Be kind." in card
-    assert "2 labellers under pseudonyms" in card
-    assert "Krippendorff's α" in card
-
-
-def test_ties_are_kept_only_if_they_are_asked_for(tmp_path: Path) -> None:
-    tied = [
-        Comparison("p", ("a", "b")),
-        Comparison("q", ("c", "d"), is_tie=True),
-        Comparison("r", ("e", "f", "g"), is_tie=True),
-    ]
-    write_comparisons(tmp_path / "x.jsonl", tied)
-    assert read_comparisons(tmp_path / "x.jsonl", ties="half") == tied
-    assert read_comparisons(tmp_path / "x.jsonl", say=lambda message: None) == tied[:1]
-
-
-def test_the_split_follows_from_the_prompt_alone(make: Callable[..., LabelStore]) -> None:
-    one, two = make(300, "one.db"), make(300, "two.db", texts=3)
-    splits = [{item.prompt: item.split for item in store.items()} for store in (one, two)]
-    assert splits[0] == splits[1]
-    share = list(splits[0].values()).count("test") / 300
-    assert share == pytest.approx(0.2, abs=0.06)
-    assert one.add_items([Item("prompt 3", ("text 3.0", "text 3.1"))]) == [4], "nothing is added twice"

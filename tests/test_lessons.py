@@ -141,7 +141,19 @@ def test_the_command_shows_hints_and_grades(
     Path("mine.py").write_text(solution(find("2.2")), encoding="utf-8")
     assert says("check", "2.2", "mine.py") == (0, "2.2 The score function: right\n")
     assert says("hint", "2.2", "--step", "3")[1].startswith("g = ")
+    Path("class/ann").mkdir(parents=True)
+    Path("class/ann/a.py").write_text(solution(find("2.2")), encoding="utf-8")
+    Path("class/bob.py").write_text(find("0.3").start, encoding="utf-8")
+    Path("class/notes.py").write_text("x = 1\n", encoding="utf-8")
+    status, text = says("grade", "class")
+    assert status == 0
+    assert [line.split(",")[:3] for line in text.splitlines()] == [
+        ["file", "exercise", "right"],
+        ["ann/a.py", "2.2", "1"],
+        ["bob.py", "0.3", "0"],
+    ]
     for arguments, message in (
+        (("grade", "class/none"), "no answer in"),
         (("hint", "2.2", "--step", "4"), "has the hints 1 to 3"),
         (("show",), "Give its number"),
         (("check", "2.2"), "which file?"),

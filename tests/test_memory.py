@@ -385,6 +385,7 @@ def test_an_update_reports_its_rollout_its_reference_and_its_epochs() -> None:
     rollout = [tokens for name, _, _, tokens in found if name == "rollout"]
     assert rollout == sorted(rollout)
     assert rollout[0] == 8
+    assert [done for name, done, _, _ in found if name == "rollout"][:2] == [1, 2]
 
 
 def test_a_log_file_says_now_and_then_how_far_a_slow_update_is(monkeypatch: pytest.MonkeyPatch) -> None:

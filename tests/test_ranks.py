@@ -7,7 +7,7 @@ from worlds import Trained, run_world
 
 from lmgym.ranks import balanced, in_shares, one, same, shares, tell, using
 
-UPDATES = 4
+UPDATES = 3
 
 
 @pytest.mark.parametrize(("count", "world", "unit"), [(12, 2, 4), (12, 4, 4), (7, 3, 1), (2, 4, 2), (0, 2, 1)])

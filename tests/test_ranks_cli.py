@@ -136,7 +136,7 @@ def test_the_pipeline_on_two_ranks_is_that_of_one(launcher: str, alone: Path, tm
     elif launcher == "torchrun":
         started = [start([*torchrun, "--standalone", "--nproc-per-node", "2", "-m", "agents.cli", *command])]
     elif launcher == "accelerate":
-        options = ["--cpu", "--num_processes", "2", "--main_process_port", str(free_port()), "-m", "agents.cli"]
+        options = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port()), "-m", "agents.cli"]
         launch = [sys.executable, "-m", "accelerate.commands.launch", *options]
         started = [start([*launch, *command])]
     else:

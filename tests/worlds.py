@@ -5,6 +5,7 @@ The functions that ranks run are at the top level of this module, because anothe
 
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,15 @@ import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 import lmgym
-from agents import a2c, grpo, nlpo, online_dpo, ppo, reinforce, rloo
-from agents.distributed import joined
+from agents import a2c, dpo, grpo, nlpo, online_dpo, ppo, reinforce, reward_modelling, rloo, sft
+from agents.distributed import TorchRanks, joined
 from agents.learner import Learner, LearnerConfig
-from lmgym import Policy, TokenVectorEnv
-from lmgym.reward import AdaptiveKL
+from agents.training import Batch
+from lmgym import Policy, RolloutBuffer, Score, Stream, TokenVectorEnv, collect
+from lmgym.models import Example
+from lmgym.preferences import Comparison
+from lmgym.ranks import current
+from lmgym.reward import AdaptiveKL, RewardModel
 from lmgym.tasks.probe import Tree
 
 PRELOADED = ("peft", "transformers.models.gpt2.modeling_gpt2", "worlds")
@@ -153,7 +158,7 @@ def foreign(updates: int) -> Trained:
             returns = rollout.rewards.sum(1)
             batch = Batch.of(rollout, (returns - returns.mean()) / returns.std())
             for minibatch in learner.minibatches(batch, 7):
-                learner.backward(0.01 * sum((p**2).sum() for p in learner.parameters))
+                learner.backward(0.01 * torch.stack([(p**2).sum() for p in learner.parameters]).sum())
                 learner.step(policy, minibatch, lambda new, old: -old.advantages * new.logp)
             learner.metrics.add("own/best", returns.max())
             yield learner.summarise(rollout)
@@ -235,7 +240,7 @@ def fail(how: str) -> str:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "hung":
-            time.sleep(15)
+            time.sleep(8)
         if how == "error":
             cast("TorchRanks", ranks).fail("the score 'judge' raised KeyError")
             raise ValueError("the score 'judge' raised KeyError")

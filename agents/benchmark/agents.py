@@ -75,7 +75,7 @@ def find_agent(spec: str) -> Agent:
         return _own(source, spec, shown, given)
     module: Any = _entry_point(source) or catalog.find_module(source)
     hashed = {"file": hashlib.sha256(Path(source).read_bytes()).hexdigest()} if source.endswith(".py") else {}
-    make = module if not isinstance(module, ModuleType) else getattr(module, "make", None)
+    make: Any = module if not isinstance(module, ModuleType) else getattr(module, "make", None)
     if make is not None:
         if given:
             raise ValueError(f"the agent {source!r} takes no settings: it is a function make(world)")
@@ -116,8 +116,9 @@ def _split(spec: str) -> tuple[str, dict[str, str]]:
     source, *rest = spec.strip().split(":")
     while rest and "=" not in rest[0]:  # a drive letter, or the function of an entry point
         source = f"{source}:{rest.pop(0)}"
-    given = dict(part.partition("=")[::2] for part in rest)
-    if not source or "" in given or any("=" not in part for part in rest):
+    parts = [part.partition("=") for part in rest]
+    given = {key: value for key, _, value in parts}
+    if not source or not all(key and equals for key, equals, _ in parts):
         raise ValueError(f"the agent {spec!r} must be NAME or NAME:SETTING=VALUE, such as ppo:lr=0.003")
     return source, given
 
@@ -190,10 +191,18 @@ def _value(name: str, text: str, default: Any) -> Any:
         value = json.loads(text.lower())
     except ValueError:
         value = text
-    wanted = bool if isinstance(default, bool) else (int,) if isinstance(default, int) else (int, float, type(None))
-    if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+    match default:
+        case bool():
+            fits = isinstance(value, bool)
+        case int():
+            fits = isinstance(value, int) and not isinstance(value, bool)
+        case _:  # a float, or None where a float may be given
+            fits = isinstance(value, int | float) and not isinstance(value, bool)
+            value = float(value) if fits else value
+            fits = fits or value is default is None
+    if not fits:
         raise ValueError(f"{name}={text} is not of the type of its default, {default!r}")
-    return float(value) if isinstance(default, float) else value
+    return value
 
 
 def _of_world(rl: Mapping[str, Any], world: World) -> RLOptions:

@@ -1,5 +1,7 @@
 """`lmgym exercise`: the exercises of the lessons, and their grader."""
 
+import csv
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +10,20 @@ from typing import Literal
 import tyro
 
 from agents.cli.options import parse
-from agents.lessons import all_exercises, check_file, find
+from agents.lessons import all_exercises, check_file, find, number_in
 from lmgym.io import encodable, printable
 
-Action = Literal["list", "show", "check", "hint"]
+Action = Literal["list", "show", "check", "hint", "grade"]
 
 
 @dataclass(frozen=True)
 class ExerciseCommand:
-    """Exercises of the lessons: list them, show one, check an answer, get a hint."""
+    """Exercises of the lessons: list them, show one, check an answer, get a hint, grade a folder."""
 
     action: tyro.conf.Positional[Action] = "list"
-    """What to do: "list", "show" (print the file to start from), "check" (grade a file), or "hint"."""
+    """"list", "show" (print the file to start from), "check" (a file), "hint", or "grade" (a folder)."""
     number: tyro.conf.Positional[str] = ""
-    """Number of the exercise, such as 2.1."""
+    """Number of the exercise, such as 2.1; for "grade", a folder."""
     file: tyro.conf.Positional[str] = ""
     """Your file, for "check"."""
     to: str = ""
@@ -37,6 +39,8 @@ def run(argv: Sequence[str]) -> int:
         for each in all_exercises():
             print(printable(f"{each.number:5} {each.kind}  {each.title}"))
         return 0
+    if wanted.action == "grade":
+        return _grade(Path(wanted.number or "."))
     if not wanted.number:
         raise ValueError(f"which exercise? Give its number: `lmgym exercise {wanted.action} 2.1`")
     chosen = find(wanted.number)
@@ -55,6 +59,22 @@ def run(argv: Sequence[str]) -> int:
     verdict = check_file(chosen.number, wanted.file)
     print(printable(verdict.message if verdict.passed else f"not yet: {verdict.message}"))
     return 0 if verdict.passed else 1
+
+
+def _grade(folder: Path) -> int:
+    """Prints one line of CSV for each answer below a folder; the first line of a start names its exercise."""
+    answers = [(path, number_in(path)) for path in sorted(folder.rglob("*.py"))]
+    answers = [(path, number) for path, number in answers if number]
+    if not answers:
+        raise ValueError(
+            f"no answer in {str(folder)!r}: a file keeps the first line that `lmgym exercise show` gave it"
+        )
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["file", "exercise", "right", "message"])
+    for path, number in answers:
+        verdict = check_file(number, path)
+        table.writerow([path.relative_to(folder).as_posix(), number, int(verdict.passed), printable(verdict.message)])
+    return 0
 
 
 def _show(start: str, number: str, to: str) -> None:

@@ -104,6 +104,8 @@ class Label(Common):
             raise ValueError(f"--until {self.until} is too small: give the number of labels that you want")
         if not 2 <= self.texts <= 4:
             raise ValueError(f"--texts {self.texts} is out of range: give 2 to 4")
+        if self.ask == "disagreement" and self.members < 2:
+            raise ValueError("--ask disagreement needs several reward models: give --members 2 or more")
         if self.pairs and self.write:
             raise ValueError("--pairs compares texts and --write asks for new ones: give one of them")
         self.rules()

@@ -21,8 +21,12 @@ from agents.runs import Stopped, is_finished, read_config
 from lmgym.io import parse_json, printable
 from lmgym.registry import find_spec
 
-RESERVED = ("--resume", "--seed")
-"""Options of `lmgym train` that make no sense for several runs at once."""
+RESERVED = {
+    "--resume": "start the same command again to continue",
+    "--seed": "leave it out",
+    "--procs": "several runs at the same time are --jobs",
+}
+"""Options of `lmgym train` that make no sense for several runs, and what to do instead."""
 
 
 def run_seeds(wanted: Any, argv: Sequence[str]) -> int:
@@ -50,9 +54,8 @@ def check_options(argv: Sequence[str], seeds: Sequence[int], option: str) -> Non
     Raises:
         ValueError: it names the option.
     """
-    for name in RESERVED:
+    for name, remedy in RESERVED.items():
         if option_value(argv, name) is not None:
-            remedy = "start the same command again to continue" if name == "--resume" else "leave it out"
             raise ValueError(f"{name} and {option} cannot be given together: {remedy}")
     wrong = [seed for seed in seeds if seed < 0] or [seed for seed in seeds if seeds.count(seed) > 1]
     if wrong:

@@ -139,9 +139,16 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ('--seed', '0', 'Seed of all random numbers.'),
         ('--device', 'auto', '"cpu", "cuda", or "auto", which uses CUDA if there is a GPU.'),
     ),
+    'play': (
+        ('TASK', 'Tree', 'A registered environment, such as "Tree" or "Sentiment".'),
+        ('--model', '', 'Language model: "tiny", "probe", a folder, or a name on the Hugging Face hub.'),
+        ('--beta', '0.1', 'β, in score per nat of KL.'),
+        ('--count', '8', 'How many tokens to choose from.'),
+        ('--seed', '0', 'Seed of all random numbers.'),
+    ),
     'exercise': (
-        ('ACTION', 'list', 'What to do: "list", "show" (print the file to start from), "check" (grade a file), or "hint".'),
-        ('NUMBER', '', 'Number of the exercise, such as 2.1.'),
+        ('ACTION', 'list', '"list", "show" (print the file to start from), "check" (a file), "hint", or "grade" (a folder).'),
+        ('NUMBER', '', 'Number of the exercise, such as 2.1; for "grade", a folder.'),
         ('FILE', '', 'Your file, for "check".'),
         ('--to', '', 'File that "show" writes, instead of printing; it must not exist.'),
         ('--step', '1', 'Which hint: 1 is a nudge, 3 nearly the line.'),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from jaxtyping import Float
+from numpy import ndarray
 
 from agents import reward_modelling
 from agents.learner import Learner
@@ -12,7 +13,7 @@ from agents.pipeline import RewardOptions
 from agents.pipeline.options import rank_for
 from lmgym.models import LanguageModel
 from lmgym.preferences import Comparison, LabelStore, comparisons_of
-from lmgym.reward import RewardModel, read_text
+from lmgym.reward import RewardEnsemble, RewardModel, read_text
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,6 @@ class Rated:
     scored: int
 
 
-def train_member(
-    lm: LanguageModel, options: RewardOptions, seed: int, comparisons: Sequence[Comparison]
-) -> RewardModel:
-    """One reward model, without the folder of a run."""
-    rank = rank_for(lm, options.lora_rank)
-    model = RewardModel.from_language_model(lm, rank, 2 * rank, seed, True)
-    learner = Learner(model.parameters(), options, seed)
-    for _ in reward_modelling.train(model, comparisons, (), learner, options):
-        pass
-    return model
-
-
 def rate_open_items(store: LabelStore, lm: LanguageModel, options: RewardOptions, seed: int, members: int) -> Rated:
     """Trains the ensemble, and writes its accuracy and its scores of the questions that nobody was asked yet.
 
@@ -52,7 +41,7 @@ def rate_open_items(store: LabelStore, lm: LanguageModel, options: RewardOptions
         store: the file of labels.
         lm: the language model to start from.
         options: of the training.
-        seed: each member has a seed of its own, spawned from it.
+        seed: of all random numbers; each member has a seed and a draw of the labels of its own.
         members: reward models.
 
     Raises:
@@ -61,14 +50,20 @@ def rate_open_items(store: LabelStore, lm: LanguageModel, options: RewardOptions
     train, test = comparisons_of(store, "train"), comparisons_of(store, "test")
     if not train:
         raise ValueError(f"{store.path}: no labels to train on yet: answer some questions, not all of them with a tie")
-    seeds = np.random.SeedSequence(seed).generate_state(members)
-    models = [train_member(lm, options, int(s), train) for s in seeds]
+    rank = rank_for(lm, options.lora_rank)
+    if members > 1:
+        model = RewardEnsemble.from_language_model(lm, members, rank, 2 * rank, seed)
+    else:
+        model = RewardModel.from_language_model(lm, rank, 2 * rank, seed)
+    for _ in reward_modelling.train(model, train, (), Learner(model.parameters(), options, seed), options):
+        pass
     rows = store.rows("SELECT id FROM items WHERE purpose = 'ask' AND asked_at IS NULL")
     items = [store.item(row["id"]) for row in rows]
-    scores = {item.id: _scores(models, Comparison(item.prompt, item.texts, item.messages)).tolist() for item in items}
+    asked = [Comparison(item.prompt, item.texts, item.messages) for item in items]
+    scores = {item.id: found.tolist() for item, found in zip(items, _scores(model, asked), strict=True)}
     right = pairs = 0
-    for comparison in test:
-        mean = _scores(models, comparison).mean(0)
+    for found in _scores(model, test):
+        mean = found.mean(0)
         margins = (mean[:, None] - mean[None])[np.triu_indices(len(mean), 1)]
         right, pairs = right + int((margins > 0).sum()), pairs + len(margins)
     with store.transaction():
@@ -77,8 +72,11 @@ def rate_open_items(store: LabelStore, lm: LanguageModel, options: RewardOptions
     return Rated(len(train), right, pairs, len(scores))
 
 
-@torch.no_grad()
-def _scores(models: Sequence[RewardModel], comparison: Comparison) -> np.ndarray:
-    """[K, T] the score of each text by each member."""
-    texts = [read_text(comparison.as_prompt, text) for text in comparison.ranked]
-    return np.stack([model.raw_scores(texts, [True] * len(texts), rows=16).double().cpu().numpy() for model in models])
+def _scores(model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison]) -> list[Float[ndarray, "K T"]]:
+    """For each comparison, the scores of its texts by each member."""
+    if not comparisons:
+        return []
+    texts = [read_text(comparison.as_prompt, text) for comparison in comparisons for text in comparison.ranked]
+    found = model.member_scores(texts) if isinstance(model, RewardEnsemble) else model.score_texts(texts)[None]
+    ends = np.cumsum([len(comparison.ranked) for comparison in comparisons])[:-1]
+    return np.split(found.double().numpy(), ends, axis=1)

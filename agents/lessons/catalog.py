@@ -1,5 +1,6 @@
 """The exercises in order, and the grading of a learner's file."""
 
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,13 @@ def find(number: str) -> Exercise:
         known = ", ".join(e.number for e in all_exercises())
         raise ValueError(f"no exercise {number!r}: choose from {known}")
     return EXERCISES[number]
+
+
+def number_in(path: str | Path) -> str:
+    """The number of the exercise that a file answers, from the first line of its start; empty if there is none."""
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        found = re.search(r"Exercise (\d+\.\d+):", file.readline())
+    return found[1] if found else ""
 
 
 def check_file(number: str, path: str | Path, seconds: float = SECONDS) -> Verdict:

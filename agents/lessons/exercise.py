@@ -68,7 +68,7 @@ class Answer:
     """
 
     def __init__(self, names: Mapping[str, Any], file: str):
-        self._names, self._file = names, file
+        self._names, self.file = names, file
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         function = self._names.get(name)
@@ -80,7 +80,7 @@ class Answer:
             try:
                 got = function(*arguments)
             except Exception as error:
-                raise Wrong(f"`{name}` raises an error: {described(error, self._file)}") from error
+                raise Wrong(f"`{name}` raises an error: {described(error, self.file)}") from error
             if got is None:
                 raise Wrong(f"`{name}` returns nothing yet: write its body, and return the result")
             for argument, copy in zip(arguments, before, strict=True):

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from agents.training import require
+from lmgym.ranks import current
 
 TIME_LIMIT_STATUS = 3
 """The exit status of a run that reached its time limit."""
@@ -88,6 +89,8 @@ class StopRequest:
         if self._signal is not None:
             raise KeyboardInterrupt(128 + number)
         self._signal = signal.Signals(number)
+        if current().rank:  # rank 0 says it
+            return
         # Not through the console, which may be in the middle of a line.
         with suppress(OSError):
             os.write(2, b"\nlmgym: finishing this step and saving; interrupt again to stop immediately\n")

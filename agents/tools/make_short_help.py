@@ -24,6 +24,7 @@ from agents.cli import (
     label,
     loop,
     merge,
+    play,
     preferences,
     push,
     relocate,
@@ -50,6 +51,7 @@ KINDS: dict[str, Callable[[], type]] = {
     "chat": lambda: chat.Chat,
     "benchmark": lambda: benchmark.Benchmark,
     "study": lambda: study.Study,
+    "play": lambda: play.Play,
     "exercise": lambda: exercise.ExerciseCommand,
     "report": lambda: report.Report,
     "compare": lambda: compare.Compare,
@@ -99,6 +101,7 @@ SHOWN = {
     "chat": (
         "RUN", "--model", "--policy", "--system", "--temperature", "--max-new-tokens", "--seed", "--device",
     ),
+    "play": ("TASK", "--model", "--beta", "--count", "--seed"),
     "exercise": ("ACTION", "NUMBER", "FILE", "--to", "--step"),
     "envs": (),
     "algorithms": (),

@@ -63,7 +63,7 @@ def side_bias(left: int, decided: int) -> Figure:
     share = wilson(left, decided)
     if not share.count:
         return NOTHING
-    return Figure(*(2 * value - 1 for value in (share.value, share.low, share.high)), decided)
+    return Figure(2 * share.value - 1, 2 * share.low - 1, 2 * share.high - 1, decided)
 
 
 def error_rate(known: Sequence[tuple[bool, bool]]) -> Figure:

@@ -85,6 +85,8 @@ class Asker:
 
     def __init__(self, store: LabelStore, rules: Rules | None = None) -> None:
         self.store, self.rules = store, rules or Rules()
+        # (items, items asked), and of those that nobody was asked: ids, whether they are held out, batches.
+        self._left: tuple[Any, ...] | None = None
 
     # Questions --------------------------------------------------------------------------------------------------------
 
@@ -173,21 +175,30 @@ class Asker:
     def _chosen(self) -> int | None:
         """An item that nobody was asked yet, by the strategy; the choice is stored with its propensity."""
         store, rules = self.store, self.rules
-        (asked,) = store.rows("SELECT COUNT(*) FROM items WHERE purpose IN ('ask', 'write') AND asked_at IS NOT NULL")[
-            0
-        ]
-        if rules.most is not None and asked >= rules.most:
+        (total,), (left,) = store.rows(_ALL)[0], store.rows(_LEFT)[0]
+        asked = total - left
+        if not left or (rules.most is not None and asked >= rules.most):
             return None
-        rows = sorted(store.rows(_NEVER_ASKED), key=lambda row: row["id"])
-        if not rows:
-            return None
+        if self._left is None or self._left[0] != (total, asked):
+            rows = sorted(store.rows(_NEVER_ASKED), key=lambda row: row["id"])
+            columns = (
+                [row["id"] for row in rows],
+                [row["split"] == "test" for row in rows],
+                [row["batch"] for row in rows],
+            )
+            self._left = ((total, asked), *map(np.array, columns))
+        _, ids, is_test, batches = self._left
         rng = np.random.default_rng(int.from_bytes(store.digest("query", asked)))
-        is_test, batches = np.array([row["split"] == "test" for row in rows]), np.array([row["batch"] for row in rows])
         scores = None
         if rules.strategy in ("disagreement", "margin"):
-            scores = self.scores([row["id"] for row in rows])
+            scores = self.scores(ids.tolist())
+            if scores is not None and len(scores) < 2 and rules.strategy == "disagreement":
+                scores = None  # one model cannot disagree
         query = choose(rules.strategy, is_test, batches, scores, rng, rules.random_share)
-        number = rows[query.index]["id"]
+        number = int(ids[query.index])
+        # What is left after this choice. If it is rolled back, the same one is made again: the key decides it.
+        rest = (np.delete(column, query.index) for column in (ids, is_test, batches))
+        self._left = ((total, asked + 1), *rest)
         with store.transaction() as connection:
             values = (store.clock(), query.strategy, query.propensity, number)
             connection.execute("UPDATE items SET asked_at = ?, strategy = ?, propensity = ? WHERE id = ?", values)
@@ -358,6 +369,8 @@ _PROGRESS = (
     "SELECT COALESCE(SUM(CASE purpose WHEN 'write' THEN 1 ELSE ? END), 0) AS items, COALESCE(SUM(MIN(labels, ?)), 0) "
     "AS done FROM items WHERE purpose IN ('ask', 'write')"
 )
+_ALL = "SELECT COUNT(*) FROM items WHERE purpose IN ('ask', 'write')"
+_LEFT = "SELECT COUNT(*) FROM items INDEXED BY never_asked WHERE purpose IN ('ask', 'write') AND asked_at IS NULL"
 _NEVER_ASKED = (
     "SELECT id, split, batch FROM items INDEXED BY never_asked WHERE purpose IN ('ask', 'write') AND asked_at IS NULL"
 )

@@ -300,7 +300,7 @@ def _read_record(store: LabelStore, record: Mapping[str, Any], source: str, labe
     prompt, names = fields["prompt"], [name for name in fields if name != "prompt"]
     messages = prompt if isinstance(prompt, list) else ()
     item = Item(
-        "" if messages else prompt,
+        "" if isinstance(prompt, list) else prompt,
         tuple(fields[name] for name in names),
         messages,
         source=source,
@@ -386,7 +386,8 @@ def _insert(store: LabelStore, table: str, row: Mapping[str, Any]) -> None:
 
 def _read_item(store: LabelStore, row: Mapping[str, Any]) -> int:
     own = ("prompt", "texts", "messages", "purpose", "best", "explanation", "source", "model", "split")
-    (added,) = store.add_items([Item(**{name: row[name] for name in own} | {"texts": tuple(row["texts"])})], None)
+    values: dict[str, Any] = {name: row[name] for name in own} | {"texts": tuple(row["texts"])}
+    (added,) = store.add_items([Item(**values)], None)
     rest = ("batch", "added_at", "asked_at", "strategy", "propensity")
     with store.transaction() as connection:
         sets = ", ".join(f"{name} = ?" for name in rest)

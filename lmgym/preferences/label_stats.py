@@ -100,7 +100,7 @@ def label_stats(store: LabelStore) -> LabelStats:
     """The figures of a file of labels."""
     labels, items = store.labels(), {item.id: item for item in store.items()}
     trainings = store.rows("SELECT * FROM trainings ORDER BY id DESC LIMIT 1")
-    return stats_of(labels, items, trainings[0] if trainings else None)
+    return stats_of(labels, items, dict(trainings[0]) if trainings else None)
 
 
 def stats_of(

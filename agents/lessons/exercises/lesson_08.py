@@ -1,6 +1,7 @@
 """Exercises of lesson 8: from preferences to a reward model."""
 
 import math
+from typing import Any
 
 import torch
 from scipy.optimize import minimize_scalar
@@ -163,8 +164,8 @@ def noisy_loss(answer: Answer) -> None:
         first, second = (float(answer.noisy_loss(m, error_rate)) for m in ways)
         return right * first + (1 - right) * second
 
-    lowest = float(minimize_scalar(mean_loss, bounds=(0.0, 4.0), method="bounded").x)
-    expect(lowest, true, "the margin with the smallest loss, where the true one is 1.5", tolerance=1e-3)
+    found: Any = minimize_scalar(mean_loss, bounds=(0.0, 4.0), method="bounded")
+    expect(found.x, true, "the margin with the smallest loss, where the true one is 1.5", tolerance=1e-3)
 
 
 @exercise(

@@ -1,6 +1,6 @@
 """Exercises of lesson 11: your own algorithm. `lmgym.testing.check_algorithm` is the oracle."""
 
-from agents.lessons.exercise import Answer, Wrong, exercise
+from agents.lessons.exercise import Answer, Wrong, described, exercise
 from lmgym.testing import check_algorithm
 
 MEANINGS = {
@@ -34,6 +34,10 @@ def grade(answer: Answer, skip: tuple[str, ...]) -> None:
             f"{meaning}. ({line})" for line in failed for name, meaning in MEANINGS.items() if line.startswith(name)
         ]
         raise Wrong(" ".join(said) or str(error)) from None
+    except Wrong:
+        raise
+    except Exception as error:  # `train` is a generator: its errors come while it runs
+        raise Wrong(f"`train` raises an error: {described(error, answer.file)}") from error
 
 
 LOOP = '''
