@@ -208,7 +208,7 @@ def test_limits_finds_the_planted_bias() -> None:
 
 
 def test_ouyang_ptx_holds_the_pretraining_loss() -> None:
-    config, rng = ouyang.Config(letters=3, updates=12, rows=64), np.random.default_rng(0)
+    config, rng = ouyang.Config(letters=3, updates=8, rows=64), np.random.default_rng(0)
     world = LetterWorld.make(3)
     tree = tree_of(world.lm, 3)
     plain, ptx = (ouyang.train(config, world, tree, rng, 0, weight)[-1] for weight in (0.0, 1.0))
@@ -234,14 +234,17 @@ def test_trial_runs_see_their_share() -> None:
 
 
 def test_stiennon_controls_for_length_and_sees_a_bias_for_it() -> None:
-    """PPO on a reward model wins by gold; a reward model of annotators who like length likes it too."""
+    """PPO on a reward model wins by gold; a score that likes length has the bias that was put in."""
     world, rng = LetterWorld.make(4), np.random.default_rng(0)
 
     def judged(text: str) -> float:
         return 2 * stiennon.gold(text) + 0.5 * len(text)
 
     model = train_reward_model(world.lm, world.compare(rng, judged, 600), 0)
-    assert stiennon.length_bias(world, model) > 0.05
+    planted = world.gold(stiennon.gold) + 0.3 * world.gold(len)
+    deviation = np.sqrt(world.reference @ planted**2 - (world.reference @ planted) ** 2)
+    assert stiennon.length_bias(world, planted) == pytest.approx(0.3 / deviation)
+    assert stiennon.length_bias(world, world.gold(stiennon.gold)) == pytest.approx(0.0, abs=1e-9)
     curve, raw, controlled = stiennon.train(stiennon.Config(letters=4, updates=15, rows=64), world, model, rng, 0)
     assert [number for number, _ in curve] == [0.0, 5.0, 10.0, 15.0]
     assert raw == curve[-1][1] > 0.5
