@@ -152,7 +152,7 @@ def spearman(x: Values, y: Values) -> float:
     """The rank correlation (Spearman 1904); 0 if one of the two is constant."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0
-    return float(spearmanr(x, y)[0])
+    return float(cast(Any, spearmanr(x, y)).statistic)
 
 
 def collected(
