@@ -15,7 +15,7 @@ from agents import reward_modelling as training
 from agents.learner import Learner, LearnerConfig
 from agents.pipeline import Options, PreferenceOptions, RewardOptions, Setting, gather_preferences, learn_reward
 from agents.pipeline import stages as pipeline_stages
-from agents.pipeline.queries import most_informative
+from agents.pipeline.queries import Queries, most_informative
 from agents.runs import Run
 from lmgym import Completion, LanguageModel, Prompt, RewardModel
 from lmgym.preferences import Comparison, collect_comparisons
@@ -168,7 +168,7 @@ def test_the_pipeline_asks_about_what_its_reward_models_choose(
         compared.append(list(groups))
         return collect_comparisons(task, prompts, groups, *rest, **more)
 
-    def seen(model: Any, prompts: Any, groups: Any, count: int, queries: Any) -> list[int]:
+    def seen(model: Any, prompts: Any, groups: Any, count: int, queries: Queries) -> list[int]:
         chosen = most_informative(model, prompts, groups, count, queries)
         asked.append((len(prompts), [groups[i] for i in chosen]))
         members = len(model.members) if isinstance(model, RewardEnsemble) else 1

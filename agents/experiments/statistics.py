@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -181,8 +181,7 @@ def detectable_effect(runs: int, power: float = 0.8, confidence: float = 0.95) -
     above = 1.0
     while missed(above) > 0:
         above *= 1.5
-    smallest: Any = brentq(missed, 1e-6, above)
-    return float(smallest)
+    return cast(float, brentq(missed, 1e-6, above))
 
 
 def suite_mean(scores: Scores, confidence: float = 0.95) -> Estimate:

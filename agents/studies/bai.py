@@ -88,8 +88,8 @@ def run(config: Config, seed: int) -> dict[str, Any]:
 
 def learned(world: TokenWorld, rng: np.random.Generator, comparisons: int) -> Weights:
     """A preference model of comparisons of the reference's texts, without wrong labels."""
-    texts = [world.sample(rng, world.reference, comparisons) for _ in range(2)]
-    return fit(*world.compare(rng, *texts, annotator=SimulatedAnnotator(0.0, scale=1.0)))
+    texts = world.pairs(rng, world.reference, comparisons)
+    return fit(*world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0)))
 
 
 def square_root_law(world: TokenWorld, weights: Weights) -> tuple[dict[str, Any], float, float]:
@@ -107,8 +107,8 @@ def square_root_law(world: TokenWorld, weights: Weights) -> tuple[dict[str, Any]
 
 def calibration(world: TokenWorld, rng: np.random.Generator, weights: Weights, pairs: int) -> float:
     """Expected calibration error of σ(score difference), each pair in both orders."""
-    texts = [world.sample(rng, world.reference, pairs) for _ in range(2)]
-    better, worse = world.compare(rng, *texts, annotator=SimulatedAnnotator(0.0, scale=1.0))
+    texts = world.pairs(rng, world.reference, pairs)
+    better, worse = world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0))
     margins = torch.tensor((better - worse) @ weights)
     both = torch.cat([margins, -margins])
     outcome = torch.cat([torch.ones_like(margins), torch.zeros_like(margins)]).bool()
@@ -135,12 +135,7 @@ def mixture(world: TokenWorld, rng: np.random.Generator, config: Config) -> dict
     found: dict[str, Any] = {"helpful": [], "harmless": []}
     for share in config.shares:
         sides = [
-            side.compare(
-                rng,
-                side.sample(rng, side.reference, count),
-                side.sample(rng, side.reference, count),
-                SimulatedAnnotator(0.0, scale=1.0),
-            )
+            side.compare(rng, *side.pairs(rng, side.reference, count), SimulatedAnnotator(0.0, scale=1.0))
             for side, count in (
                 (world, round(share * config.comparisons)),
                 (harmless, round((1 - share) * config.comparisons)),

@@ -99,8 +99,8 @@ def run(config: Config, seed: int) -> dict[str, Any]:
 
 def scale_found(config: Config, world: TokenWorld, rng: np.random.Generator, rate: float, told: float) -> float:
     """The slope of the fitted worths on the true ones: 1 if the scale is right."""
-    texts = [world.sample(rng, world.reference, config.noisy_pairs) for _ in range(2)]
-    better, worse = world.compare(rng, *texts, annotator=SimulatedAnnotator(rate, scale=1.0))
+    texts = world.pairs(rng, world.reference, config.noisy_pairs)
+    better, worse = world.compare(rng, *texts, SimulatedAnnotator(rate, scale=1.0))
     found, true = fit(better, worse, told, l2=0.0), world.worth - world.worth.mean()
     return float(found @ true / (true @ true))
 
@@ -135,8 +135,8 @@ def query_curve(config: Config, world: TokenWorld, rng: np.random.Generator, by:
 
 def spread_ratio(config: Config, world: TokenWorld, rng: np.random.Generator) -> float:
     """Spread of the members' scores of texts of rare tokens, divided by that of texts of the reference."""
-    texts = [world.sample(rng, world.reference, config.round_labels) for _ in range(2)]
-    members = ensemble(config, *world.compare(rng, *texts, annotator=SimulatedAnnotator(0.0, scale=1.0)), seed=0)
+    texts = world.pairs(rng, world.reference, config.round_labels)
+    members = ensemble(config, *world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0)), seed=0)
     rare = 1 / world.reference
     found = []
     for policy in (rare / rare.sum() * (rare > np.median(rare)), world.reference):

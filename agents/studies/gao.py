@@ -113,8 +113,8 @@ def run(config: Config, seed: int) -> dict[str, Any]:
 
 def learned(world: TokenWorld, rng: np.random.Generator, size: int, width: int) -> Weights:
     """A proxy, trained on comparisons of the reference's texts; it tells `width` groups of tokens apart."""
-    texts = [world.sample(rng, world.reference, size) for _ in range(2)]
-    better, worse = world.compare(rng, *texts, annotator=SimulatedAnnotator(0.0, scale=1.0))
+    texts = world.pairs(rng, world.reference, size)
+    better, worse = world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0))
     group = np.eye(width, dtype=np.int64)[np.arange(len(world.worth)) % width]
     return group @ fit(better @ group, worse @ group)
 

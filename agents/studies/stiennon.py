@@ -96,15 +96,15 @@ def run(config: Config, seed: int) -> dict[str, Any]:
         "win_rate": raw,
         "win_rate_controlled": controlled,
         "raw_less_controlled": raw - controlled,
-        "length_bias": length_bias(world, model),
+        "length_bias": length_bias(world, world.scores(model)),
     }
     data = {"accuracy": points(np.log2(config.sizes), accuracy)}
     return {"measures": measures, "curves": {"data": data, "ppo": {"win rate": curve}}}
 
 
-def length_bias(world: LetterWorld, model: RewardModel) -> float:
-    """The regression coefficient of the score on length at equal gold, in standard deviations of the scores."""
-    scores, weight = world.scores(model), np.sqrt(world.reference)
+def length_bias(world: LetterWorld, scores: np.ndarray) -> float:
+    """The regression coefficient of the scores on length at equal gold, in standard deviations of the scores."""
+    weight = np.sqrt(world.reference)
     scores = (scores - world.reference @ scores) / np.sqrt(world.reference @ (scores - world.reference @ scores) ** 2)
     design = np.stack([np.ones_like(scores), world.gold(gold), world.gold(len)], 1)
     return float(np.linalg.lstsq(design * weight[:, None], scores * weight, rcond=None)[0][2])

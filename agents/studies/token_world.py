@@ -9,7 +9,7 @@ texts and labels is random: policies are exact.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from scipy.special import gammaln, rel_entr, softmax, xlog1py, xlogy
 from scipy.stats import spearmanr
 
 from agents import functional as F
+from agents.experiments.statistics import Numbers
 from agents.experiments.win_rates import Values
 from lmgym.preferences import SimulatedAnnotator
 
@@ -27,8 +28,6 @@ Counts = Int[ndarray, "N V"]
 Weights = Float[ndarray, " V"]
 Policies = Float[ndarray, "*points V"]
 """The probability of each token: of one policy, or of several."""
-Numbers = Any
-"""A number for one policy, or an array with one for each of several."""
 
 
 @dataclass(frozen=True)
@@ -68,29 +67,33 @@ class TokenWorld:
         """Texts of a policy."""
         return rng.multinomial(self.length, policy, texts)
 
+    def pairs(self, rng: np.random.Generator, policy: Weights, count: int) -> tuple[Counts, Counts]:
+        """Pairs of texts of a policy: all first ones, and all second ones."""
+        return self.sample(rng, policy, count), self.sample(rng, policy, count)
+
     def gold(self, counts: Counts) -> Float[ndarray, " N"]:
         """The gold score of texts."""
         return np.take_along_axis(self.values().T, counts, 0).sum(1)
 
-    def expected_gold(self, policy: Policies) -> Numbers:
+    def expected_gold(self, policy: Policies) -> Float[ndarray, "*points"]:
         """The exact mean of the gold score over a policy's texts, less that of the reference."""
         count = np.arange(self.length + 1)
         ways = gammaln(self.length + 1) - gammaln(count + 1) - gammaln(self.length - count + 1)
 
-        def mean(p: Policies) -> Numbers:
+        def mean(p: Policies) -> Float[ndarray, "*points"]:
             p = p[..., None]
             chance = np.exp(ways + xlogy(count, p) + xlog1py(self.length - count, -p))  # binomial
-            return (chance * self.values()).sum((-1, -2))
+            return np.asarray((chance * self.values()).sum((-1, -2)))
 
-        return mean(policy) - mean(self.reference)
+        return np.asarray(mean(policy) - mean(self.reference))
 
-    def expected(self, weights: Weights, policy: Policies) -> Numbers:
+    def expected(self, weights: Weights, policy: Policies) -> Float[ndarray, "*points"]:
         """The exact mean of a linear score, less that of the reference."""
-        return self.length * (policy - self.reference) @ weights
+        return np.asarray(self.length * (policy - self.reference) @ weights)
 
-    def kl(self, policy: Policies) -> Numbers:
+    def kl(self, policy: Policies) -> Float[ndarray, "*points"]:
         """KL(π ‖ π_ref) of a text, in nats."""
-        return self.length * rel_entr(policy, self.reference).sum(-1)
+        return np.asarray(self.length * rel_entr(policy, self.reference).sum(-1))
 
     def optimum(self, weights: Weights, beta: Numbers) -> Policies:
         """The policy that maximises a linear score less β · KL; one for each β."""
@@ -103,7 +106,7 @@ class TokenWorld:
             return float(self.kl(self.optimum(weights, float(np.exp(log_beta)))) - nats)
 
         low, high = -9.0, 9.0
-        log_beta: Any = brentq(excess, low, high) if excess(low) > 0 else low
+        log_beta = cast(float, brentq(excess, low, high)) if excess(low) > 0 else low
         return self.optimum(weights, float(np.exp(log_beta)))
 
     def frontier(self, weights: Weights, nats: Float[ndarray, " points"]) -> Policies:
@@ -149,8 +152,7 @@ def spearman(x: Values, y: Values) -> float:
     """The rank correlation (Spearman 1904); 0 if one of the two is constant."""
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0
-    found: Any = spearmanr(x, y)
-    return float(found.statistic)
+    return float(cast(Any, spearmanr(x, y)).statistic)
 
 
 def collected(
@@ -168,8 +170,8 @@ def collected(
     policy, golds = world.reference, []
     better, worse = (np.zeros((0, len(world.worth)), dtype=np.int64) for _ in range(2))
     for count in labels:
-        texts = [world.sample(rng, policy, count) for _ in range(2)]
-        one, other = world.compare(rng, *texts, annotator=SimulatedAnnotator(0.0, scale=1.0))
+        texts = world.pairs(rng, policy, count)
+        one, other = world.compare(rng, *texts, SimulatedAnnotator(0.0, scale=1.0))
         better, worse = np.concatenate([better, one]), np.concatenate([worse, other])
         learned = world.optimum_at(fit(better, worse), nats)
         policy = learned if online else world.reference

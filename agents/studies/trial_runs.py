@@ -84,8 +84,8 @@ def inside(told: Estimate, value: float) -> bool:
 def curve(config: Config, rng: np.random.Generator) -> tuple[list[float], list[float], float]:
     """Sizes and accuracies of the trial runs, and the accuracy of the full run."""
     world, annotator = TokenWorld.draw(rng, config.tokens), SimulatedAnnotator(0.0, scale=1.0)
-    texts = [world.sample(rng, world.reference, config.full) for _ in range(2)]
-    better, worse = world.compare(rng, *texts, annotator=annotator)
+    texts = world.pairs(rng, world.reference, config.full)
+    better, worse = world.compare(rng, *texts, annotator)
     first, second = (world.sample(rng, world.reference, 20_000) for _ in range(2))
     wanted = world.gold(first) > world.gold(second)
 
