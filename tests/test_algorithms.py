@@ -1063,7 +1063,7 @@ PROMISED: dict[ModuleType, dict[str, Any]] = {
         "ptx_coef": 0.0, "ptx_rows": 16,
     },
     reinforce: {"updates": 100, "gamma": 1.0, "baseline": "mean", "entropy_coef": 0.0},
-    reward_modelling: {"epochs": 1, "minibatch_prompts": 16},
+    reward_modelling: {"epochs": 1, "minibatch_prompts": 16, "loss": "pairs", "error_rate": 0.0},
     rloo: {"updates": 100, "group": 4, "epochs": 1, "minibatch_rows": 0, "entropy_coef": 0.0},
     sft: {"epochs": 1, "minibatch_rows": 32, "max_tokens": 256},
 }  # fmt: skip

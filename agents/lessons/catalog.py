@@ -1,6 +1,7 @@
 """The exercises in order, and the grading of a learner's file."""
 
 import re
+import runpy
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +86,9 @@ def check_file(number: str, path: str | Path, seconds: float = SECONDS) -> Verdi
 
 
 def _grade(chosen: Exercise, file: Path) -> Verdict:
-    names: dict[str, object] = {"__name__": "answer", "__file__": str(file)}
     try:
-        source = file.read_text(encoding="utf-8")
-        exec(compile(source, str(file), "exec"), names)
+        file.read_text(encoding="utf-8")
+        names: dict[str, object] = runpy.run_path(str(file), run_name="answer")
     except UnicodeDecodeError:
         return Verdict(False, f"{file} is not UTF-8 text: save it in that encoding")
     except Exception as error:
