@@ -121,7 +121,7 @@ def enumerate_tree(env: TokenVectorEnv, prompt: Prompt, max_sequences: int = 100
         masks |= zip(open_paths, pack_bits(allowed), strict=True)
         longer = [(*open_paths[i], token) for i, token in allowed.nonzero().tolist()]
         paths += [p for p in longer if p[-1] in eos or t + 1 == steps]
-        open_paths = [p for p in longer if p[-1] not in eos]
+        open_paths = [p for p in longer if p[-1] not in eos and t + 1 < steps]
         if len(paths) + len(open_paths) > max_sequences:
             raise ValueError(
                 f"more than {max_sequences} completions of {prompt.text!r}: lower max_new_tokens or ban more tokens"

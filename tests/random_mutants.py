@@ -131,6 +131,23 @@ PASSES, WIDTH, ALIKE = "only how much is done at a time", "only memory and speed
 NO_GPU = "only where steps are captured, which needs a GPU"
 EQUIVALENT: dict[tuple[str, str], str] = {
     (
+        "lmgym/policy.py",
+        "frozen = fused is not None and self.adapter is not None and fused.weights.frozen_layers(self.adapter) < 0",
+    ): WIDTH,
+    ("lmgym/policy.py", "lm.adapters.add(VALUE_ADAPTER, rank=rank, alpha=2 * rank, seed=seed - 1)"): "another draw",
+    ("lmgym/fused/head.py", "LARGE = 0 * BLOCK"): ALIKE,
+    ("lmgym/fused/head.py", "LARGE = 13 * BLOCK"): ALIKE,
+    ("lmgym/fused/head.py", "size = max(0, CHUNK_LOGITS // vocabulary)"): "no vocabulary has two million tokens",
+    (
+        "lmgym/exact.py",
+        "text_mask = torch.full((count, steps, len(masks[()])), 0, dtype=torch.uint8, device=device)",
+    ): "it differs behind the end alone",
+    (
+        "lmgym/sampling.py",
+        "return torch.searchsorted(cumulative, threshold, right=True).clamp_(max=cumulative.shape[-1] - -1), total",
+    ): "only where the weights are not finite",
+    ("lmgym/reward/reading.py", "nn.init.normal_(head.weight, std=(lm.hidden_size + -1) ** -0.5)"): "another draw",
+    (
         "agents/evaluate.py",
         "policy: TokenPolicy, env: TokenVectorEnv, sequences: Sequences, rows: int = 32, max_logits: int = 3**23",
     ): PASSES,

@@ -109,3 +109,15 @@ def test_a_policy_is_read_off_the_tree_and_sampling_agrees(probe: LanguageModel)
     assert float(buffer.score[chosen].mean()) == pytest.approx(
         mean, abs=4 * float(buffer.score[chosen].std()) / total**0.5
     )
+
+
+def test_total_variation_by_hand_and_the_limit_of_sequences(probe: LanguageModel) -> None:
+    tree = enumerate_tree(make(probe), Prompt("a"))
+    best = tree.soft_optimal()
+    uniform = torch.full_like(best, 1 / len(best))
+    by_hand = sum(abs(a - b) for a, b in zip(uniform.tolist(), best.tolist(), strict=True)) / 2
+    assert tree.total_variation(uniform.log()) == pytest.approx(by_hand, rel=1e-4)
+    count = len(tree.scores)
+    assert len(enumerate_tree(make(probe), Prompt("a"), max_sequences=count).scores) == count
+    with pytest.raises(ValueError, match=f"more than {count - 1} completions"):
+        enumerate_tree(make(probe), Prompt("a"), max_sequences=count - 1)

@@ -8,7 +8,16 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from lmgym import AdaptiveKL, Completion, FixedKL, Prompt, Score
-from lmgym.reward import KLController, check_loss_estimator, check_reward_estimator, exact_kl, kl_estimates, kl_reward
+from lmgym.reward import (
+    LARGEST_SCORE,
+    KLController,
+    ScoreError,
+    check_loss_estimator,
+    check_reward_estimator,
+    exact_kl,
+    kl_estimates,
+    kl_reward,
+)
 
 
 def two_policies(vocabulary: int = 50) -> tuple[Categorical, Categorical]:
@@ -176,3 +185,14 @@ def test_a_reached_target_leaves_beta() -> None:
     assert controller.beta == 0.2
     with pytest.raises(ValueError, match="target"):
         AdaptiveKL(target_nats_per_sequence=0.0)
+
+
+def test_the_borders_of_beta_and_of_a_score() -> None:
+    assert FixedKL(0.0).beta == 0
+    assert AdaptiveKL(0.0).beta == 0
+    with pytest.raises(ValueError, match="beta"):
+        FixedKL(-1e-9)
+    prompts, completions = [Prompt("a")], [Completion("b")]
+    assert Score({"one": lambda *_: [LARGEST_SCORE]})(prompts, completions) == [LARGEST_SCORE]
+    with pytest.raises(ScoreError, match="must be finite"):
+        Score({"one": lambda *_: [2 * LARGEST_SCORE]})(prompts, completions)

@@ -1,5 +1,6 @@
 """Reward models, against plain transformers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -448,3 +449,19 @@ def test_a_text_ends_once_if_it_has_ended_whatever_the_tokenizer_adds(template: 
     ids, _ = foreign.encode(["good film", "film good"], [True, False])
     assert ids.tolist() == tokenizer(["good film", "film good"])["input_ids"], "as the model was trained elsewhere"
     assert lm.text.encode("good film") == [*begin, 4, 5]
+
+
+@pytest.mark.parametrize("settings", [{"shift": "1"}, {"gain": 0}, {"gain": -1.0}, {"other": 1}, {"ends_with_eos": 1}])
+def test_settings_of_a_saved_model_that_are_wrong_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    RewardModel.load("tiny-reward").save(tmp_path / "model")
+    (tmp_path / "model/lmgym.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"lmgym.json: {next(iter(settings))} is"):
+        RewardModel.load(tmp_path / "model")
+
+
+def test_the_tokenizers_own_padding_is_kept_where_it_can_be_padding_alone() -> None:
+    model = RewardModel.load("tiny-reward")
+    own = model.tokenizer.pad_token_id
+    model.model.config.pad_token_id = own + 1
+    again = RewardModel(model.model, model.tokenizer)
+    assert (again.pad_id, again.model.config.pad_token_id) == (own, own)

@@ -147,6 +147,7 @@ def test_what_a_buffer_holds(probe: LanguageModel, on_limit: str, steps: int, cr
     stopped = buffer.finish == Finish.STOP
     assert stopped.any()
     assert (~stopped).any()
+    assert buffer.columns == buffer.prompt_width + steps
     # The end-of-sequence token was chosen, and counts.
     assert bool((last[stopped] == EOS).all())
     assert bool((lengths[~stopped] == steps).all())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lmgym
 from lmgym import LanguageModel, Policy, RolloutBuffer, Stream, TokenVectorEnv, collect
+from lmgym.fused.head import BLOCK, LARGE, draw_from_logits
 from lmgym.models import Example, collate_examples, encode_example
 from lmgym.sampling import Truncation, draw, log_probs, most_probable, pack_bits, packed_width, unpack_bits
 from lmgym.tasks.probe import Tree
@@ -277,3 +278,13 @@ def test_by_default_every_token_can_be_sampled() -> None:
     for top_k, top_p in ((-1, 1.0), (0, 0.0), (0, 1.5)):
         with pytest.raises(ValueError, match="must lie in"):
             Truncation(top_k, top_p)
+
+
+@pytest.mark.parametrize("vocabulary", [LARGE - 1, LARGE, LARGE + 1, LARGE + BLOCK - 1])
+def test_every_token_of_a_large_vocabulary_can_be_drawn(vocabulary: int) -> None:
+    """Also the last ones, which do not fill a block."""
+    wanted = torch.tensor([0, BLOCK - 1, BLOCK, vocabulary - 2, vocabulary - 1])
+    logits = torch.full((len(wanted), vocabulary), -30.0).scatter_(1, wanted[:, None], 0.0)
+    token, logp = draw_from_logits(logits.clone(), torch.full((len(wanted),), 0.5))
+    assert torch.equal(token, wanted)
+    torch.testing.assert_close(logp, logits.log_softmax(1).gather(1, wanted[:, None])[:, 0], atol=1e-5, rtol=0)
