@@ -160,6 +160,7 @@ def test_items_are_split_by_their_padded_size() -> None:
     assert [i for part in parts for i in range(*part.indices(len(sizes)))] == list(range(len(sizes)))
     assert all(len(sizes[p]) * max(sizes[p]) <= 100 or len(sizes[p]) == 1 for p in parts)
     assert len(parts) == 5
+    assert one.split_items([300, 1]) == [slice(0, 1), slice(1, 2)], "no pass is empty"
     one.pass_items = 1
     assert len(one.split_items(sizes)) == len(sizes)
     assert passes().split_items([0] * 5) == [slice(0, 5)]
