@@ -676,6 +676,7 @@ def test_distillation_comes_near_its_teacher() -> None:
     assert rows[-1]["distill/kl_nats"] < rows[0]["distill/kl_nats"]
 
 
+@pytest.mark.slow
 def test_texts_mixed_in_stay_probable_while_the_score_rises_as_it_would() -> None:
     """PPO-ptx: what PPO makes of other prompts than its own.
 

@@ -172,6 +172,7 @@ def test_bad_sweeps(over: list[str], said: str, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_choices_are_those_of_optuna_and_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     optuna: Any = pytest.importorskip("optuna")
 

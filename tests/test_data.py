@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets as library
 import pytest
+from conftest import slow
 
 from agents import cli
 from agents.cli.options import field_names
@@ -551,7 +552,7 @@ def test_a_reward_model_of_conversations(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "run" / "reward_model" / "chat_template.jinja").read_text() == template
 
 
-@pytest.mark.parametrize("wrong", ["None", "float('nan')", "'5'"])
+@pytest.mark.parametrize("wrong", ["None", *map(slow, ["float('nan')", "'5'"])])
 def test_a_reward_that_is_no_number_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
 ) -> None:

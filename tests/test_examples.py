@@ -12,7 +12,7 @@ ALL_BUT_ONE = (
     "seed", "lr", "metrics", "gradient", "order", "split", "mask", "length", "stop", "optimum",
 )  # fmt: skip
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
-LONG = ("08_break_it_and_watch",)
+LONG = ("06_baselines_and_variance", "08_break_it_and_watch")
 
 
 def test_there_is_something_to_run() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import worlds
+from conftest import slow
 from worlds import Trained, run_world
 
 from lmgym.ranks import balanced, in_shares, one, same, shares, tell, using
@@ -114,7 +115,7 @@ def test_a_refused_step_is_refused_by_all_and_counted_once() -> None:
     ("how", "said"),
     [
         ("killed", "rank 1 did not answer"),
-        ("hung", "rank 1 did not answer"),
+        slow("hung", "rank 1 did not answer"),
         ("error", "rank 1 stopped: the score 'judge' raised KeyError"),
     ],
 )

@@ -753,6 +753,7 @@ def test_sb3s_ppo_and_ours_reach_the_optimum_of_the_whole_tree(seed: int) -> Non
 PAGE = (ROOT / "docs" / "other_libraries.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_page_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
     assert len(blocks) == 1, "blocks that need libraries which are not installed are marked `python no-run`"

@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from scipy import stats
 
 from agents import cli
@@ -88,7 +89,10 @@ def test_a_study_says_what_it_is(name: str) -> None:
     assert all(low > -math.inf or high < math.inf for low, high in bounds), "a claim that cannot fail"
 
 
-@pytest.mark.parametrize("name", STUDIES)
+LONG = ("ouyang", "stiennon", "ziegler")  # 5 to 10 s each, even in the smoke size
+
+
+@pytest.mark.parametrize("name", [slow(name) if name in LONG else name for name in STUDIES])
 def test_a_study_runs_at_smoke_size(name: str) -> None:
     """Every measure and every curve is there, finite, and JSON data; the same seed gives the same."""
     study = study_named(name)

@@ -246,6 +246,7 @@ def test_a_folder_called_like_an_algorithm_is_no_input(tmp_path: Path, monkeypat
     assert cli.main(["train", "--resume", "ppo/tiny"]) == 0
 
 
+@pytest.mark.slow
 def test_a_folder_whose_name_begins_with_a_dash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +259,7 @@ def test_a_folder_whose_name_begins_with_a_dash(
     assert (tmp_path / "-run-repeat").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_from_inside_and_without_its_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
