@@ -104,7 +104,7 @@ TESTS = {
     "agents/training/nonfinite.py": "tests/test_survival.py -k 'bad_ or memory or gpu or row'",
     "agents/training/require.py": (
         "tests/test_bad_input.py tests/test_algorithms.py tests/test_plugins.py "
-        "-k 'refused or range or group or setting'"
+        "-k 'refused or range or group or setting or pairs'"
     ),
     "agents/evaluate.py": "tests/test_evaluate.py",
     **dict.fromkeys([f"lmgym/env/{name}.py" for name in ENV_MODULES], ENV),
@@ -130,6 +130,14 @@ TESTS = {
 PASSES, WIDTH, ALIKE = "only how much is done at a time", "only memory and speed", "both cases give the same there"
 NO_GPU = "only where steps are captured, which needs a GPU"
 EQUIVALENT: dict[tuple[str, str], str] = {
+    (
+        "agents/training/nonfinite.py",
+        "return _gradient(policy.parameters(), (weights * torch.where(row.mask, value, 1)).sum())",
+    ): "a constant has no gradient",
+    (
+        "lmgym/env/scorer_cache.py",
+        "if self.decoding is not None and len(rows) <= state.rows:",
+    ): WIDTH,
     (
         "lmgym/policy.py",
         "frozen = fused is not None and self.adapter is not None and fused.weights.frozen_layers(self.adapter) < 0",

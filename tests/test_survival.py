@@ -25,6 +25,8 @@ from agents.runs import Run, randomness, read_state, write_state
 from agents.runs.compare import compare
 from agents.runs.lock import LOCK_FILE
 from agents.training import BadStep, RunningScale
+from agents.training.batch import Batch
+from agents.training.nonfinite import examine_batch
 from lmgym import LanguageModel
 from lmgym.models import Example
 from lmgym.reward import AdaptiveKL, Score
@@ -579,6 +581,31 @@ def test_a_bad_reward_stops_the_step_and_names_the_row(algorithm: Any, value: fl
     reproduction = found.value.reproduction
     assert not bool(reproduction.tensors["rewards"].isfinite().all())
     assert sum(name.startswith("parameter/") for name in reproduction.tensors) == len(learner.parameters)
+
+
+def test_a_row_whose_gradient_alone_is_bad_is_found() -> None:
+    """Its loss is 0, and √ has no gradient there."""
+    policy, env, _ = world()
+    buffer = lmgym.collect(policy, env, lmgym.RolloutBuffer.like(env), lmgym.Stream(0, 0))
+    batch = Batch.of(buffer, buffer.rewards)
+
+    def loss_with(bad: list[int]) -> Any:
+        def loss(new: Any, old: Batch) -> torch.Tensor:
+            is_bad = torch.stack([(old.sequences.tokens == batch.sequences.tokens[i]).all(1) for i in bad]).any(0)
+            zero = torch.where(is_bad[:, None], new.logp - new.logp.detach(), 1.0)
+            return torch.where(is_bad[:, None], zero.sqrt(), new.logp)
+
+        return loss
+
+    weights = torch.ones_like(buffer.logp)
+    texts = [tuple(tokens) for tokens in batch.sequences.tokens.tolist()]
+    same = [i for i, text in enumerate(texts) if text == texts[3]]
+    findings, state = examine_batch(policy, batch, loss_with([3]), weights)
+    assert [finding.row for finding in findings] == same
+    assert all("the gradient is not finite" in str(finding) for finding in findings)
+    every, state = examine_batch(policy, batch, loss_with(list(range(len(texts)))), weights)
+    assert len(every) == len(texts)
+    assert state.data["rows"] == list(range(len(texts)))
 
 
 def test_bad_steps_are_skipped_and_counted() -> None:
