@@ -56,9 +56,20 @@ class Loop:
                 raise ValueError(f"--{name} {getattr(self, name)} is too small: give 1 or more")
 
 
+def _with_joined_texts(argv: Sequence[str]) -> list[str]:
+    """The command line with `--train "--ppo.updates 2"` as one argument: a value with a dash would be an option."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in ("--sft", "--label", "--reward", "--train"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs the rounds, and prints what came of each."""
-    wanted = parse("loop", Loop, argv)
+    wanted = parse("loop", Loop, _with_joined_texts(argv))
     check_numbers(wanted)
     out = Path(wanted.out)
     atomic.make_folder(out, parents=True)
