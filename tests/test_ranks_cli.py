@@ -170,8 +170,7 @@ def test_two_ranks_then_one_then_two(alone: Path, tmp_path: Path) -> None:
     status, said = finish(process)
     if status == 143:  # it may have ended before the signal came
         assert "the number of ranks changed" in said
-        status, said = finish(start([*COMMAND, "train", "--resume", str(run)]))
-        assert "the number of ranks changed" in said
+        status, said = finish(start([*COMMAND, "train", "--resume", str(run)]))  # on two ranks, as recorded
     assert status == 0, said
     compare(alone, run)
 
