@@ -8,6 +8,7 @@ from numpy import ndarray
 from scipy.special import expit, ndtri
 
 from agents.experiments.statistics import Estimate
+from lmgym.preferences import wilson_interval
 
 Values = Sequence[float] | Sequence[int] | Num[ndarray, "..."]
 
@@ -30,10 +31,7 @@ def wins(first: Values, second: Values) -> Float[ndarray, " N"]:
 
 
 def win_rate(outcomes: Values, confidence: float = 0.95) -> Estimate:
-    """The share of wins, ties as one half, with Wilson's interval.
-
-    Wilson 1927, "Probable inference, the law of succession, and statistical inference". With ties the interval is
-    slightly too wide.
+    """The share of wins, ties as one half, with Wilson's interval, which is slightly too wide with ties.
 
     Args:
         outcomes: 1, ½ or 0 of each prompt, as from `wins`.
@@ -43,11 +41,8 @@ def win_rate(outcomes: Values, confidence: float = 0.95) -> Estimate:
         ValueError: there are no outcomes, or one is not in [0, 1].
     """
     given = _checked(outcomes)
-    count, share = len(given), float(given.mean())
-    z = float(ndtri(0.5 + confidence / 2))
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return Estimate(share, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
+    share = float(given.mean())
+    return Estimate(share, *wilson_interval(share, len(given), confidence))
 
 
 def length_controlled_win_rate(

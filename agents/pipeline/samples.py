@@ -8,6 +8,7 @@ from agents.pipeline.options import Options, Setting
 from agents.runs import Run
 from agents.training import State, Stateful
 from agents.training.pass_memory import decoding_slots
+from lmgym.env import TokenVectorEnv
 from lmgym.policy import Policy
 from lmgym.rollout import RolloutBuffer, Stream, decode
 from lmgym.tasks.base import Completion, Prompt, Split
@@ -57,10 +58,9 @@ class Samples:
     def _sample(self) -> Iterator[dict[str, float]]:
         env, buffer = self.env, RolloutBuffer.like(self.env)
         for batch in range(len(self._groups) // self.batch_prompts, self.batches):
-            decode(self.policy, env, buffer, self._stream(batch), slots=decoding_slots(self.policy, env))
-            completions = env.completions()
-            self._prompts.extend(env.prompts[:: self.group])
-            self._groups.extend(completions[i : i + self.group] for i in range(0, len(completions), self.group))
+            prompts, groups = _decoded_groups(self.policy, env, buffer, self._stream(batch))
+            self._prompts.extend(prompts)
+            self._groups.extend(groups)
             yield {"tokens/mean": float(env.length.float().mean())}
 
     def _stream(self, batch: int) -> Stream:
@@ -105,8 +105,16 @@ def sample_groups(
     buffer, found, groups = RolloutBuffer.like(env), [], []
     seed = int(np.random.SeedSequence((setting.seed, 3, update)).generate_state(1)[0])
     for batch in range(-(-prompts // size)):
-        decode(policy, env, buffer, Stream(seed, batch, group), slots=decoding_slots(policy, env))
-        completions = env.completions()
-        found.extend(env.prompts[::group])
-        groups.extend(completions[i : i + group] for i in range(0, len(completions), group))
+        some, completions = _decoded_groups(policy, env, buffer, Stream(seed, batch, group))
+        found.extend(some)
+        groups.extend(completions)
     return found[:prompts], groups[:prompts]
+
+
+def _decoded_groups(
+    policy: Policy, env: TokenVectorEnv, buffer: RolloutBuffer, stream: Stream
+) -> tuple[list[Prompt], list[list[Completion]]]:
+    """One batch: its prompts, and the completions of each."""
+    decode(policy, env, buffer, stream, slots=decoding_slots(policy, env))
+    size, completions = stream.samples, env.completions()
+    return list(env.prompts[::size]), [completions[i : i + size] for i in range(0, len(completions), size)]

@@ -1,6 +1,14 @@
 """Comparisons of texts: simulated annotators, labels by people, and functions to read and write them."""
 
-from lmgym.preferences.agreement import Figure, cohen_kappa, error_rate, krippendorff_alpha, side_bias, wilson
+from lmgym.preferences.agreement import (
+    Figure,
+    cohen_kappa,
+    error_rate,
+    krippendorff_alpha,
+    side_bias,
+    wilson,
+    wilson_interval,
+)
 from lmgym.preferences.annotators import SimulatedAnnotator, collect_comparisons
 from lmgym.preferences.asking import Asker, Outcome, Rules
 from lmgym.preferences.comparisons import Comparison, write_comparisons
@@ -48,5 +56,6 @@ __all__ = [
     "read_items",
     "side_bias",
     "wilson",
+    "wilson_interval",
     "write_comparisons",
 ]

@@ -39,16 +39,25 @@ NOTHING = Figure(math.nan, math.nan, math.nan, 0)
 
 
 def wilson(successes: int, count: int) -> Figure:
-    """The share of successes with Wilson's score interval.
+    """The share of successes with Wilson's score interval."""
+    return NOTHING if count == 0 else Figure(successes / count, *wilson_interval(successes / count, count), count)
 
-    (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n). Wilson 1927 (https://doi.org/10.1080/01621459.1927.10502953).
+
+def wilson_interval(share: float, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The bounds of Wilson's score interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
+
+    Wilson 1927 (https://doi.org/10.1080/01621459.1927.10502953).
+
+    Args:
+        share: p, of successes.
+        count: n, at least 1.
+        confidence: coverage of the interval.
     """
-    if count == 0:
-        return NOTHING
-    z, p = float(ndtri(0.5 + CONFIDENCE / 2)), successes / count
-    centre, half = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    z = float(ndtri(0.5 + confidence / 2))
+    centre = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
-    return Figure(p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), count)
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def side_bias(left: int, decided: int) -> Figure:
