@@ -64,7 +64,7 @@ def find_agent(spec: str) -> Agent:
     """The agent of a specification, such as "ppo", "ppo:lr=0.003" or "mine.py".
 
     Raises:
-        ValueError: there is none, or a setting is unknown or wrong.
+        ValueError: there is no such agent, or a setting is unknown or wrong.
     """
     source, given = _split(spec)
     name = Path(source).stem if source.endswith(".py") else source

@@ -105,7 +105,7 @@ class Suite:
         """The row of a task.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the suite has no such row.
         """
         found = next((row for row in self.rows if row.name == name), None)
         if found is None:

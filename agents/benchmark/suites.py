@@ -80,7 +80,7 @@ def find_suite(name: str) -> Suite:
     """A suite by its name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such suite.
     """
     if name not in SUITES:
         raise ValueError(f"no suite {name!r}: choose from {', '.join(SUITES)}")

@@ -72,7 +72,7 @@ def parse_options(argv: Sequence[str]) -> tuple[Any, ModuleType]:
     """The options, with those of the algorithm in the file, and the module.
 
     Raises:
-        ValueError: no file is given, there is none, or it raises while it is imported.
+        ValueError: no file is given, the file does not exist, or it raises while it is imported.
     """
     if not argv or argv[0].startswith("-"):
         parse("check", Check, argv)

@@ -60,7 +60,7 @@ def _comparisons(wanted: Reward) -> tuple[list[Comparison], list[Comparison] | N
     """The comparisons to train on, and held-out ones if they are given apart.
 
     Raises:
-        ValueError: there are none, or two sources of them.
+        ValueError: no source is given, or two.
     """
     if (wanted.preferences is None) == (wanted.labels is None):
         raise ValueError("give comparisons: either --preferences FILE or --labels DB")

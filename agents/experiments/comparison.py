@@ -115,7 +115,7 @@ def options_of(run: RunData) -> dict[str, str]:
 def _runs_in(folder: Path) -> list[Path]:
     """The folders of runs at a path, at most two levels below it."""
     if (folder / "config.json").is_file() or not folder.is_dir():
-        return [folder]  # if it is none, reading it says so
+        return [folder]  # if it is not a run, reading it says so
     found = sorted({path.parent for pattern in ("*/", "*/*/") for path in folder.glob(f"{pattern}config.json")})
     runs = [path for path in found if (path / "metrics.jsonl").is_file()]
     if not runs:

@@ -29,7 +29,7 @@ class Guard:
     """Lets requests through that this server's own page makes.
 
     - The host must be an IP address, "localhost" or this machine's name. A name that a stranger's DNS server sends here
-      (DNS rebinding) is none of these.
+      (DNS rebinding) is refused.
     - A POST must come from a page of this server (`Origin`) and hold JSON, which no form of another page can send.
     - A body is refused before it is read if it is too large.
     """

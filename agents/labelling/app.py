@@ -138,7 +138,7 @@ class Page:
         """The labeller whose link this is.
 
         Raises:
-            _RefusedError: there is none, or they have withdrawn.
+            _RefusedError: there is no such labeller, or they have withdrawn.
         """
         known = self._visitors.get(token)
         query = "SELECT id, name, role FROM labellers WHERE withdrawn_at IS NULL"

@@ -71,7 +71,7 @@ class Client:
 def label_over_http(
     link: str, labeller: SimulatedLabeller, scores: Scores, seed: int | Sequence[int], most: int | None = None
 ) -> int:
-    """Answers questions until there are none left, or until `most` answers.
+    """Answers all questions, but at most `most`.
 
     Args:
         link: of the labeller.

@@ -44,7 +44,7 @@ def find(number: str) -> Exercise:
 
 
 def number_in(path: str | Path) -> str:
-    """The number of the exercise that a file answers, from the first line of its start; empty if there is none."""
+    """The number of the exercise that a file answers, from its first line; empty if that names no exercise."""
     with Path(path).open(encoding="utf-8", errors="replace") as file:
         found = re.search(r"Exercise (\d+\.\d+):", file.readline())
     return found[1] if found else ""

@@ -205,7 +205,7 @@ class Asker:
         return number
 
     def scores(self, items: Sequence[int]) -> np.ndarray | None:
-        """[K, N, T] the stored scores of items, NaN where there are none; None if there are none at all."""
+        """[K, N, T] the stored scores of items, NaN where an item has no score; None if no item has one."""
         found = {
             (row["item"], row["member"]): json.loads(row["scores"]) for row in self.store.rows("SELECT * FROM scores")
         }

@@ -138,7 +138,7 @@ def stats_of(
 
 
 def ratings(labels: Sequence[Label]) -> np.ndarray:
-    """[labellers, items] the answers to pairs as numbers, by `COUNTED`; NaN where there is none."""
+    """[labellers, items] the answers to pairs as numbers, by `COUNTED`; NaN where a labeller gave no answer."""
     counted = [label for label in labels if label.answer in COUNTED]
     names = {name: row for row, name in enumerate(sorted({label.labeller for label in counted}))}
     columns = {item: column for column, item in enumerate(sorted({label.item for label in counted}))}

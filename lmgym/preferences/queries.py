@@ -77,7 +77,7 @@ def largest(values: Float[ndarray, " N"], count: int) -> Int[ndarray, " count"]:
 def propensities(
     strategy: Strategy, batches: Int[ndarray, " N"], scores: Float[ndarray, "K N T"] | None
 ) -> Float[ndarray, " N"] | None:
-    """The probability of each of N items under a strategy alone; None if it needs scores and there are none.
+    """The probability of each of N items under a strategy alone; None if it needs scores and has no scores.
 
     Args:
         strategy: "random": all alike. "newest": those of the newest batch, alike. "disagreement" and "margin": those in
@@ -111,8 +111,8 @@ def choose(
     """Chooses one of N items.
 
     With the probability `random_share` it is a held-out item, at random. Otherwise it is an item to train on: again
-    with `random_share` at random, and else by the strategy. Where the strategy needs scores and there are none, it is
-    at random.
+    with `random_share` at random, and else by the strategy. Where the strategy needs scores and no item has any, it
+    is at random.
 
     Args:
         strategy: how to choose.
@@ -154,7 +154,7 @@ def _margins(scores: Float[ndarray, "K N T"]) -> Float[ndarray, "K N pairs"]:
 
 
 def _over_pairs(values: Float[ndarray, "N pairs"]) -> Float[ndarray, " N"]:
-    """The mean over pairs that are not NaN; NaN where there is none."""
+    """The mean over pairs that are not NaN; NaN where all are NaN."""
     known = np.isfinite(values)
     total = np.where(known, values, 0.0).sum(axis=1)
     return np.divide(total, known.sum(axis=1), out=np.full(len(values), np.nan), where=known.any(axis=1))

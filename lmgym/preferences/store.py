@@ -149,7 +149,7 @@ class LabelStore:
     # Labellers and guidelines -----------------------------------------------------------------------------------------
 
     def labeller(self, name: str, role: str = "labeller") -> int:
-        """The id of a labeller, who is added if there is none of that name.
+        """The id of a labeller, who is added if the name is new.
 
         Raises:
             ValueError: the name is empty or very long.
@@ -177,7 +177,7 @@ class LabelStore:
         return last[0] + 1
 
     def guidelines(self) -> tuple[int, str]:
-        """The newest version and its text; 0 and "" if there are none."""
+        """The newest version and its text; 0 and "" before the first version."""
         found = self.rows("SELECT version, text FROM guidelines ORDER BY version DESC LIMIT 1")
         return (found[0]["version"], found[0]["text"]) if found else (0, "")
 

@@ -121,7 +121,7 @@ def _normal(text: str) -> str:
 
 
 def _number(text: str) -> Fraction | None:
-    """The text as an exact number; None if it is none."""
+    """The text as an exact number; None if it is not a number."""
     text = re.sub(r"^(-?)\\frac\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", text.replace(" ", ""))
     text = text.removeprefix("\\").removeprefix("$").removesuffix("%")
     if len(text) > MAX_DIGITS or not _NUMBER.fullmatch(text):
