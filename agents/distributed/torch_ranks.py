@@ -39,7 +39,7 @@ class TorchRanks:
 
     def __init__(self, store: Any, rank: int, world: int, groups: Mapping[str, Any], timeout: float):
         self.rank, self.world, self.timeout = rank, world, timeout
-        self._groups = groups
+        self._groups = dict(groups)
         self._store = store.clone()  # the thread has a connection of its own
         self._entered, self._since = 0, 0.0
         self._end = threading.Event()
@@ -90,9 +90,14 @@ class TorchRanks:
         return True
 
     def close(self) -> None:
-        """Ends the thread that reports where this rank is."""
+        """Ends the threads of this rank: the one that reports where it is, and those of the groups.
+
+        The threads of a group may need the interpreter to free a tensor. One that asked for it while Python exits
+        would abort the process, so they end here.
+        """
         self._end.set()
         self._thread.join()
+        self._groups.clear()
 
     @property
     def _patience(self) -> timedelta:
