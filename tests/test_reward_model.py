@@ -461,7 +461,9 @@ def test_settings_of_a_saved_model_that_are_wrong_are_refused(settings: dict[str
 
 def test_the_tokenizers_own_padding_is_kept_where_it_can_be_padding_alone() -> None:
     model = RewardModel.load("tiny-reward")
-    own = model.tokenizer.pad_token_id
-    model.model.config.pad_token_id = own + 1
+    own, last = model.tokenizer.pad_token_id, model.tokenizer.convert_tokens_to_ids("!")
+    scores = RewardModel(model.model, model.tokenizer).score_texts(["good!", "bad!"])
+    model.model.config.pad_token_id = last
     again = RewardModel(model.model, model.tokenizer)
     assert (again.pad_id, again.model.config.pad_token_id) == (own, own)
+    assert again.score_texts(["good!", "bad!"]).tolist() == scores.tolist(), "the last token is read"
