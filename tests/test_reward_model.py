@@ -472,7 +472,7 @@ def test_the_tokenizers_own_padding_is_kept_where_it_can_be_padding_alone() -> N
 
 def test_a_padding_token_beyond_the_width_of_the_model_is_padding_all_the_same() -> None:
     model = RewardModel.load("tiny-reward")
-    assert model.model.config.hidden_size < 100 < model.vocabulary
-    model.tokenizer.pad_token = model.tokenizer.convert_ids_to_tokens(100)
+    assert model.model.config.hidden_size < 300 < model.vocabulary
+    model.tokenizer.pad_token = model.tokenizer.convert_ids_to_tokens(300)
     assert pad_for_reading(model.model, model.tokenizer) is model.tokenizer
-    assert model.model.config.pad_token_id == 100
+    assert model.model.config.pad_token_id == 300
