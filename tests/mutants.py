@@ -1110,7 +1110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, began = Console(), time.monotonic()
     for mutant in chosen:
         planted(mutant, ROOT)  # before any test runs: a table that no longer fits is told at once
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "JAXTYPING_DISABLE": "1"}
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(LOADED))
 
     with copy_of(ROOT) as template, ThreadPoolExecutor(options.jobs) as pool:
