@@ -167,7 +167,7 @@ def test_the_contract_with_a_language_model(module: ModuleType, config: dict[str
     check_algorithm(trainer(module, **config), make_policy=lm_policy, skip=skip, lr=5e-3, updates=100)
 
 
-@pytest.mark.parametrize("settings", [*map(slow, [{"top_k": 2}, {"top_p": 0.8}]), {"top_k": 3, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("settings", [*map(slow, [{"top_k": 2}, {"top_p": 0.8}, {"top_k": 3, "top_p": 0.9}])], ids=str)
 def test_truncated_sampling_is_scored_as_it_was_sampled(settings: dict[str, Any]) -> None:
     """The contract's checks of what is scored; KL to the reference, which is not truncated, moves the optimum."""
     skip = ("seed", "gradient", "length", "stop", "optimum")
@@ -634,11 +634,11 @@ def test_the_score_rises_above_where_it_began(module: ModuleType) -> None:
     ("module", "config"),
     [
         (reinforce, {}),
-        (rloo, {}),
-        (grpo, {"kl_loss": "none"}),
-        (a2c, {}),
+        slow(rloo, {}),
+        slow(grpo, {"kl_loss": "none"}),
+        slow(a2c, {}),
         (ppo, {"minibatch_rows": 0}),
-        (expert_iteration, {}),
+        slow(expert_iteration, {}),
         (online_dpo, {}),
     ],
     ids=lambda x: name_of(x) if isinstance(x, ModuleType) else "",
