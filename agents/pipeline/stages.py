@@ -359,6 +359,7 @@ def train_policy(
     total, resumable = getattr(algorithm.config, "updates", None), lambda: learner.position > 0
     for _ in run.track_stage(algorithm.name, rows, total, LIVE_METRICS, stateful, resumable):
         pass
+    run.end_measurement(algorithm.name)
     learner.use_average()
     run.write_folder("policy", policy.save)
     after = measure()

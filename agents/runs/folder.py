@@ -21,9 +21,11 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.runs.checkpoint import Checkpoints, write_state
+from agents.runs.costs import PLAN_FILE, PlanWatch
 from agents.runs.files import FORMAT, finite, to_json
 from agents.runs.lock import LOCK_FILE, FolderLock
 from agents.runs.machine import hardware, revision, versions
+from agents.runs.meter import Meter
 from agents.runs.model_card import write_cards
 from agents.runs.paths import confined
 from agents.runs.progress import show_progress
@@ -37,7 +39,7 @@ from lmgym.io.redact import redact, redact_all
 from lmgym.ranks import current, tell
 from lmgym.reward import ScoreError
 
-FIRST_FILES = ("config.json", "metrics.json", "warnings.json", "metrics.jsonl", "tensorboard")
+FIRST_FILES = ("config.json", "metrics.json", "warnings.json", "metrics.jsonl", "tensorboard", PLAN_FILE)
 """What a run writes before its first result."""
 
 
@@ -62,6 +64,8 @@ class Run:
 
     leads = True
     """Whether it writes: on rank 0."""
+    meter: Meter | None = None
+    """Measures what the stages cost, if it is set."""
 
     def __init__(
         self,
@@ -181,6 +185,7 @@ class Run:
         digests = {name: atomic.digest(self.path(name)) for name in outputs}
         self._state.finished[stage] = {"result": result, "outputs": digests}
         self.checkpoint()
+        self.end_measurement(stage)
         self._stop_if(agreed(False, self._stop.status)[1])
 
     def complete(self) -> None:
@@ -246,13 +251,19 @@ class Run:
                 first, metrics = self._resumption.restore(stage, stateful or {})
         if stage in self._state.last_rows:
             return
+        if self.meter:
+            self.meter.enter()
         with show_progress(self.console, self.say, stage, total, first) as advance:
             for step, metrics in enumerate(rows, start=first):
                 self.log(stage, step, metrics)
+                if self.meter:
+                    self.meter.step(stage, step + 1, total, metrics)
                 advance("  ".join(f"{label} {metrics[name]:.3g}" for label, name in show.items() if name in metrics))
                 yield metrics
                 self._after_step(stage, step + 1, metrics, stateful if resumable() else None)
         self._state.last_rows[stage] = dict(metrics)
+        if self.meter:
+            self.meter.leave(stateful or {})
 
     def _after_step(
         self, stage: str, step: int, row: Mapping[str, float], stateful: Mapping[str, Stateful] | None
@@ -264,6 +275,25 @@ class Run:
         if stateful is not None and (status is not None or due):
             self.checkpoint(stage, step, stateful, row)
         self._stop_if(status, f"{stage} {step}")
+
+    def watch(self, plan: Mapping[str, Any], algorithm: str, device: torch.device, base_mb: float | None) -> None:
+        """Measures the run, and compares it with a plan, which is kept in the folder with what was measured.
+
+        Args:
+            plan: from `agents.runs.costs.read_plan`.
+            algorithm: name of the stage of the algorithm.
+            device: of the models.
+            base_mb: memory of the process before it loaded them.
+        """
+        self.meter = PlanWatch(plan, algorithm, self.say, self.warn, device, base_mb, self._seconds)
+        self.write(PLAN_FILE, self.meter.contents())
+
+    def end_measurement(self, stage: str) -> None:
+        """Ends a stage for the meter, if there is one."""
+        if self.meter:
+            self.meter.end(stage)
+        if isinstance(self.meter, PlanWatch):
+            self.write(PLAN_FILE, self.meter.contents())
 
     def _stop_if(self, status: int | None, where: str = "") -> None:
         if status is not None:
