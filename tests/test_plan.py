@@ -1,7 +1,10 @@
 """`lmgym plan`: the fit of small runs, the prediction, the run that is compared with its plan, and bad input."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -488,3 +491,36 @@ def test_the_report_shows_what_was_planned_beside_what_it_took():
 
 def test_times_in_words():
     assert [words(x) for x in (0.42, 40, 300, 7200)] == ["0.4 s", "40 s", "5 min", "2.0 h"]
+
+
+# Real runs -----------------------------------------------------------------------------------------------------------
+
+
+def lmgym(folder: Path, *arguments: str) -> str:
+    """Runs a command in a folder, and returns what it printed."""
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "COLUMNS": "160"}
+    line = [sys.executable, "-m", "agents.cli", *arguments]
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_a_run_is_planned_and_compared_with_its_plan(tmp_path: Path):
+    options = ("Sort", "--ppo.updates=10", "--sft.examples=192", "--test-prompts=64", "--out=run")
+    said = lmgym(tmp_path, "plan", *options, "--no-alternatives")
+    assert "It fits this machine" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    said = lmgym(tmp_path, "train", *options, "--plan=plan.json", "--seed=1")
+    assert "after 3 of 10 updates, ppo will take" in said
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert found["stages"].keys() == found["actual"].keys() == {"sft", "before", "ppo", "after"}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for stage in ("sft", "ppo"):
+        assert found["stages"][stage]["loops"][stage]["steps"] == sum(row["stage"] == stage for row in rows)
+    for name, stage in found["actual"].items():
+        assert stage["processor_seconds"] == pytest.approx(found["stages"][name]["processor_seconds"]["value"], rel=0.6)
+    peaks = [stage["peak_mb"] for stage in found["actual"].values()]
+    assert found["total"]["peak_mb"]["value"] == pytest.approx(max(peaks), rel=0.25)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Planned and actual cost" in page
+    assert "In all" in page

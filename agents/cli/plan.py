@@ -11,7 +11,6 @@ from statistics import median
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +21,8 @@ from agents.cli.names import device_of
 from agents.cli.options import importable, option_value, parse, without_options
 from agents.experiments import Cell, Workers, run_cells
 from agents.experiments.extrapolation import extrapolate
-from agents.pipeline import Algorithm, Setting, fine_tune, run_all, split_comparisons, train_reward_model
-from agents.pipeline.planning import Trial, predict, predict_disk, small_run
+from agents.pipeline import Algorithm, Setting, fine_tune, run_all, split_comparisons
+from agents.pipeline.planning import Trial, accuracies_of_few, predict, predict_disk, small_run
 from agents.report import write_report
 from agents.runs import Run
 from agents.runs.costs import CLOCKS, PLAN_FILE, PLAN_FORMAT, read_plan, words
@@ -45,10 +44,6 @@ REFUSED = {
 """Options of `lmgym train` that cannot be planned, and why."""
 OWN = {"--share": 1, "--alternatives": 0, "--no-alternatives": 0, "--plan": 1, "--out": 1}
 """Options that are not passed on to the trials, and how many values each has; and --models."""
-ACCURACY_SHARES = (0.01, 0.01, 0.01, 0.02, 0.02, 0.05, 0.1)
-"""Shares of the given comparisons on which reward models are trained, to extrapolate their accuracy."""
-LEAST_COMPARISONS = 8
-"""Comparisons of the smallest of these reward models, at least."""
 LOADED = (write_report,)
 """Imported although a trial writes no report: it takes memory in `lmgym train`."""
 
@@ -247,19 +242,9 @@ def _reward_trial(
 ) -> dict[str, Any]:
     given, held_out = _given(setting)
     small = small_run(wanted.options, algorithm, cell.index, cell.setting["share"], len(given), len(held_out))
-    rng = np.random.default_rng(np.random.SeedSequence((setting.seed, 5)))
-    sizes, accuracies = [], []
     with Run(cell.setting["folder"], {}, Console(quiet=True)) as run:
         fine_tune(setting, small.options, run)
-        for i, share in enumerate(ACCURACY_SHARES):
-            size = max(LEAST_COMPARISONS, round(share * len(given)))
-            some = [given[j] for j in rng.choice(len(given), size, replace=False)]
-            stage = f"reward {i}"
-            train_reward_model(
-                setting.lm, wanted.options.reward, setting.seed + i, run, "stop", some, held_out, stage=stage
-            )
-            sizes.append(size)
-            accuracies.append(run.last_metrics(stage)["accuracy/test"])
+        sizes, accuracies = accuracies_of_few(setting.lm, wanted.options.reward, given, held_out, setting.seed, run)
     pairs = sum(c.pairs for c in held_out if not c.is_tie)
     return {"sizes": sizes, "accuracies": accuracies, "pairs": pairs, "comparisons": len(given)}
 

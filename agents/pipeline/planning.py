@@ -10,10 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agents.pipeline.options import Algorithm, Options
+import numpy as np
+
+from agents.pipeline.options import Algorithm, Options, RewardOptions
 from agents.pipeline.samples import BATCH_ROWS
+from agents.pipeline.stages import train_reward_model
+from agents.runs import Run
 from agents.runs.costs import CLOCKS, StepFit, fit_line, fit_steps
 from agents.runs.meter import StageCost
+from lmgym.models import LanguageModel
+from lmgym.preferences import Comparison
 
 PARTS = (0.25, 0.5, 1.0)
 """The sizes of the trials, as parts of the share of the updates and steps that the largest one has."""
@@ -25,6 +31,10 @@ LEAST_BAND = 0.15
 """The band around each prediction is at least this share of it: machines are faster and slower from hour to hour."""
 NORMAL_90 = 1.645
 """Standard deviations on each side of the mean that hold 90 % of a normal distribution."""
+ACCURACY_SHARES = (0.01, 0.01, 0.01, 0.02, 0.02, 0.05, 0.1)
+"""Shares of the given comparisons on which reward models are trained, to extrapolate their accuracy."""
+LEAST_COMPARISONS = 8
+"""Comparisons of the smallest of these reward models, at least."""
 WIDER = ("before", "after")
 """Stages that work on more rows at a time in a larger trial, so that their peak memory grows."""
 
@@ -259,6 +269,36 @@ def predict(trials: Sequence[Trial], options: Options, algorithm: Algorithm, giv
     peaks = [stage["peak_mb"] for stage in stages.values()]
     total["peak_mb"] = None if None in peaks else max(peaks, key=lambda peak: peak["value"])
     return {"stages": stages, "total": total}
+
+
+def accuracies_of_few(
+    lm: LanguageModel,
+    config: RewardOptions,
+    comparisons: Sequence[Comparison],
+    held_out: Sequence[Comparison],
+    seed: int,
+    run: Run,
+) -> tuple[list[int], list[float]]:
+    """Trains reward models on few of the comparisons; returns how many each had, and its accuracy on those held out.
+
+    Raises:
+        ValueError: there are too few comparisons.
+    """
+    smallest, largest = (max(LEAST_COMPARISONS, round(share * len(comparisons))) for share in (0.01, 0.1))
+    if smallest == largest:
+        raise ValueError(
+            f"{len(comparisons)} comparisons are too few to predict the accuracy of a reward model from a tenth of "
+            f"them: give more than {10 * LEAST_COMPARISONS + 5}"
+        )
+    rng = np.random.default_rng(np.random.SeedSequence((seed, 5)))
+    sizes, accuracies = [], []
+    for i, share in enumerate(ACCURACY_SHARES):
+        size, stage = max(LEAST_COMPARISONS, round(share * len(comparisons))), f"reward {i}"
+        some = [comparisons[j] for j in rng.choice(len(comparisons), size, replace=False)]
+        train_reward_model(lm, config, seed + i, run, "stop", some, held_out, stage=stage)
+        sizes.append(size)
+        accuracies.append(run.last_metrics(stage)["accuracy/test"])
+    return sizes, accuracies
 
 
 def predict_disk(trials: Sequence[Trial], checkpoints: int) -> float:
