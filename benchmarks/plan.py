@@ -33,18 +33,18 @@ WANTED = 0.15
 MEASURES = {"processor_seconds": "processor, s", "seconds": "clock, s", "peak_mb": "memory, MB"}
 
 SETTINGS = (
-    "Sort --algorithm ppo --ppo.updates 32",
-    "Sort --algorithm ppo --ppo.rows 128 --ppo.updates 24 --ppo.lora-rank 16",
-    "Sort --algorithm grpo --grpo.updates 120",
-    "Sort --algorithm grpo --grpo.rows 128 --grpo.updates 100 --grpo.lora-rank 2",
-    "Sort --algorithm rloo --rloo.rows 32 --rloo.updates 200",
-    "Sort --algorithm a2c --a2c.updates 140 --a2c.lora-rank 32",
-    "Sentiment --reward task --algorithm ppo --ppo.updates 12",
-    "Sentiment --reward task --algorithm grpo --grpo.updates 32 --max-new-tokens 16",
-    "Sentiment --algorithm rloo --rloo.updates 16 --preferences.prompts 120",
-    "Sentiment --reward task --algorithm a2c --a2c.rows 32 --a2c.updates 60 --max-new-tokens 24",
-    "Sentiment --algorithm grpo --grpo.updates 12 --grpo.lora-rank 32 --preferences.prompts 80",
-    "Sentiment --reward task --algorithm rloo --rloo.rows 96 --rloo.updates 16 --sft.examples 400",
+    "Sort --algorithm ppo --ppo.updates 20",
+    "Sort --algorithm ppo --ppo.rows 128 --ppo.updates 16 --ppo.lora-rank 16",
+    "Sort --algorithm grpo --grpo.updates 60",
+    "Sort --algorithm grpo --grpo.rows 128 --grpo.updates 60 --grpo.lora-rank 2",
+    "Sort --algorithm rloo --rloo.rows 32 --rloo.updates 80",
+    "Sort --algorithm a2c --a2c.updates 80 --a2c.lora-rank 32",
+    "Sentiment --reward task --algorithm ppo --ppo.updates 6 --sft.examples 320",
+    "Sentiment --reward task --algorithm grpo --grpo.updates 16 --max-new-tokens 16",
+    "Sentiment --algorithm rloo --rloo.updates 6 --preferences.prompts 64 --sft.examples 320 --test-prompts 128",
+    "Sentiment --reward task --algorithm a2c --a2c.rows 32 --a2c.updates 32 --max-new-tokens 24",
+    "Sentiment --reward task --algorithm grpo --grpo.updates 20 --grpo.lora-rank 32 --sft.examples 320",
+    "Sort --algorithm rloo --rloo.rows 128 --rloo.updates 40 --sft.examples 3000",
 )
 """The command lines after `lmgym train`."""
 
