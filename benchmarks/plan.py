@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from agents.cli import main
 from agents.runs.machine import hardware, revision
 from benchmarks.learning import write_between
 
@@ -49,26 +50,15 @@ SETTINGS = (
 """The command lines after `lmgym train`."""
 
 
-def lmgym(*arguments: str) -> None:
-    """Runs a command of lmgym.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "agents.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"lmgym {' '.join(arguments)}: {done.stderr.strip()[-500:]}")
-
-
 def measure(setting: str, code: str) -> dict[str, Any]:
     """Plans a setting, trains it, and returns both."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         plan, run = Path(folder) / "plan.json", Path(folder) / "run"
-        lmgym("plan", *setting.split(), "--threads=1", "--no-alternatives", f"--plan={plan}")
-        lmgym("train", *setting.split(), "--threads=1", f"--plan={plan}", f"--out={run}")
+        line = [*setting.split(), "--threads=1", f"--plan={plan}", f"--out={run}"]
+        if main(["plan", *line, "--no-alternatives"]):
+            raise RuntimeError(f"{setting} cannot be planned")
+        subprocess.run([sys.executable, "-m", "agents.cli", "train", *line], cwd=ROOT, stdout=sys.stderr, check=True)
         found = json.loads((run / "plan.json").read_text(encoding="utf-8"))
         disk = sum(file.stat().st_size for file in run.rglob("*") if file.is_file()) / 1e6
     actual = found["actual"].values()
@@ -128,7 +118,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def measure_all() -> None:
     """Measures the settings that are not done, and prints the table."""
     parser = argparse.ArgumentParser(description="Planned against actual time and memory.")
     parser.add_argument("--only", nargs="+", type=int, default=range(1, len(SETTINGS) + 1), help="numbers, from 1")
@@ -155,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    measure_all()

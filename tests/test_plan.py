@@ -32,6 +32,7 @@ from agents.pipeline.planning import (
 from agents.report.planned import planned
 from agents.report.read import RunData
 from agents.runs.costs import PlanWatch, check_same_setting, fit_line, fit_steps, read_plan, words
+from agents.runs.machine import peak_memory
 from agents.runs.meter import Loop, Meter, StageCost, memory_of_process
 
 PPO = Algorithm("ppo", ppo, ppo.Config(updates=400), RLOptions(rows=64))
@@ -289,6 +290,9 @@ def test_the_peak_of_a_stage_is_not_that_of_the_one_before():
     assert small is not None
     assert large - small > 25
     assert meter.highest_mb == pytest.approx(large, abs=5)
+    # The system's own figure began anew; what a run says at its end knows both.
+    said = float(re.sub(r"\D", "", peak_memory(meter.highest_bytes)))
+    assert said == pytest.approx((meter.base_mb + large) * 1e6 / 2**20, abs=5)
 
 
 def a_plan(**changes: Any) -> dict[str, Any]:
@@ -399,6 +403,7 @@ def test_what_is_no_plan_gets_one_sentence(text: str | None, said: str, tmp_path
     [
         (["--resume", "runs/x"], "lmgym plan takes no --resume: a run that has begun"),
         (["--seeds", "0", "1"], "lmgym plan takes no --seeds: plan one of the runs"),
+        (["--seeds=1"], "lmgym plan takes no --seeds"),
         (["--procs", "2"], "lmgym plan takes no --procs"),
         (["--share", "0"], "share"),
         (["--ppo.rows", "0"], "rows"),

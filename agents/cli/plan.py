@@ -102,7 +102,7 @@ def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:
         ValueError: `lmgym train` would refuse them, or they cannot be planned.
     """
     for name, reason in REFUSED.items():
-        if option_value(argv, name) not in (None, "1"):
+        if option_value(argv, name) is not None and (name, option_value(argv, name)) != ("--procs", "1"):
             raise ValueError(f"lmgym plan takes no {name}: {reason}")
     kind, module, stage = options_type(option_value(argv, "--algorithm") or "ppo")
     with importable(module):

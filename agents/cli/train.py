@@ -28,6 +28,7 @@ from agents.runs.meter import memory_of_process
 from lmgym.io import printable
 from lmgym.io.redact import redact_all
 from lmgym.models import check_base
+from lmgym.ranks import current
 
 STAGES = ("sft", "preferences", "query_model", "reward", "reward_model", "before")
 """Names of stages in the folder of a run, which an algorithm cannot have."""
@@ -143,6 +144,8 @@ def plan_of(wanted: Any, options: dict[str, Any]) -> dict[str, Any] | None:
     """
     if wanted.plan is None:
         return None
+    if current().world > 1:
+        raise ValueError(f"--plan {wanted.plan}: a plan is that of one process: leave out --plan, or --procs")
     own = Path(wanted.out) / PLAN_FILE
     path = str(own) if own.is_file() and (own.parent / "config.json").is_file() else wanted.plan
     plan = read_plan(path)

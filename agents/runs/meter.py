@@ -119,6 +119,12 @@ class Meter:
         found = [mb for mb in (self._highest, self._peak()) if mb is not None]
         return max(found, default=None)
 
+    @property
+    def highest_bytes(self) -> float:
+        """Peak memory until now, on a CPU with that of Python and its libraries; 0: unknown."""
+        base = 0.0 if self.device.type == "cuda" else self.base_mb or 0.0
+        return 1e6 * (base + self.highest_mb) if self.highest_mb is not None else 0.0
+
     def _peak(self) -> float | None:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
