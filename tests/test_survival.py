@@ -603,9 +603,20 @@ def test_a_row_whose_gradient_alone_is_bad_is_found() -> None:
     findings, state = examine_batch(policy, batch, loss_with([3]), weights)
     assert [finding.row for finding in findings] == same
     assert all("the gradient is not finite" in str(finding) for finding in findings)
-    every, state = examine_batch(policy, batch, loss_with(list(range(len(texts)))), weights)
-    assert len(every) == len(texts)
-    assert state.data["rows"] == list(range(len(texts)))
+    more = batch[torch.arange(len(texts) + 2) % len(texts)]
+    every, state = examine_batch(policy, more, loss_with(list(range(len(texts)))), weights[:1].expand_as(more.mask))
+    assert len(every) == len(texts) + 2
+    assert state.data["rows"] == list(range(8)), "a reproduction holds eight rows at most"
+
+
+def test_a_row_is_examined_with_its_own_weights() -> None:
+    policy, env, _ = world()
+    buffer = lmgym.collect(policy, env, lmgym.RolloutBuffer.like(env), lmgym.Stream(0, 0))
+    weights = torch.ones_like(buffer.logp)
+    weights[3] = float("inf")
+    findings, _ = examine_batch(policy, Batch.of(buffer, buffer.rewards), lambda new, old: new.logp, weights)
+    assert [finding.row for finding in findings] == [3]
+    assert "the loss is" in str(findings[0])
 
 
 def test_bad_steps_are_skipped_and_counted() -> None:
