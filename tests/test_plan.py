@@ -309,17 +309,36 @@ def a_plan(**changes: Any) -> dict[str, Any]:
     return {"plan_format": 1, "stages": stages, "total": total, "options": {"a": 1, "seed": 0}, "inputs": {}, **changes}
 
 
+class ARun:
+    """What a run is for its watch."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.now, self.said, self.files = seconds, [], {}
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.said.append(f"WARNING {text}")
+
+    def write(self, name: str, data: Any) -> None:
+        self.files[name] = data
+
+    def seconds(self) -> float:
+        return self.now
+
+
 def watched(each: float, updates: int = 100) -> list[str]:
     """What a run says whose updates take so many seconds."""
-    clock, said = Clock(), []
-    watch = PlanWatch(a_plan(), "ppo", said.append, lambda text: said.append(f"WARNING {text}"), CPU, None, clock)
-    clock.now = 10.0
+    run = ARun()
+    watch = PlanWatch(a_plan(), "ppo", run, CPU, None)
+    run.now = 10.0
     watch.end("sft")
     watch.enter()
     for update in range(6):
-        clock.now += each if update else 5 * each  # the first one is slower
+        run.now += each if update else 5 * each  # the first one is slower
         watch.step("ppo", update + 1, updates, {"tokens/mean": 3.0})
-    return said
+    return run.said
 
 
 def test_after_five_percent_of_the_updates_the_plan_is_confirmed():
@@ -338,23 +357,21 @@ def test_a_wrong_plan_is_said_and_corrected():
 
 
 def test_a_stage_that_needs_more_memory_than_planned_is_said():
-    said: list[str] = []
-    watch = PlanWatch(a_plan(), "ppo", said.append, said.append, CPU, -1e6)  # as if the base were far below 0
+    run = ARun()
+    watch = PlanWatch(a_plan(), "ppo", run, CPU, -1e6)  # as if the base were far below 0
     watch.end("sft")
     if memory_of_process() is not None:
-        assert re.match(
-            r"the plan was wrong: sft needed 1,0\d\d,\d{3} MB of memory, and 200 MB \(at most 230\)", said[0]
-        )
+        wrong = r"WARNING the plan was wrong: sft needed 1,0\d\d,\d{3} MB of memory, and 200 MB \(at most 230\)"
+        assert re.match(wrong, run.said[0])
 
 
 def test_a_run_that_continues_keeps_what_it_has_measured():
-    clock = Clock()
-    clock.now = 12.0
+    run = ARun(12.0)
     before = {"sft": StageCost(11.0, 9.0, 150.0).as_data()}
-    watch = PlanWatch(a_plan(actual=before), "ppo", print, print, CPU, None, clock)
-    clock.now = 31.0
+    watch = PlanWatch(a_plan(actual=before), "ppo", run, CPU, None)
+    run.now = 31.0
     watch.end("ppo")
-    actual = watch.contents()["actual"]
+    actual = run.files["plan.json"]["actual"]
     assert actual["sft"]["seconds"] == 11
     assert actual["ppo"]["seconds"] == pytest.approx(20)
 

@@ -22,7 +22,7 @@ from agents.evaluate import EvaluationReport
 from agents.pipeline import Algorithm, Options, RLOptions, Setting, run_all
 from agents.pipeline import load_algorithm as catalog
 from agents.runs import Run
-from agents.runs.costs import PLAN_FILE, check_same_setting, read_plan
+from agents.runs.costs import PLAN_FILE, PlanWatch, check_same_setting, read_plan
 from agents.runs.files import to_json
 from agents.runs.meter import memory_of_process
 from lmgym.io import printable
@@ -94,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
     plan = plan_of(wanted, about(dataclasses.asdict(wanted)))
     with open_run("train", wanted, argv, about, wanted.track) as run:
         if plan:
-            run.watch(plan, algorithm.name, setting.lm.device, before)
+            run.meter = PlanWatch(plan, algorithm.name, run, setting.lm.device, before)
         run.say(_summary(setting, algorithm))
         if setting.from_adapter:
             run.say(f"sft: none, because the adapter in {setting.from_adapter} belongs to the model as it is")

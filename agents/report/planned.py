@@ -67,7 +67,7 @@ def _row(title: str, plan: Row, actual: Row) -> Html:
         cells.append(tag("td", _shown(name, found)))
         change = ""
         if value and found is not None and low is not None and high is not None:
-            text = with_minus_sign(f"{100 * (found / value - 1):+.0f} %")
+            text = with_minus_sign(f"{round(100 * (found / value - 1)) or 0:+d} %")
             change = text if low <= found <= high else tag("b", text)
         cells.append(tag("td", change))
     return tag("tr", tag("th", title, scope="row"), *cells)

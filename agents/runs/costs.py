@@ -1,11 +1,10 @@
 """What a run was planned to cost beside what it costs: the fit of steps, the file of a plan, and its correction."""
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -126,32 +125,35 @@ def check_same_setting(
         )
 
 
+class Watched(Protocol):
+    """What a `PlanWatch` needs of a run."""
+
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def write(self, name: str, data: Any) -> None: ...
+    def seconds(self) -> float: ...
+
+
 class PlanWatch(Meter):
-    """Measures a run that has a plan, and says when the plan was wrong.
+    """Measures a run that has a plan, says when the plan was wrong, and keeps both in plan.json of the run's folder.
 
     Args:
         plan: from `read_plan`; of a run that continues, with what it has measured.
         algorithm: name of the stage that is corrected after its first updates.
-        say, warn: tell the user.
-        device, base_mb, clock: as in `Meter`.
+        run: the run.
+        device, base_mb: as in `Meter`.
     """
 
     def __init__(
-        self,
-        plan: Mapping[str, Any],
-        algorithm: str,
-        say: Callable[[str], object],
-        warn: Callable[[str], object],
-        device: torch.device,
-        base_mb: float | None,
-        clock: Callable[[], float] = time.perf_counter,
+        self, plan: Mapping[str, Any], algorithm: str, run: Watched, device: torch.device, base_mb: float | None
     ):
-        super().__init__(device, base_mb, clock)
-        self.plan, self.algorithm, self.say, self.warn = plan, algorithm, say, warn
+        super().__init__(device, base_mb, run.seconds)
+        self.plan, self.algorithm, self.run = plan, algorithm, run
         self.stages.update({name: StageCost.of(stage) for name, stage in plan.get("actual", {}).items()})
         self.corrected: float | None = plan.get("corrected_seconds")
         done = sum(stage.seconds for stage in self.stages.values())
         self._began = (done, self._began[1])
+        run.write(PLAN_FILE, self.contents())
 
     def step(self, loop: str, done: int, total: int | None, metrics: Mapping[str, float]) -> None:
         """As in `Meter`; after the first updates of the algorithm, the plan is corrected."""
@@ -176,11 +178,11 @@ class PlanWatch(Meter):
             f"{self.algorithm} will take {words(self.corrected)}, and {band_in_words(planned['seconds'])} was planned"
         )
         if planned["seconds"]["low"] <= self.corrected <= planned["seconds"]["high"]:
-            self.say(f"plan: after {done} of {total} updates, {what}")
+            self.run.say(f"plan: after {done} of {total} updates, {what}")
         else:
             change = self.corrected - planned["seconds"]["value"]
             all_in_all = self.plan["total"]["seconds"]["value"] + change
-            self.warn(
+            self.run.warn(
                 f"the plan was wrong: after {done} of {total} updates, {what}; the whole run will take about "
                 f"{words(all_in_all)}"
             )
@@ -188,9 +190,10 @@ class PlanWatch(Meter):
     def end(self, stage: str) -> None:
         """As in `Meter`; says if the stage needed more memory than planned."""
         super().end(stage)
+        self.run.write(PLAN_FILE, self.contents())
         planned, found = self.plan["stages"].get(stage, {}).get("peak_mb"), self.stages[stage].peak_mb
         if planned and found is not None and found > planned["high"]:
-            self.warn(
+            self.run.warn(
                 f"the plan was wrong: {stage} needed {found:,.0f} MB of memory, and {planned['value']:,.0f} MB (at "
                 f"most {planned['high']:,.0f}) were planned"
             )

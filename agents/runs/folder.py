@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.runs.checkpoint import Checkpoints, write_state
-from agents.runs.costs import PLAN_FILE, PlanWatch
+from agents.runs.costs import PLAN_FILE
 from agents.runs.files import FORMAT, finite, to_json
 from agents.runs.lock import LOCK_FILE, FolderLock
 from agents.runs.machine import hardware, revision, versions
@@ -214,7 +214,7 @@ class Run:
         self._metrics.sync()
         run = self._state
         run.stage, run.step, run.row, run.complete = stage, step, dict(row or {}), complete
-        run.metrics_bytes, run.seconds = self._metrics.length, self._seconds()
+        run.metrics_bytes, run.seconds = self._metrics.length, self.seconds()
         parts = {name: part.state() for name, part in (stateful or {}).items()}
         state = State.of({"run": run.state(), **generators_of_all_ranks()} | parts)
         self._checkpoints.save("complete" if complete else f"{stage or 'between'}-{step}", state)
@@ -276,24 +276,10 @@ class Run:
             self.checkpoint(stage, step, stateful, row)
         self._stop_if(status, f"{stage} {step}")
 
-    def watch(self, plan: Mapping[str, Any], algorithm: str, device: torch.device, base_mb: float | None) -> None:
-        """Measures the run, and compares it with a plan, which is kept in the folder with what was measured.
-
-        Args:
-            plan: from `agents.runs.costs.read_plan`.
-            algorithm: name of the stage of the algorithm.
-            device: of the models.
-            base_mb: memory of the process before it loaded them.
-        """
-        self.meter = PlanWatch(plan, algorithm, self.say, self.warn, device, base_mb, self._seconds)
-        self.write(PLAN_FILE, self.meter.contents())
-
     def end_measurement(self, stage: str) -> None:
         """Ends a stage for the meter, if there is one."""
         if self.meter:
             self.meter.end(stage)
-        if isinstance(self.meter, PlanWatch):
-            self.write(PLAN_FILE, self.meter.contents())
 
     def _stop_if(self, status: int | None, where: str = "") -> None:
         if status is not None:
@@ -336,7 +322,7 @@ class Run:
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a row of metrics; in the file, a value that is not finite is null."""
-        self._metrics.append(stage, step, self._seconds(), metrics)
+        self._metrics.append(stage, step, self.seconds(), metrics)
 
     def warn(self, text: str) -> None:
         """Warns the user that something is probably wrong, and saves the warning for the report."""
@@ -350,7 +336,7 @@ class Run:
         line = Text.assemble((f"{time.perf_counter() - self.started:6.1f} s", "dim"), f"  {printable(text)}")
         self.console.print(line, soft_wrap=True)
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
         """The run's time until now, without the time that it was interrupted."""
         before = self._resumption.run.seconds if self._resumption else 0.0
         return before + time.perf_counter() - self.started
