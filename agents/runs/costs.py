@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -125,6 +125,7 @@ def check_same_setting(
         )
 
 
+@runtime_checkable
 class Watched(Protocol):
     """What a `PlanWatch` needs of a run."""
 
