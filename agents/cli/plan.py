@@ -18,7 +18,7 @@ from rich.table import Table
 from agents.cli import train
 from agents.cli.folder import input_digests
 from agents.cli.names import device_of
-from agents.cli.options import importable, option_value, parse, without_options
+from agents.cli.options import importable, note, option_value, parse, without_options
 from agents.experiments import Cell, Workers, run_cells
 from agents.experiments.extrapolation import extrapolate
 from agents.pipeline import Algorithm, Setting, fine_tune, run_all, split_comparisons
@@ -27,7 +27,8 @@ from agents.report import write_report
 from agents.runs import Run
 from agents.runs.costs import CLOCKS, PLAN_FILE, PLAN_FORMAT, read_plan, words
 from agents.runs.files import to_json
-from agents.runs.machine import hardware, revision, versions
+from agents.runs.folder import configuration
+from agents.runs.machine import hardware
 from agents.runs.meter import Meter, StageCost, memory_of_process
 from agents.training import require
 from agents.training.nonfinite import out_of_memory
@@ -271,10 +272,12 @@ def make_plan(trials: Trials) -> dict[str, Any]:
     plan["machine"]["fits"] = not _misfits(plan)
     plan["reward_accuracy"] = None
     if last["given"] and last["learns_reward"]:
-        plan["reward_accuracy"] = reward_accuracy(trials.run(2, function="reward_trial"))
-    about = {"plan_format": PLAN_FORMAT, "arguments": ["train", *trials.line], "algorithm": algorithm.name}
-    about |= {"options": last["options"], "inputs": input_digests(wanted)}
-    about |= {"revision": revision(), "versions": versions()}
+        try:
+            plan["reward_accuracy"] = reward_accuracy(trials.run(2, function="reward_trial"))
+        except ValueError as error:
+            note(f"the accuracy of the reward model is not predicted: {error}")
+    about = configuration(last["options"], ["train", *trials.line], input_digests(wanted))
+    about |= {"plan_format": PLAN_FORMAT, "algorithm": algorithm.name}
     return about | plan
 
 
