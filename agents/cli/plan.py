@@ -1,10 +1,11 @@
 """`lmgym plan`: what a run of `lmgym train` will cost, from small runs that are measured first."""
 
+import gc
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -32,7 +33,7 @@ from agents.runs.machine import hardware
 from agents.runs.meter import Meter, StageCost, memory_of_process
 from agents.training import require
 from agents.training.nonfinite import out_of_memory
-from lmgym.devices import free_memory
+from lmgym.devices import free_memory, return_freed_memory
 from lmgym.io import atomic
 from lmgym.io.redact import redact_all
 from lmgym.preferences import Comparison
@@ -112,7 +113,7 @@ def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:
 
 
 class Trials:
-    """Runs small runs, each in a process of its own: none inherits memory, and one that is killed is noticed.
+    """Runs small runs in processes of their own, so that one that is killed for its memory is noticed.
 
     Args:
         line: the command line of `lmgym train`, without its folder.
@@ -131,11 +132,11 @@ class Trials:
         self.done: list[Trial] = []
         self._count = 0
 
-    def run(self, index: int, more: Sequence[str] = (), function: str = "trial") -> dict[str, Any]:
-        """The result of one trial.
+    def run(self, indices: Sequence[int], more: Sequence[str] = (), function: str = "trial") -> list[dict[str, Any]]:
+        """The results of trials, one after another in one process.
 
         Args:
-            index: its size.
+            indices: their sizes.
             more: further arguments of the command line.
             function: in this module.
 
@@ -143,17 +144,16 @@ class Trials:
             ValueError: `lmgym train` refuses the options, or memory ran out.
         """
         self._count += 1
-        what = f"trial {self._count}" + (f" ({' '.join(more)})" if more else "")
+        what = ", ".join(more) or ("reward models" if function == "reward_trial" else f"{len(indices)} small runs")
         self.console.print(f"{time.perf_counter() - self.began:6.1f} s  {what}", highlight=False, markup=False)
         place = self.folder / str(self._count)
         cell = Cell(
-            "plan", self.wanted.task, self.algorithm.name, index,
-            {"arguments": [*self.line, *more]}, {"share": self.wanted.share, "folder": str(place / "run")},
+            "plan", self.wanted.task, self.algorithm.name, 0, {"arguments": [*self.line, *more]},
+            {"share": self.wanted.share, "folder": str(place), "indices": [*indices]},
         )  # fmt: skip
         threads = self.wanted.threads or torch.get_num_threads()
         row = run_cells([cell], f"agents.cli.plan:{function}", place, Workers(1, threads))[0]
         result = row["result"] or {}
-        shutil.rmtree(place / "run", ignore_errors=True)
         if "refused" in result:
             raise ValueError(result["refused"])
         if "memory" in result or row["status"] == "died":
@@ -164,7 +164,7 @@ class Trials:
             )
         if row["status"] != "ok":
             raise ValueError(f"a trial failed: {(row['error'].strip().splitlines() or ['no reason is known'])[-1]}")
-        return result
+        return result["results"]
 
     def measured(self, result: Mapping[str, Any], index: int) -> Trial:
         """The trial of a result."""
@@ -175,27 +175,34 @@ class Trials:
 
 
 def trial(cell: Cell) -> dict[str, Any]:
-    """A small run, in a worker process: what it cost, or why it was refused."""
-    return _guarded(cell, _trial)
+    """Small runs, in a worker process: what they cost, or why they were refused."""
+    return _each(cell, _trial)
 
 
 def reward_trial(cell: Cell) -> dict[str, Any]:
     """Accuracies of reward models that are trained on few of the given comparisons, in a worker process."""
-    return _guarded(cell, _reward_trial)
+    return _each(cell, _reward_trial)
 
 
-def _guarded(cell: Cell, function: Any) -> dict[str, Any]:
-    base, argv = memory_of_process(), cell.config["arguments"]
+def _each(cell: Cell, function: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The results of all sizes of a cell; each loads its models anew."""
+    base, argv, results = memory_of_process(), cell.config["arguments"], []
     try:
-        wanted, algorithm = train.parse_options(argv)
-        wanted, setting = train.prepare(wanted, argv, algorithm)
-        return function(cell, wanted, setting, algorithm, base)
+        for index in cell.setting["indices"]:
+            wanted, algorithm = train.parse_options(argv)
+            wanted, setting = train.prepare(wanted, argv, algorithm)
+            with tempfile.TemporaryDirectory(dir=cell.setting["folder"]) as folder:
+                results.append(function(index, cell.setting["share"], folder, wanted, setting, algorithm, base))
+            del setting
+            gc.collect()
+            return_freed_memory()
     except (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError) as error:
         return {"refused": str(error)}
     except Exception as error:
         if not out_of_memory(error):
             raise
         return {"memory": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+    return {"results": results}
 
 
 def _given(setting: Setting) -> tuple[list[Comparison], list[Comparison]]:
@@ -207,14 +214,16 @@ def _given(setting: Setting) -> tuple[list[Comparison], list[Comparison]]:
     return split_comparisons(setting.comparisons, setting.seed)
 
 
-def _trial(cell: Cell, wanted: Any, setting: Setting, algorithm: Algorithm, base: float | None) -> dict[str, Any]:
+def _trial(
+    index: int, share: float, folder: str, wanted: Any, setting: Setting, algorithm: Algorithm, base: float | None
+) -> dict[str, Any]:
     given, held_out = _given(setting)
     counts = len(given), len(held_out)
-    small = small_run(wanted.options, algorithm, cell.index, cell.setting["share"], *counts)
+    small = small_run(wanted.options, algorithm, index, share, *counts)
     if given:
         setting = replace(setting, comparisons=given[: small.comparisons], held_out=held_out[: small.held_out])
     options = train.recorded_options(asdict(wanted), setting, algorithm)
-    with Run(cell.setting["folder"], options, Console(quiet=True), limits=replace(wanted.limits, max_time=0.0)) as run:
+    with Run(folder, options, Console(quiet=True), limits=replace(wanted.limits, max_time=0.0)) as run:
         meter = run.meter = Meter(setting.lm.device, base)
         run_all(setting, small.options, small.algorithm, run)
         run.end_measurement("after")
@@ -239,11 +248,11 @@ def _is_result(file: Path, folder: Path) -> bool:
 
 
 def _reward_trial(
-    cell: Cell, wanted: Any, setting: Setting, algorithm: Algorithm, base: float | None
+    index: int, share: float, folder: str, wanted: Any, setting: Setting, algorithm: Algorithm, base: float | None
 ) -> dict[str, Any]:
     given, held_out = _given(setting)
-    small = small_run(wanted.options, algorithm, cell.index, cell.setting["share"], len(given), len(held_out))
-    with Run(cell.setting["folder"], {}, Console(quiet=True)) as run:
+    small = small_run(wanted.options, algorithm, index, share, len(given), len(held_out))
+    with Run(folder, {}, Console(quiet=True)) as run:
         fine_tune(setting, small.options, run)
         sizes, accuracies = accuracies_of_few(setting.lm, wanted.options.reward, given, held_out, setting.seed, run)
     pairs = sum(c.pairs for c in held_out if not c.is_tie)
@@ -255,7 +264,7 @@ def make_plan(trials: Trials) -> dict[str, Any]:
     wanted, algorithm = trials.wanted, trials.algorithm
     device = torch.device(device_of(wanted))
     free = free_memory(device)
-    results = [trials.run(index) for index in range(3)]
+    results = trials.run(range(3))
     last = results[-1]
     measured = trials.done = [trials.measured(result, index) for index, result in enumerate(results)]
     plan = predict(measured, wanted.options, algorithm, last["given"])
@@ -273,7 +282,7 @@ def make_plan(trials: Trials) -> dict[str, Any]:
     plan["reward_accuracy"] = None
     if last["given"] and last["learns_reward"]:
         try:
-            plan["reward_accuracy"] = reward_accuracy(trials.run(2, function="reward_trial"))
+            plan["reward_accuracy"] = reward_accuracy(trials.run([2], function="reward_trial")[0])
         except ValueError as error:
             note(f"the accuracy of the reward model is not predicted: {error}")
     about = configuration(last["options"], ["train", *trials.line], input_digests(wanted))
@@ -331,7 +340,7 @@ def alternatives(trials: Trials, plan: Mapping[str, Any]) -> list[dict[str, Any]
     for words_, line in other_settings(trials.wanted, trials.algorithm):
         entry: dict[str, Any] = {"setting": words_, "arguments": line}
         try:
-            other = trials.measured(trials.run(1, line), 1)
+            other = trials.measured(trials.run([1], line)[0], 1)
         except ValueError as error:
             found.append(entry | {"refused": str(error)})
             continue
