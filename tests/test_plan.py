@@ -330,8 +330,9 @@ class ARun:
 
 def watched(each: float, updates: int = 100) -> list[str]:
     """What a run says whose updates take so many seconds."""
-    run = ARun()
-    watch = PlanWatch(a_plan(), "ppo", run, CPU, None)
+    run, plan_ = ARun(), a_plan()
+    plan_["stages"]["after"] = {"seconds": Band.around(60.0, 0.0).as_data()}
+    watch = PlanWatch(plan_, "ppo", run, CPU, None)
     run.now = 10.0
     watch.end("sft")
     watch.enter()
@@ -353,7 +354,7 @@ def test_a_wrong_plan_is_said_and_corrected():
     assert said[0].startswith(
         "WARNING the plan was wrong: after 5 of 100 updates, ppo will take 3 min, and 60 s (51 s to"
     )
-    assert said[0].endswith("the whole run will take about 4 min")
+    assert said[0].endswith("the whole run will take about 5 min")
 
 
 def test_a_stage_that_needs_more_memory_than_planned_is_said():

@@ -181,8 +181,9 @@ class PlanWatch(Meter):
         if planned["seconds"]["low"] <= self.corrected <= planned["seconds"]["high"]:
             self.run.say(f"plan: after {done} of {total} updates, {what}")
         else:
-            change = self.corrected - planned["seconds"]["value"]
-            all_in_all = self.plan["total"]["seconds"]["value"] + change
+            to_come = self.plan["stages"].keys() - self.stages.keys() - {self.algorithm}
+            after = sum(self.plan["stages"][name]["seconds"]["value"] for name in to_come)
+            all_in_all = self._began[0] + self.corrected + after
             self.run.warn(
                 f"the plan was wrong: after {done} of {total} updates, {what}; the whole run will take about "
                 f"{words(all_in_all)}"
