@@ -12,16 +12,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy.stats import norm
 
 from agents import dpo, ppo
 from agents.cli import main, plan, train
-from agents.pipeline import Algorithm, Options, PreferenceOptions, RLOptions, SFTOptions
+from agents.pipeline import (
+    Algorithm,
+    Options,
+    PreferenceOptions,
+    RewardOptions,
+    RLOptions,
+    Setting,
+    SFTOptions,
+    train_reward_model,
+)
 from agents.pipeline.planning import (
     PARTS,
     Band,
     Small,
     Trial,
+    accuracies_of_few,
     batches,
     predict,
     predict_disk,
@@ -29,11 +40,17 @@ from agents.pipeline.planning import (
     small_run,
     steps_of,
 )
+from agents.pipeline.samples import sample_groups
 from agents.report.planned import planned
 from agents.report.read import RunData
+from agents.runs import Run
 from agents.runs.costs import PlanWatch, check_same_setting, fit_line, fit_steps, read_plan, words
 from agents.runs.machine import peak_memory
 from agents.runs.meter import Loop, Meter, StageCost, memory_of_process
+from lmgym import registry
+from lmgym.models import load
+from lmgym.policy import Policy
+from lmgym.preferences import SimulatedAnnotator, collect_comparisons
 
 PPO = Algorithm("ppo", ppo, ppo.Config(updates=400), RLOptions(rows=64))
 OPTIONS = Options(sft=SFTOptions(examples=6400), preferences=PreferenceOptions(prompts=3200, test_prompts=640))
@@ -547,3 +564,26 @@ def test_a_run_is_planned_and_compared_with_its_plan(tmp_path: Path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Planned and actual cost" in page
     assert "In all" in page
+
+
+@pytest.mark.slow
+def test_the_band_of_a_reward_models_accuracy_holds_in_eight_of_ten_seeds(tmp_path: Path):
+    task, lm = registry.make_task(registry.find_spec("Sort")), load("tiny")
+    held = []
+    for seed in range(10):
+        setting = Setting(task, lm, {"max_new_tokens": 6, "missing_eos_score": None}, seed=seed)
+        prompts, groups = sample_groups(setting, Policy(lm, None, 1.0, "none"), 1200, 2)
+        rng, annotator = np.random.default_rng(seed), SimulatedAnnotator(0.1)
+        found = collect_comparisons(task, prompts, groups, annotator, rng, include_unfinished=True)
+        held_out, comparisons = found[:150], found[150:]
+        config = RewardOptions(epochs=1)
+        with Run(tmp_path / str(seed), {}, Console(quiet=True)) as run:
+            sizes, accuracies = accuracies_of_few(lm, config, comparisons, held_out, seed, run)
+            train_reward_model(lm, config, seed + 100, run, "stop", comparisons, held_out, stage="whole")
+            accuracy = run.last_metrics("whole")["accuracy/test"]
+        pairs = sum(comparison.pairs for comparison in held_out)
+        result = {"sizes": sizes, "accuracies": accuracies, "pairs": pairs, "comparisons": len(comparisons)}
+        told = plan.reward_accuracy(result)
+        print(f"{seed}: {told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}], {accuracy:.3f}")
+        held.append(told["low"] <= accuracy <= told["high"])
+    assert sum(held) >= 8
