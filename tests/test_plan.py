@@ -510,10 +510,16 @@ def test_the_accuracy_of_reward_models_is_extrapolated_with_a_band():
     assert told["value"] == pytest.approx(at[-1], abs=1e-6)
     assert told["low"] <= told["value"] <= told["high"]
     # An accuracy at chance or at 1 on few pairs has a value too.
-    told = plan.reward_accuracy(
-        {"sizes": sizes, "accuracies": [0.4, 0.5, 0.6, 0.9, 1.0], "pairs": 20, "comparisons": 2000}
-    )
+    result = {"sizes": sizes, "accuracies": [0.4, 0.5, 0.6, 0.9, 1.0], "pairs": 20, "comparisons": 2000}
+    told = plan.reward_accuracy(result)
     assert 0.5 < told["low"] < told["value"] < told["high"] < 1
+
+
+def test_the_accuracy_of_reward_models_at_chance_is_not_extrapolated():
+    result = {"sizes": [8, 8, 20, 40], "accuracies": [0.63, 0.55, 0.52, 0.56], "pairs": 100, "comparisons": 400}
+    told = plan.reward_accuracy(result)
+    assert (told["value"], told["low"], told["high"]) == (None, 0.5, 1.0)
+    assert plan.reward_accuracy(result | {"pairs": 1000})["value"] is not None
 
 
 def test_the_report_shows_what_was_planned_beside_what_it_took():
@@ -566,7 +572,7 @@ def test_a_run_is_planned_and_compared_with_its_plan(tmp_path: Path):
     assert "In all" in page
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_the_band_of_a_reward_models_accuracy_holds_in_eight_of_ten_seeds(tmp_path: Path):
     task, lm = registry.make_task(registry.find_spec("Sort")), load("tiny")
     held = []

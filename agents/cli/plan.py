@@ -46,6 +46,8 @@ REFUSED = {
 """Options of `lmgym train` that cannot be planned, and why."""
 OWN = {"--share": 1, "--alternatives": 0, "--no-alternatives": 0, "--plan": 1, "--out": 1}
 """Options that are not passed on to the trials, and how many values each has; and --models."""
+CLEARLY = 2.0
+"""Standard errors above ½ from which an accuracy is better than chance."""
 LOADED = (write_report,)
 """Imported although a trial writes no report: it takes memory in `lmgym train`."""
 
@@ -302,10 +304,18 @@ def _misfits(plan: Mapping[str, Any]) -> list[str]:
 
 
 def reward_accuracy(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The reward model's accuracy on the held-out comparisons after training on all comparisons, with a 90 % band."""
-    edge = 0.5 / max(1, result["pairs"])  # as if half a pair were wrong, or right
-    values = [min(max(accuracy, 0.5 + edge), 1 - edge) for accuracy in result["accuracies"]]
-    told = extrapolate(result["sizes"], values, result["comparisons"], scale="accuracy")
+    """The reward model's accuracy on the held-out comparisons after training on all comparisons, with a 90 % band.
+
+    While reward models on few comparisons are no better than chance, their curve has not begun to rise, and nothing can
+    be extrapolated: the value is None, and the band is everything from chance to 1.
+    """
+    sizes, accuracies, pairs = result["sizes"], result["accuracies"], max(1, result["pairs"])
+    largest = [accuracy for size, accuracy in zip(sizes, accuracies, strict=True) if size == max(sizes)]
+    if sum(largest) / len(largest) <= 0.5 + CLEARLY * (0.25 / pairs) ** 0.5:
+        return {"value": None, "low": 0.5, "high": 1.0, **result}
+    edge = 0.5 / pairs  # as if half a pair were wrong, or right
+    values = [min(max(accuracy, 0.5 + edge), 1 - edge) for accuracy in accuracies]
+    told = extrapolate(sizes, values, result["comparisons"], scale="accuracy")
     return {"value": told.value, "low": told.low, "high": told.high, **result}
 
 
@@ -392,11 +402,15 @@ def _show(plan: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     accuracy = plan["reward_accuracy"]
     if accuracy:
+        said = "cannot be told, because those on a tenth of them are no better than chance: give more comparisons"
+        if accuracy["value"] is not None:
+            said = f"{accuracy['value']:.3f}, 90 % band {accuracy['low']:.3f} to {accuracy['high']:.3f}"
         console.print(
-            f"reward model after all {accuracy['comparisons']:,} comparisons: accuracy {accuracy['value']:.3f}, 90 % "
-            f"band {accuracy['low']:.3f} to {accuracy['high']:.3f}, on {accuracy['pairs']} held-out pairs",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"accuracy of the reward model after all {accuracy['comparisons']:,} comparisons, on {accuracy['pairs']} "
+            f"held-out pairs: {said}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _figures(part: Mapping[str, Any]) -> list[str]:
