@@ -1,5 +1,6 @@
 """`lmgym plan`: the fit of small runs, the prediction, the run that is compared with its plan, and bad input."""
 
+import io
 import json
 import os
 import re
@@ -501,6 +502,24 @@ def test_too_little_memory_or_disk_is_said():
     assert said.startswith(
         "It does not fit this machine: too little memory (up to 760 MB, and 700 MB are free) and disk"
     )
+
+
+def test_what_is_printed():
+    found = predict(trials(), OPTIONS, PPO)
+    found["reward_accuracy"] = {"value": None, "comparisons": 4000, "pairs": 400}
+    costs = {"seconds": 30.0, "processor_seconds": 25.0, "peak_mb": None}
+    found["alternatives"] = [
+        {"setting": "LoRA rank 4", "arguments": ["--ppo.lora-rank=4"], **costs},
+        {"setting": "32 rows", "arguments": ["--ppo.rows=32"], "refused": "rows must be a multiple of 5"},
+    ]
+    console = Console(record=True, width=140, quiet=False, file=io.StringIO())
+    plan._show(found, console)
+    plan._show_alternatives(found, console)
+    said = console.export_text()
+    assert re.search(r"reward_model +│ 800 \+ 1 +│ 4 min +│ 3 min to 5 min +│ 8 min +│ 100 MB", said)
+    assert "after all 4,000 comparisons, on 400 held-out pairs: cannot be told" in said
+    assert re.search(r"LoRA rank 4 +│ 30 s +│ 25 s +│ unknown +│ --ppo.lora-rank=4", said)
+    assert re.search(r"32 rows +│ refused +│ +│ rows must be a multiple of 5", said)
 
 
 def test_the_accuracy_of_reward_models_is_extrapolated_with_a_band():
