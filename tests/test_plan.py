@@ -310,7 +310,7 @@ def test_the_peak_of_a_stage_is_not_that_of_the_one_before():
     assert meter.highest_mb == pytest.approx(large, abs=5)
     # The system's own figure began anew; what a run says at its end knows both.
     said = float(re.sub(r"\D", "", peak_memory(meter.highest_bytes)))
-    assert said == pytest.approx((meter.base_mb + large) * 1e6 / 2**20, abs=5)
+    assert said == pytest.approx(((meter.base_mb or 0.0) + large) * 1e6 / 2**20, abs=5)
 
 
 def a_plan(**changes: Any) -> dict[str, Any]:
@@ -331,7 +331,9 @@ class ARun:
     """What a run is for its watch."""
 
     def __init__(self, seconds: float = 0.0):
-        self.now, self.said, self.files = seconds, [], {}
+        self.now = seconds
+        self.said: list[str] = []
+        self.files: dict[str, Any] = {}
 
     def say(self, text: str) -> None:
         self.said.append(text)

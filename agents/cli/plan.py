@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -93,9 +94,9 @@ def run(argv: Sequence[str]) -> int:
             _show_alternatives(plan, console)
         plan["trial_seconds"] = time.perf_counter() - trials.began
     atomic.write(path, to_json(plan))
-    say = {"highlight": False, "markup": False, "soft_wrap": True}
-    console.print(_verdict(plan), **say)
-    console.print(f"plan: {path} (trials took {words(plan['trial_seconds'])}); add --plan {path} to lmgym train", **say)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say(_verdict(plan))
+    say(f"plan: {path} (trials took {words(plan['trial_seconds'])}); add --plan {path} to lmgym train")
     return 0 if plan["machine"]["fits"] else 1
 
 
