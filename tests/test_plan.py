@@ -443,6 +443,7 @@ def test_what_is_no_plan_gets_one_sentence(text: str | None, said: str, tmp_path
         (["--seeds", "0", "1"], "lmgym plan takes no --seeds: plan one of the runs"),
         (["--seeds=1"], "lmgym plan takes no --seeds"),
         (["--procs", "2"], "lmgym plan takes no --procs"),
+        (["--plan", "none/plan.json"], "there is no folder 'none'"),
         (["--share", "0"], "share"),
         (["--ppo.rows", "0"], "rows"),
         (["--algorithm", "pppo"], "Did you mean 'ppo'?"),
@@ -492,6 +493,26 @@ def test_alternatives_are_options_of_train():
         assert (other, changed.rl, changed.config) != (wanted, algorithm.rl, algorithm.config)
     bare, _ = plan.parse_options(["Sort", "--no-alternatives"])
     assert not dict(plan.other_settings(bare, algorithm))
+
+
+def test_the_trials_get_the_options_of_train_alone():
+    line = [
+        "Sort",
+        "--models",
+        "a",
+        "b",
+        "--seed",
+        "3",
+        "--share=.1",
+        "--plan",
+        "p.json",
+        "--out",
+        "x",
+        "--ppo.rows",
+        "8",
+    ]
+    wanted, _ = plan.parse_options(line)
+    assert plan.line_of_trials(line, wanted) == ["Sort", "--seed", "3", "--ppo.rows", "8"]
 
 
 def test_too_little_memory_or_disk_is_said():

@@ -83,21 +83,28 @@ def run(argv: Sequence[str]) -> int:
     path = Path(wanted.plan or PLAN_FILE)
     if path.exists():
         read_plan(path)  # a file that is no plan is not overwritten
+    elif not path.parent.is_dir():
+        raise ValueError(f"--plan {path}: there is no folder {str(path.parent)!r}: make it, or choose another file")
     console = Console()
-    line = without_options(argv, {**OWN, "--models": 1 + len(wanted.models)})
     with tempfile.TemporaryDirectory(prefix="lmgym-plan-") as folder:
-        trials = Trials(line, wanted, algorithm, Path(folder), console)
+        trials = Trials(line_of_trials(argv, wanted), wanted, algorithm, Path(folder), console)
         plan = make_plan(trials)
+        plan["trial_seconds"] = time.perf_counter() - trials.began
+        atomic.write(path, to_json(plan))
         _show(plan, console)
         if wanted.alternatives or wanted.models:
             plan["alternatives"] = alternatives(trials, plan)
             _show_alternatives(plan, console)
-        plan["trial_seconds"] = time.perf_counter() - trials.began
-    atomic.write(path, to_json(plan))
+            atomic.write(path, to_json(plan))
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(_verdict(plan))
     say(f"plan: {path} (trials took {words(plan['trial_seconds'])}); add --plan {path} to lmgym train")
     return 0 if plan["machine"]["fits"] else 1
+
+
+def line_of_trials(argv: Sequence[str], wanted: Any) -> list[str]:
+    """The command line of `lmgym train` that is planned, without its folder."""
+    return without_options(argv, {**OWN, "--models": len(wanted.models)})
 
 
 def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:
