@@ -11,9 +11,9 @@ which they change much; and the peak memory above that of Python with its librar
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from benchmarks.learning import write_between
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("plan.jsonl")
 PAGE = ROOT / "docs" / "planning.md"
+FOLDER = ROOT / ".bench" / "plan"
 WANTED = 0.15
 """Relative error that a prediction may have."""
 MEASURES = {"processor_seconds": "processor, s", "seconds": "clock, s", "peak_mb": "memory, MB"}
@@ -50,17 +51,20 @@ SETTINGS = (
 """The command lines after `lmgym train`."""
 
 
-def measure(setting: str, code: str) -> dict[str, Any]:
-    """Plans a setting, trains it, and returns both."""
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder:
-        plan, run = Path(folder) / "plan.json", Path(folder) / "run"
-        line = [*setting.split(), "--threads=1", f"--plan={plan}", f"--out={run}"]
-        if main(["plan", *line, "--no-alternatives"]):
-            raise RuntimeError(f"{setting} cannot be planned")
-        subprocess.run([sys.executable, "-m", "agents.cli", "train", *line], cwd=ROOT, stdout=sys.stderr, check=True)
-        found = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-        disk = sum(file.stat().st_size for file in run.rglob("*") if file.is_file()) / 1e6
+def measure(number: int, code: str) -> dict[str, Any]:
+    """Plans a setting, trains it, and returns both. After an interruption, a plan that was made is used."""
+    setting, load = SETTINGS[number - 1], os.getloadavg()[0]
+    plan, run = FOLDER / f"{number}.json", FOLDER / f"{number}"
+    line = [*setting.split(), "--threads=1", f"--plan={plan}", f"--out={run}"]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run, ignore_errors=True)
+    if not plan.exists() and main(["plan", *line, "--no-alternatives"]):
+        raise RuntimeError(f"{setting} cannot be planned")
+    subprocess.run([sys.executable, "-m", "agents.cli", "train", *line], cwd=ROOT, stdout=sys.stderr, check=True)
+    found = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    disk = sum(file.stat().st_size for file in run.rglob("*") if file.is_file()) / 1e6
+    shutil.rmtree(run)
+    plan.unlink()
     actual = found["actual"].values()
     measured = {name: sum(stage[name] for stage in actual) for name in ("processor_seconds", "seconds")}
     measured["peak_mb"] = max(stage["peak_mb"] for stage in actual)
@@ -130,7 +134,7 @@ def measure_all() -> None:
         setting = SETTINGS[number - 1]
         if setting in read() and not options.again:
             continue
-        row = measure(setting, code)
+        row = measure(number, code)
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(
