@@ -106,6 +106,10 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "tests/answers/": ("test_lessons",),
     "agents/lessons/play.py": ("test_play",),
     "agents/cli/play.py": ("test_play",),
+    "agents/pipeline/replay.py": ("test_step",),
+    "agents/runs/stored.py": ("test_step",),
+    "agents/lessons/walk.py": ("test_step",),
+    "agents/cli/step.py": ("test_step",),
     "agents/cli/exercise.py": ("test_lessons",),
 }
 """What a file's tests are: the longest entry that its path starts with. `tests/test_x.py` are their own tests."""

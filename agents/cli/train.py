@@ -71,20 +71,9 @@ def run(argv: Sequence[str]) -> int:
     wanted, algorithm = parse_options(argv)
     if wanted.seeds:
         return run_seeds(wanted, argv)
-    if wanted.from_adapter:
-        wanted = start_from_adapter(wanted, argv, algorithm.name)
+    wanted, setting = setting_for(wanted, argv, algorithm)
     # The report needs matplotlib, which takes most of a second to import; --help-all ends above.
     from agents.report import write_report
-
-    setting = setting_of(wanted, wanted.reward, wanted.preferences_file, test_preferences=wanted.test_preferences)
-    if wanted.teacher:
-        setting = replace(setting, teacher=teacher_in(wanted.teacher, wanted, algorithm.rl.temperature))
-    if wanted.from_adapter:
-        folder = str(adapter_folder(wanted.from_adapter))
-        check_base(folder, setting.lm.model, setting.lm.name)
-        setting = replace(setting, from_adapter=folder)
-    if wanted.watch:
-        setting = replace(setting, watch=score_named(wanted.watch, device_of(wanted)))
 
     def about(options: dict[str, Any]) -> dict[str, Any]:
         own = options.pop("rl")
@@ -103,6 +92,26 @@ def run(argv: Sequence[str]) -> int:
     _show(run, before, after)
     run.say(f"report: {page}")
     return 0
+
+
+def setting_for(wanted: Any, argv: Sequence[str], algorithm: Algorithm) -> tuple[Any, Setting]:
+    """The options of a training run, completed by those of the adapter that it starts from, and its setting.
+
+    Raises:
+        ValueError: a name is unknown, or two options contradict one another.
+    """
+    if wanted.from_adapter:
+        wanted = start_from_adapter(wanted, argv, algorithm.name)
+    setting = setting_of(wanted, wanted.reward, wanted.preferences_file, test_preferences=wanted.test_preferences)
+    if wanted.teacher:
+        setting = replace(setting, teacher=teacher_in(wanted.teacher, wanted, algorithm.rl.temperature))
+    if wanted.from_adapter:
+        folder = str(adapter_folder(wanted.from_adapter))
+        check_base(folder, setting.lm.model, setting.lm.name)
+        setting = replace(setting, from_adapter=folder)
+    if wanted.watch:
+        setting = replace(setting, watch=score_named(wanted.watch, device_of(wanted)))
+    return wanted, setting
 
 
 def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:
