@@ -1,6 +1,6 @@
 """Makes the page "What if?": PPO on a world of 85 texts, with every combination of some β, clip ranges and λ.
 
-    python docs/lessons/what_if.py             # trains (four minutes), writes what_if.json and what_if.html
+    python docs/lessons/what_if.py             # trains (two minutes), writes what_if.json and what_if.html
     python docs/lessons/what_if.py --page      # writes what_if.html anew from what_if.json
 
 The page asks no server for anything. Without its script, what_if.js, it shows the same numbers as a table.
@@ -31,15 +31,15 @@ from lmgym.tasks import Tree as TreeTask
 FOLDER = Path(__file__).resolve().parent
 DATA, PAGE = FOLDER / "what_if.json", FOLDER / "what_if.html"
 CHOICES: Mapping[str, Sequence[float]] = {
-    "beta": (0.03, 0.1, 0.3, 1.0),
-    "clip": (0.05, 0.2, 0.5, 1000.0),
-    "lam": (0.0, 0.5, 0.95, 1.0),
+    "beta": (0.03, 0.1, 0.3),
+    "clip": (0.05, 0.2, 1000.0),
+    "lam": (0.0, 0.95, 1.0),
 }
 """The values of each setting; a clip range of 1000 clips nothing."""
 START = {"beta": 0.1, "clip": 0.2, "lam": 0.95}
 """The combination that the page shows first."""
-SEEDS = (0, 1, 2)
-UPDATES, ROWS, MINIBATCH, EPOCHS, LR = 30, 64, 16, 4, 0.01
+SEEDS = (0, 1)
+UPDATES, ROWS, MINIBATCH, EPOCHS, LR = 24, 64, 16, 4, 0.01
 FRONTIER = (30.0, 3.0, 1.5, 1.0, 0.7, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03)
 """The β of the soft-optimal policies that make the edge of what is possible."""
 
