@@ -86,6 +86,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "README.md": ("test_examples",),
     "mkdocs.yml": ("test_site",),
     "docs/site/": ("test_site",),
+    "docs/site/spelling.txt": ("test_docs",),
     "docs/reference/": ("test_site",),
     "docs/lessons/": ("test_lesson_pages",),
     "docs/glossary.md": ("test_lesson_pages",),
