@@ -113,6 +113,11 @@ MUTANTS = (
     Mutant("step-other-row", "agents/pipeline/replay.py", "start = rows[-1] + 1", "rows[-1] = len(rows) - 1",
            "a walk through rows that were chosen for the steps names others",
            ("tests/test_step.py -k 'other_algorithms and expert'",)),
+    Mutant("step-score-column", "agents/lessons/walk.py", "_numbers(rollout.rewards[row] + beta * kl)",
+           "_numbers(rollout.rewards[row])", "the walk through an update shows the whole reward as the score",
+           ("tests/test_step.py -k tables",)),
+    Mutant("step-always-equal", "agents/lessons/walk.py", "rel_tol=1e-6, abs_tol=1e-9", "rel_tol=1e6, abs_tol=1e6",
+           "any update is said to be the one that the run made", ("tests/test_step.py -k tables",)),
     # Ensembles, queries, measures and studies -------------------------------------------------------------------------
     Mutant("bootstrap-shared", "agents/reward_modelling.py", "np.random.SeedSequence((seed, 3, member))",
            "np.random.SeedSequence((seed, 3))", "the members of an ensemble see the same comparisons",
