@@ -3,6 +3,9 @@
     python -m benchmarks.ranks --shape S --updates 6
     python -m benchmarks.ranks --shape S --exchanges      # the exchanges of an update alone, for a busy machine
 
+The ceiling is the share of the speed that two processes keep which know nothing of each other and run the whole update
+at the same time: what the cores and the memory that they share allow.
+
 On a busy machine the times of two ranks tell nothing: each waits for the other, and both for a core. The exchanges
 alone need little of a core.
 """
@@ -11,6 +14,7 @@ import argparse
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -86,16 +90,22 @@ def main() -> int:
     folder = str(shapes.make(options.shape, Path(__file__).resolve().parents[1] / ".bench" / "shapes") / "policy")
     alone: list[float] = []
     pair: list[float] = []
+    strangers: list[float] = []
     for _ in range(options.rounds):
         alone += run_world(1, updates, folder, options.updates)[0].result
         pair += run_world(2, exchanges if options.exchanges else updates, folder, options.updates)[0].result
+        if not options.exchanges:
+            with ThreadPoolExecutor() as pool:
+                both = [pool.submit(run_world, 1, updates, folder, options.updates) for _ in range(2)]
+            strangers += [seconds for one in both for seconds in one.result()[0].result]
     one, two = median(alone), median(pair)
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     if options.exchanges:
         print(f"{options.shape}: update {one:.3f} s, exchanges {two * 1000:.1f} ms, {two / one:.1%} of it ({load})")
     else:
         print(
-            f"{options.shape}: one process {one:.3f} s, two ranks {two:.3f} s, efficiency {one / two / 2:.0%} ({load})"
+            f"{options.shape}: one process {one:.3f} s, two ranks {two:.3f} s, efficiency {one / two / 2:.0%}, ceiling "
+            f"{one / median(strangers):.0%} ({load})"
         )
     return 0
 

@@ -1069,16 +1069,22 @@ def judge(mutant: Mutant, template: Path) -> Found:
     return Found("", "survives", False, time.monotonic() - began)
 
 
-def check_baseline(mutants: Sequence[Mutant], template: Path) -> None:
+def check_baseline(mutants: Sequence[Mutant], template: Path, collect_only: bool = False) -> None:
     """Without a bug, the same tests pass: else their failure would say nothing. Leaves compiled files behind.
+
+    Args:
+        mutants: whose tests.
+        template: the copy without a bug.
+        collect_only: the tests have passed already: only look whether they are there.
 
     Raises:
         ValueError: one fails.
     """
     entries = sorted({tests for mutant in mutants for tests in mutant.tests})
     together = sorted({argument for entry in entries if "-k" not in entry for argument in shlex.split(entry)})
+    flags = ["--collect-only"] if collect_only else []
     for arguments in [together, *(shlex.split(entry) for entry in entries if "-k" in entry)]:
-        found = run_tests(template, arguments) if arguments else {}
+        found = run_tests(template, [*flags, *arguments]) if arguments else {}
         if "test" in found:
             raise ValueError(f"{found['test']} fails without any planted bug: {found['message']}")
 
@@ -1119,6 +1125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these alone")
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--tests-pass", action="store_true", help="the tests have just passed: do not run them first")
     parser.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="how many at a time")
     options = parser.parse_args(arguments)
     chosen = [m for m in MUTANTS if not options.only or m.name in options.only]
@@ -1129,11 +1136,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, began = Console(), time.monotonic()
     for mutant in chosen:
         planted(mutant, ROOT)  # before any test runs: a table that no longer fits is told at once
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "JAXTYPING_DISABLE": "1"}
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(LOADED))
 
     with copy_of(ROOT) as template, ThreadPoolExecutor(options.jobs) as pool:
-        check_baseline(chosen, template)
+        check_baseline(chosen, template, options.tests_pass)
         console.print(f"{len(chosen)} planted bugs; without any, their tests pass ({time.monotonic() - began:.0f} s)")
 
         def one(mutant: Mutant) -> tuple[Mutant, Found]:

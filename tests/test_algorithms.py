@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import slow, step_down
+from conftest import full, slow, step_down
 from test_ppo import make, perturb, remember_texts
 from test_testing import Recurrent
 from torch import Tensor
@@ -77,12 +77,12 @@ def trainer(module: ModuleType, **config: Any) -> Any:
     [
         (ppo, PLAIN_PPO),
         (reinforce, {}),
-        (reinforce, {"baseline": "none"}),
+        full(reinforce, {"baseline": "none"}),
         (rloo, {}),
-        (rloo, {"group": 8}),
+        full(rloo, {"group": 8}),
         (a2c, {}),
         (grpo, UNBIASED_GRPO),
-        (grpo, UNBIASED_GRPO | {"clip_high": 0.28, "aggregate": "token"}),
+        full(grpo, UNBIASED_GRPO | {"clip_high": 0.28, "aggregate": "token"}),
     ],
     ids=["ppo", "reinforce", "reinforce-no-baseline", "rloo", "rloo-8", "a2c", "grpo-unbiased", "grpo-dapo"],
 )
@@ -118,13 +118,13 @@ def test_classic_grpo_breaks_the_contract_where_its_bias_is_known_to() -> None:
     ("kl", "config", "share", "distance"),
     [
         ("sampled", UNBIASED_GRPO, (0.99, 1.0), (0.0, 0.02)),
-        ("sampled", UNBIASED_GRPO | {"scale": True}, (0.99, 1.0), (0.0, 0.02)),
-        ("sampled", UNBIASED_GRPO | {"aggregate": "sequence"}, (0.99, 1.0), (0.0, 0.02)),
+        full("sampled", UNBIASED_GRPO | {"scale": True}, (0.99, 1.0), (0.0, 0.02)),
+        full("sampled", UNBIASED_GRPO | {"aggregate": "sequence"}, (0.99, 1.0), (0.0, 0.02)),
         ("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3"}, (0.99, 0.999), (0.015, 0.06)),
-        ("none", UNBIASED_GRPO | {"kl_loss": "k2"}, (0.99, 0.999), (0.015, 0.06)),
+        full("none", UNBIASED_GRPO | {"kl_loss": "k2"}, (0.99, 0.999), (0.015, 0.06)),
         ("none", UNBIASED_GRPO | {"kl_loss": "k3"}, (0.45, 0.75), (0.25, 0.42)),
-        ("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "aggregate": "sequence"}, (0.99, 0.9995), (0.01, 0.06)),
-        ("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "scale": True}, (-2.2, -1.1), (0.88, 0.99)),
+        full("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "aggregate": "sequence"}, (0.99, 0.9995), (0.01, 0.06)),
+        full("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "scale": True}, (-2.2, -1.1), (0.88, 0.99)),
         ("none", {}, (-1.5, -0.6), (0.72, 0.92)),
     ],
     ids=["unbiased", "scale", "sequence", "ratio_k3", "k2", "k3", "ratio_k3-sequence", "ratio_k3-scale", "classic"],
@@ -158,7 +158,7 @@ def lm_policy(env: TokenVectorEnv, trees: Sequence[Tree], **settings: Any) -> Po
     [
         (ppo, PLAIN_PPO, ()),
         # NLPO asks for a language model itself, and these checks wrap theirs in something else.
-        (nlpo, {"mask_top_p": 1.0, "lam": 1.0, "minibatch_rows": 0}, ("order", "padding", "split", "mask")),
+        full(nlpo, {"mask_top_p": 1.0, "lam": 1.0, "minibatch_rows": 0}, ("order", "padding", "split", "mask")),
     ],
     ids=["ppo", "nlpo"],
 )
@@ -167,7 +167,7 @@ def test_the_contract_with_a_language_model(module: ModuleType, config: dict[str
     check_algorithm(trainer(module, **config), make_policy=lm_policy, skip=skip, lr=5e-3, updates=100)
 
 
-@pytest.mark.parametrize("settings", [*map(slow, [{"top_k": 2}, {"top_p": 0.8}]), {"top_k": 3, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("settings", [*map(slow, [{"top_k": 2}, {"top_p": 0.8}, {"top_k": 3, "top_p": 0.9}])], ids=str)
 def test_truncated_sampling_is_scored_as_it_was_sampled(settings: dict[str, Any]) -> None:
     """The contract's checks of what is scored; KL to the reference, which is not truncated, moves the optimum."""
     skip = ("seed", "gradient", "length", "stop", "optimum")
@@ -634,11 +634,11 @@ def test_the_score_rises_above_where_it_began(module: ModuleType) -> None:
     ("module", "config"),
     [
         (reinforce, {}),
-        (rloo, {}),
-        (grpo, {"kl_loss": "none"}),
-        (a2c, {}),
+        slow(rloo, {}),
+        slow(grpo, {"kl_loss": "none"}),
+        slow(a2c, {}),
         (ppo, {"minibatch_rows": 0}),
-        (expert_iteration, {}),
+        slow(expert_iteration, {}),
         (online_dpo, {}),
     ],
     ids=lambda x: name_of(x) if isinstance(x, ModuleType) else "",
@@ -1156,6 +1156,7 @@ def test_words_that_are_no_choice() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("module", "config", "lr", "critic", "wanted"),
     [

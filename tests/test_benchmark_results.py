@@ -350,6 +350,7 @@ def make(world):
 CRASH = "def make(world):\n    raise RuntimeError('no idea')\n"
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """An agent that spends too much and one that crashes; the others go on, and nothing is lost."""
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ from mutants import BEGIN, END, MUTANTS, PAGE, ROOT, planted, rows_of_page, wher
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
     names: dict[str, Any] = {"__name__": "__main__"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import as_on_an_accelerator, random_model
+from conftest import as_on_an_accelerator, random_model, slow
 from test_fast import FUSED, assert_same_rollout, made, perturb, rollout
 from test_rollout import Waits
 from torch import Tensor
@@ -92,7 +92,7 @@ def twin(lm: LanguageModel, **arguments: Any) -> tuple[Policy, TokenVectorEnv]:
 
 @pytest.mark.parametrize("how", ["uncaptured", "taped"])
 @pytest.mark.parametrize("arguments", SETTINGS)
-@pytest.mark.parametrize("config", ["GPT2Config", "LlamaConfig", "Qwen3Config"])
+@pytest.mark.parametrize("config", ["GPT2Config", "LlamaConfig", slow("Qwen3Config")])
 def test_steps_that_are_all_alike_write_the_same(
     config: str, arguments: dict[str, Any], how: str, request: pytest.FixtureRequest
 ) -> None:

@@ -296,6 +296,15 @@ def test_drawing_by_blocks_is_drawing(vocabulary: int) -> None:
     assert float((token == draw(logp, uniform.double())).double().mean()) > 0.998
 
 
+@pytest.mark.parametrize("vocabulary", [LARGE, LARGE + 3, 2000])
+def test_the_last_token_of_a_vocabulary_is_drawn_as_often_as_it_should(vocabulary: int) -> None:
+    """Three tokens of one third each, two of them in the last block."""
+    logits = torch.full((3, vocabulary), -1e30)
+    logits[:, [0, vocabulary - 3, vocabulary - 1]] = 0.0
+    token, _ = draw_from_logits(logits, torch.tensor([0.2, 0.5, 0.9]))
+    assert token.tolist() == [0, vocabulary - 3, vocabulary - 1]
+
+
 # The update --------------------------------------------------------------------------------------------------------
 
 

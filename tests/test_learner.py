@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import step_down
+from conftest import slow, step_down
 from test_ppo import Run, make, perturb
 from torch import Tensor
 
@@ -437,7 +437,7 @@ def test_weights_that_are_loaded_between_steps_are_kept() -> None:
     assert max(float(p.detach().abs().max()) for p in learner.parameters) < 1e-3
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [slow(0), 4])
 def test_a_reward_model_of_half_precision_learns(rank: int) -> None:
     """Loss before and after on the same weights in float32, so that only training is in half precision."""
     pairs = [Comparison("a", ("bb", "cc")), Comparison("d", ("b", "c"))] * 16

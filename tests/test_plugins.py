@@ -312,6 +312,7 @@ def test_a_train_that_does_not_yield_is_refused_in_one_line(package: Path, tmp_p
     assert not out.exists() or not any(out.iterdir()), "the folder can be used again"
 
 
+@pytest.mark.slow
 def test_dpo_learns_from_comparisons_and_distillation_from_a_run(tmp_path: Path) -> None:
     asked = ["--preferences.prompts=16", "--preferences.test-prompts=8"]
     first, second = tmp_path / "dpo", tmp_path / "distill"

@@ -87,6 +87,7 @@ EXACT: dict[str, Any] = {
 every state, and the gradient's noise goes to 0 with it."""
 
 
+@pytest.mark.slow
 def test_ppo_reaches_the_exact_optimum_of_two_tokens() -> None:
     """84 completions, from a total variation of 0.17.
 

@@ -41,15 +41,23 @@ def test_one_rank_exchanges_nothing() -> None:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Trained]:
-    (ended,) = run_world(1, worlds.train_all, UPDATES)
+def wanted(request: pytest.FixtureRequest) -> list[str]:
+    """The names that the selected tests compare, so that one test does not train them all."""
+    specs = [getattr(item, "callspec", None) for item in request.session.items]
+    selected = {spec.params.get("name") for spec in specs if spec}
+    return [name for name in NAMES if name in selected]
+
+
+@pytest.fixture(scope="module")
+def alone(wanted: list[str]) -> dict[str, Trained]:
+    (ended,) = run_world(1, worlds.train_all, UPDATES, wanted)
     assert not ended.error
     return ended.result
 
 
 @pytest.fixture(scope="module")
-def pair() -> list[dict[str, Trained]]:
-    found = run_world(2, worlds.train_all, UPDATES)
+def pair(wanted: list[str]) -> list[dict[str, Trained]]:
+    found = run_world(2, worlds.train_all, UPDATES, wanted)
     assert [ended.error for ended in found] == ["", ""]
     return [ended.result for ended in found]
 
@@ -88,8 +96,8 @@ def test_more_ranks_and_updates_run_what_one_runs(world: int) -> None:
 
     Four ranks add float32 numbers in four parts. Observed after ten updates: 1.7e-6 in one parameter of 3,105.
     """
-    (alone,) = run_world(1, worlds.train_all, 10)
-    found = run_world(world, worlds.train_all, 10)
+    (alone,) = run_world(1, worlds.train_all, 10, NAMES)
+    found = run_world(world, worlds.train_all, 10, NAMES)
     assert {ended.error for ended in found} == {""}
     for name in NAMES:
         compare(alone.result[name], found[-1].result[name], 1e-6 if world < 4 else 3e-6)

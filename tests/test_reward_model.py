@@ -26,6 +26,7 @@ from agents import reward_modelling as training
 from agents.learner import Learner, LearnerConfig
 from lmgym import Completion, LanguageModel, Prompt, RewardModel, TokenVectorEnv
 from lmgym.preferences import Comparison
+from lmgym.reward.reading import pad_for_reading
 from lmgym.tasks.probe import Tree
 
 TEXTS = ["ab", "dcba", "c", "abcdabcd", "ddd"]
@@ -461,7 +462,17 @@ def test_settings_of_a_saved_model_that_are_wrong_are_refused(settings: dict[str
 
 def test_the_tokenizers_own_padding_is_kept_where_it_can_be_padding_alone() -> None:
     model = RewardModel.load("tiny-reward")
-    own = model.tokenizer.pad_token_id
-    model.model.config.pad_token_id = own + 1
+    own, last = model.tokenizer.pad_token_id, model.tokenizer.convert_tokens_to_ids("!")
+    scores = RewardModel(model.model, model.tokenizer).score_texts(["good!", "bad!"])
+    model.model.config.pad_token_id = last
     again = RewardModel(model.model, model.tokenizer)
     assert (again.pad_id, again.model.config.pad_token_id) == (own, own)
+    assert again.score_texts(["good!", "bad!"]).tolist() == scores.tolist(), "the last token is read"
+
+
+def test_a_padding_token_beyond_the_width_of_the_model_is_padding_all_the_same() -> None:
+    model = RewardModel.load("tiny-reward")
+    assert model.model.config.hidden_size < 300 < model.vocabulary
+    model.tokenizer.pad_token = model.tokenizer.convert_ids_to_tokens(300)
+    assert pad_for_reading(model.model, model.tokenizer) is model.tokenizer
+    assert model.model.config.pad_token_id == 300

@@ -134,6 +134,7 @@ def test_what_is_harmless_passes(source: str) -> None:
     assert not list(faults(source))
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled_by_importing_loading_and_saving(tmp_path: Path) -> None:
     """In a process in which reading a pickle is an error: all modules, both models, a policy there and back."""
     program = f"""

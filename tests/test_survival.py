@@ -88,9 +88,9 @@ def terminate(_: Run) -> None:
 @pytest.mark.parametrize(
     ("stage", "step"),
     [
-        ("sft", 2),
+        slow("sft", 2),
         slow("sample train", 1),
-        ("reward_model", 1),
+        slow("reward_model", 1),
         slow("sample to normalise", 1),
         slow("ppo", 1),
         ("ppo", 3),
@@ -127,6 +127,7 @@ def test_a_run_that_fine_tuned_an_adapter_goes_on_with_the_same_bits(
     assert all(compare(tmp_path / "whole", tmp_path / "cut").values())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_by_its_folder_alone_wherever_that_is(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -434,6 +435,7 @@ def test_tensorboard_that_cannot_be_written_is_named(
     assert "tensorboard' (No space left on device)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_and_compared(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = tmp_path / "again"
     assert cli.main(["repeat", str(whole), "--out", str(again)]) == 0
@@ -603,9 +605,20 @@ def test_a_row_whose_gradient_alone_is_bad_is_found() -> None:
     findings, state = examine_batch(policy, batch, loss_with([3]), weights)
     assert [finding.row for finding in findings] == same
     assert all("the gradient is not finite" in str(finding) for finding in findings)
-    every, state = examine_batch(policy, batch, loss_with(list(range(len(texts)))), weights)
-    assert len(every) == len(texts)
-    assert state.data["rows"] == list(range(len(texts)))
+    more = batch[torch.arange(len(texts) + 2) % len(texts)]
+    every, state = examine_batch(policy, more, loss_with(list(range(len(texts)))), weights[:1].expand_as(more.mask))
+    assert len(every) == len(texts) + 2
+    assert state.data["rows"] == list(range(8)), "a reproduction holds eight rows at most"
+
+
+def test_a_row_is_examined_with_its_own_weights() -> None:
+    policy, env, _ = world()
+    buffer = lmgym.collect(policy, env, lmgym.RolloutBuffer.like(env), lmgym.Stream(0, 0))
+    weights = torch.ones_like(buffer.logp)
+    weights[3] = float("inf")
+    findings, _ = examine_batch(policy, Batch.of(buffer, buffer.rewards), lambda new, old: new.logp, weights)
+    assert [finding.row for finding in findings] == [3]
+    assert "the loss is" in str(findings[0])
 
 
 def test_bad_steps_are_skipped_and_counted() -> None:
@@ -718,6 +731,7 @@ def test_a_score_that_fails_ends_in_one_line_with_its_text_and_a_reproduction(
         assert "were skipped" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_run_whose_scores_are_no_numbers_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "def score(prompts, completions):\n    return [float('nan')] * len(completions)\n"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import slow
 from test_ppo import perturb, remember_texts
 from torch import Tensor, nn
 
@@ -303,6 +304,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.slow
 def test_check_algorithm_passes_what_is_right(capsys: pytest.CaptureFixture[str]) -> None:
     checks = check_algorithm(my_reinforce, updates=100)
     assert [check.name for check in checks] == list(CHECKS.values())
@@ -353,13 +355,13 @@ def planted(bug: str) -> Callable[..., Iterator[dict[str, float]]]:
 @pytest.mark.parametrize(
     ("bug", "check"),
     [
-        ("reward broadcast to every token", "length"),
-        ("end of sequence out of the mask", "stop"),
+        slow("reward broadcast to every token", "length"),
+        slow("end of sequence out of the mask", "stop"),
         ("mask forgotten", "mask"),
         ("mean over each completion", "gradient"),
         ("sign flipped", "gradient"),
         ("KL forgotten", "gradient"),
-        ("half of the KL", "gradient"),
+        slow("half of the KL", "gradient"),
         ("own seed", "seed"),
         ("the same rollout again", "gradient"),
         ("stale gradient", "optimum"),
@@ -400,6 +402,7 @@ def test_check_algorithm_finds_a_batch_that_is_not_independent() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the tests above name the check of each
 @pytest.mark.parametrize("bug", list(PLANTED))
 def test_check_algorithm_catches_every_bug(bug: str) -> None:
     with pytest.raises(AssertionError, match="FAIL"):

@@ -199,20 +199,25 @@ def supervised(name: str, epochs: int) -> Trained:
     return Trained(_flat(learner.parameters), rows, [])
 
 
-def train_all(updates: int) -> dict[str, Trained]:
-    """Every kind of step, one after the other, on the same ranks."""
+def train_all(updates: int, names: Sequence[str]) -> dict[str, Trained]:
+    """Every kind of step of these names, one after the other, on the same ranks."""
     epochs = max(1, updates // 3)
-    return {
-        "ppo": sampled(ppo, updates=updates, minibatch_rows=5, target_kl=0.01, ptx_coef=0.1, ptx_rows=2, ema=0.5),
-        "one_row": sampled(ppo, rows=1, updates=2, minibatch_rows=1),
-        "nlpo": sampled(nlpo, updates=2, minibatch_rows=8),
-        "grpo": sampled(grpo, updates=updates, group=3, top_p=0.9),
-        "rloo": sampled(rloo, updates=updates, group=4, minibatch_rows=8),
-        "a2c": sampled(a2c, updates=updates),
-        "online_dpo": sampled(online_dpo, updates=updates, minibatch_pairs=4),
-        "foreign": foreign(updates),
-        **{name: supervised(name, epochs) for name in ("sft", "dpo", "reward_modelling")},
+    known: dict[str, Callable[[], Trained]] = {
+        "ppo": lambda: sampled(
+            ppo, updates=updates, minibatch_rows=5, target_kl=0.01, ptx_coef=0.1, ptx_rows=2, ema=0.5
+        ),
+        "one_row": lambda: sampled(ppo, rows=1, updates=2, minibatch_rows=1),
+        "nlpo": lambda: sampled(nlpo, updates=2, minibatch_rows=8),
+        "grpo": lambda: sampled(grpo, updates=updates, group=3, top_p=0.9),
+        "rloo": lambda: sampled(rloo, updates=updates, group=4, minibatch_rows=8),
+        "a2c": lambda: sampled(a2c, updates=updates),
+        "online_dpo": lambda: sampled(online_dpo, updates=updates, minibatch_pairs=4),
+        "foreign": lambda: foreign(updates),
+        "sft": lambda: supervised("sft", epochs),
+        "dpo": lambda: supervised("dpo", epochs),
+        "reward_modelling": lambda: supervised("reward_modelling", epochs),
     }
+    return {name: known[name]() for name in names}
 
 
 def bad_step(skip: bool) -> list[str]:

@@ -72,7 +72,7 @@ def serve(page: Page, socket_: socket.socket, until: Callable[[], bool] | None =
     """
     config = uvicorn.Config(
         make_app(page), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5,
-        ws="none", lifespan="off", loop="asyncio",
+        ws="none", lifespan="off", loop="asyncio", http="httptools",
     )  # fmt: skip
     server = uvicorn.Server(config)
 

@@ -70,7 +70,7 @@ class Writer:
             with self.store.transaction() as connection:
                 for job in jobs:
                     try:
-                        with self.store.transaction():
+                        with self.store.transaction(apart=True):
                             outcomes.append((job.call(), None))
                     except Exception as error:
                         if not connection.in_transaction:  # a full disk: SQLite has undone the others too

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.special import ndtri
 
 Level = Literal["nominal", "ordinal", "interval"]
 CONFIDENCE = 0.95
@@ -53,7 +53,7 @@ def wilson_interval(share: float, count: int, confidence: float = CONFIDENCE) ->
         count: n, at least 1.
         confidence: coverage of the interval.
     """
-    z = float(ndtri(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     centre = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy.special import expit
 
 Strategy = Literal["random", "disagreement", "margin", "newest"]
 RANDOM_SHARE = 0.2
@@ -48,7 +47,8 @@ def disagreement(scores: Float[ndarray, "K N T"]) -> Float[ndarray, " N"]:
     """
     if len(scores) < 2:
         raise ValueError("one reward model cannot disagree: give the scores of at least 2, or ask by margin")
-    return _over_pairs(np.var(expit(_margins(scores)), axis=0, ddof=1))
+    preferred = (1 + np.tanh(_margins(scores) / 2)) / 2  # σ, without overflow
+    return _over_pairs(np.var(preferred, axis=0, ddof=1))
 
 
 def margin(scores: Float[ndarray, "K N T"]) -> Float[ndarray, " N"]:

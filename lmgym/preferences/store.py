@@ -55,17 +55,24 @@ class LabelStore:
             self.connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing. When the outermost one ends, what it wrote is on the disk; inner ones are savepoints.
+    def transaction(self, apart: bool = False) -> Iterator[sqlite3.Connection]:
+        """All or nothing. When the outermost one ends, what it wrote is on the disk; inner ones are a part of it.
+
+        Args:
+            apart: an inner one that raises undoes itself alone, so that the outer one can go on.
 
         Raises:
             StoreError: nothing of it was written.
         """
-        begin, end, undo = (
-            ("BEGIN IMMEDIATE", "COMMIT", "ROLLBACK")
-            if self._depth == 0
-            else (f"SAVEPOINT s{self._depth}", f"RELEASE s{self._depth}", f"ROLLBACK TO s{self._depth}")
-        )
+        inner = self._depth > 0
+        if inner and not apart:
+            with named_errors(self.path):
+                yield self.connection
+            return
+        name = f"s{self._depth}"
+        begin, end, undo = ("BEGIN IMMEDIATE", "COMMIT", "ROLLBACK")
+        if inner:
+            begin, end, undo = f"SAVEPOINT {name}", f"RELEASE {name}", f"ROLLBACK TO {name}"
         with named_errors(self.path):
             self.connection.execute(begin)
             self._depth += 1
