@@ -104,12 +104,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append("")
     for name, title in MEASURES.items():
         off = np.abs(errors[name])
-        rank = spearmanr([r["planned"][name]["value"] for r in rows], [r["actual"][name] for r in rows])
+        rank: Any = spearmanr([r["planned"][name]["value"] for r in rows], [r["actual"][name] for r in rows])
         within = sum(r["planned"][name]["low"] <= r["actual"][name] <= r["planned"][name]["high"] for r in rows)
         lines.append(
             f"- {title.partition(',')[0]}: {int((off <= WANTED).sum())} of {len(rows)} within ±{WANTED:.0%}, median "
             f"error {np.median(off):.1%}, largest {off.max():.1%}; inside the plan's band {within}; rank correlation "
-            f"{float(rank.statistic):.3f}"
+            f"{rank.statistic:.3f}"
         )
     machines = "; ".join(sorted({f"{row['hardware']}, torch {row['torch']}" for row in rows}))
     loads = [load for row in rows for load in row["load"]]
