@@ -101,24 +101,22 @@ def table(rows: list[dict[str, Any]]) -> str:
             digits = 0 if name == "peak_mb" else 1
             cells.append(f"{planned:.{digits}f} | {actual:.{digits}f} | {100 * errors[name][-1]:+.0f} %")
         lines.append(f"| `{row['setting']}` | " + " | ".join(cells).replace("-", "−") + " |")
-    lines.append("")
+    lines += ["", f"{len(rows)} of {len(SETTINGS)} settings are measured:", ""]
     for name, title in MEASURES.items():
         off = np.abs(errors[name])
-        rank: Any = spearmanr([r["planned"][name]["value"] for r in rows], [r["actual"][name] for r in rows])
+        pairs = [(row["planned"][name]["value"], row["actual"][name]) for row in rows]
+        found: Any = spearmanr(pairs)
+        rank = f"; rank correlation {found.statistic:.3f}" if len(rows) > 2 else ""
         within = sum(r["planned"][name]["low"] <= r["actual"][name] <= r["planned"][name]["high"] for r in rows)
         lines.append(
             f"- {title.partition(',')[0]}: {int((off <= WANTED).sum())} of {len(rows)} within ±{WANTED:.0%}, median "
-            f"error {np.median(off):.1%}, largest {off.max():.1%}; inside the plan's band {within}; rank correlation "
-            f"{rank.statistic:.3f}"
+            f"error {np.median(off):.1%}, largest {off.max():.1%}; inside the plan's band {within}{rank}"
         )
     machines = "; ".join(sorted({f"{row['hardware']}, torch {row['torch']}" for row in rows}))
     loads = [load for row in rows for load in row["load"]]
     codes = ", ".join(sorted({row["revision"] for row in rows}))
-    lines += [
-        "",
-        f"`python -m benchmarks.plan`, seed 0; {machines}; load of the machine {min(loads):.1f} to {max(loads):.1f}; ",
-    ]
-    lines[-1] += f"revision {codes}."
+    load = f"load of the machine {min(loads):.1f} to {max(loads):.1f}"
+    lines += ["", f"`python -m benchmarks.plan`, seed 0; {machines}; {load}; revision {codes}."]
     return "\n".join(lines)
 
 
