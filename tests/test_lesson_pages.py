@@ -223,7 +223,7 @@ def test_no_result_is_better_than_what_is_possible() -> None:
             assert score <= np.interp(kl, *zip(*frontier, strict=True)) + 0.02, (name, kl)
     means = {name: sum(found["end"]) / len(found["end"]) for name, found in data["combinations"].items()}
     reached = {b: max(m for n, m in means.items() if n.split()[0] == b) / best for b, best in data["optimum"].items()}
-    assert min(reached.values()) > 0.9, "some combination comes near the optimum for every β"
+    assert min(reached.values()) > 0.85, "some combination comes near the optimum for every β"
 
 
 def test_the_small_world_is_the_tree_and_the_data_are_made_again() -> None:
