@@ -66,7 +66,7 @@ function show() {
     `score − β·KL = ${row.cells[5].textContent}, and ${row.cells[7].textContent} is possible.`;
   const verdict = end < objective[0] - 0.005 ? " That is worse than the reference." : best - end < 0.02 ? " That is nearly all." : "";
   document.getElementById("said").textContent = said + verdict;
-  const low = Math.min(0, Math.max(-1, Math.floor(Math.min(...objective) * 4) / 4));
+  const low = Math.min(...objective) < 0 ? -1 : 0; // steps of a half or a quarter
   document.getElementById("charts").replaceChildren(
     chart("score − β·KL; dashed: the best possible", "update", [0, last], [low, 1], [
       ["grey", [[0, best], [last, best]]],
