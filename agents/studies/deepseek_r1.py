@@ -6,13 +6,15 @@ reward model, because a policy would exploit it. Answers become longer during tr
 latest policy from time to time. Distilling the large model that RL has trained into a small one beats RL on the small
 one.
 
-What differs here: the task is to write two letters in the opposite order, after one of 16 prompts. The model has 19,000
-random parameters and has learned nothing before, so that RL finds the first right answer by chance. There is nothing to
-reason about: answers have no cause to grow. The rules are the same two, and a right form is paid a fifth of a right
-answer. The reference is replaced under a β of 0.3, 300 times the paper's, because only a strong KL penalty keeps so
-small a model near its reference. The student is the same model without its second layer; RL and distillation are
-compared at the same number of sampled tokens (for distillation, the teacher's). Tests are on samples of the same 16
-prompts. The run of this package on a real model of 135 million parameters is in docs/real_models.md.
+What differs here: the task is to write the letter that follows the last one of a prompt of two letters. The model has
+19,000 random parameters and has learned nothing before, so that RL finds the first right answer by chance. There is
+nothing to reason about: answers have no cause to grow. The rules are the same two, and a right form is paid a fifth of
+a right answer. The reference is replaced under a β of 0.3, 300 times the paper's, because the paper's β does not hold
+so short a run back. The student is the same model without its second layer; RL and distillation are compared at the
+same number of sampled tokens (for distillation, the teacher's). Tests are on samples of the same 16 prompts. In a first
+trial the task was to write both letters in the opposite order; GRPO then learned the form and gave the same answer to
+every prompt for 60 updates, which is why the task was made easier. The run of this package on a real model of 135
+million parameters is in docs/real_models.md.
 """
 
 from collections.abc import Sequence
@@ -53,6 +55,7 @@ PANELS = (
     Panel("student", "The student of half the size", "thousand tokens", "share of right answers"),
 )
 BUDGETS: dict[str, Any] = {"max_prompt_tokens": 2, "max_new_tokens": 4}
+LETTERS = "abcd"
 STRONG = 0.3
 """β of the comparison of references, in score per nat."""
 
@@ -69,7 +72,7 @@ class Config:
     """Updates of each run."""
     rows: int = 128
     """Completions per update."""
-    lr: float = 1e-2
+    lr: float = 5e-3
     """Peak learning rate."""
 
 
@@ -77,27 +80,27 @@ QUICK = Config(seeds=5)
 SMOKE = Config(seeds=3, updates=3, rows=32)
 
 
-class Opposite(Task):
-    """Write the two letters of the prompt in the opposite order, and end: 1 if right, and 0.2 for any two letters."""
+class Following(Task):
+    """Write the letter that follows the prompt's last one, and end: 1 if right, and 0.2 for any one letter."""
 
-    name = "opposite"
+    name = "following"
     best = 1.2
 
     def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
-        return Prompt("".join("abcd"[i] for i in rng.integers(4, size=2)))
+        return Prompt("".join(LETTERS[i] for i in rng.integers(4, size=2)))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
         return [is_right(p, c) + 0.2 * has_form(c) for p, c in zip(prompts, completions, strict=True)]
 
 
 def is_right(prompt: Prompt, completion: Completion) -> bool:
-    """The rule for the answer."""
-    return has_form(completion) and completion.text == prompt.text[::-1]
+    """The rule for the answer: b after a, …, a after d."""
+    return has_form(completion) and completion.text == LETTERS[LETTERS.index(prompt.text[-1]) - 3]
 
 
 def has_form(completion: Completion) -> bool:
-    """The rule for the form: two letters, and the end."""
-    return completion.finish_reason == "stop" and len(completion.text) == 2
+    """The rule for the form: one letter, and the end."""
+    return completion.finish_reason == "stop" and len(completion.text) == 1
 
 
 def run(config: Config, seed: int) -> dict[str, Any]:
@@ -168,14 +171,14 @@ def train(
         **extra: further arguments of the algorithm.
     """
     critic = "head" if module is ppo else "none"
-    rl = RLOptions(lr=config.lr, rows=config.rows, lora_rank=16, critic=critic, beta=beta, schedule="constant")
+    rl = RLOptions(lr=config.lr, rows=config.rows, lora_rank=16, critic=critic, beta=beta)
     settings = settings_of(module, config, config.updates // parts)
     curve: Curve = []
     for part in range(parts):
         if part:
             lm.adapters.merge()
-        setup = build_training(Setting(Opposite(), lm, BUDGETS, seed=seed + part), rl, settings)
-        test = lmgym.TokenVectorEnv(256, task=Opposite(), model=lm, split="test", kl="none", **BUDGETS)
+        setup = build_training(Setting(Following(), lm, BUDGETS, seed=seed + part), rl, settings)
+        test = lmgym.TokenVectorEnv(256, task=Following(), model=lm, split="test", kl="none", **BUDGETS)
         curve = curve or [measured_on(setup.policy, test, 0, 0.0)]
         tokens, done = curve[-1]["tokens"], part * settings.updates
         for number, row in enumerate(setup.train(module, settings, **extra), start=done + 1):
