@@ -12,8 +12,8 @@ nothing to reason about: answers have no cause to grow. The rules are the same t
 a right answer. The reference is replaced under a β of 0.3, 300 times the paper's, because the paper's β does not hold
 so short a run back. The student is the same model without its second layer; RL and distillation are compared at the
 same number of sampled tokens (for distillation, the teacher's). Tests are on samples of the same 16 prompts. In a first
-trial the task was to write both letters in the opposite order; GRPO then learned the form and gave the same answer to
-every prompt for 60 updates, which is why the task was made easier. The run of this package on a real model of 135
+trial the task was to write both letters in the opposite order; GRPO then learned the form, but few right answers in 60
+updates. So the task was made easier, and the learning rate halved. The run of this package on a real model of 135
 million parameters is in docs/real_models.md.
 """
 
