@@ -43,7 +43,7 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ('--ppo.rows', '64', 'Completions per rollout.'),
         ('--max-new-tokens', '', 'Token budget: the most tokens in a completion.'),
         ('--share', '0.05', 'Share of the updates and steps of the run in the largest of three trials; the three have 1.75 times as many.'),
-        ('--no-alternatives', 'Sentiment', 'A registered environment, such as "Sentiment" or "lmgym/Sort-v0"; `lmgym envs` lists them.'),
+        ('--alternatives', 'True', "Also try other settings: LoRA rank, rows, micro-batches, dtype, value function on the policy's trunk."),
         ('--models', '', 'Other language models to try, given as --model.'),
         ('--plan', '', 'File to write the plan to.'),
         ('--device', 'auto', '"cpu", "cuda", or "auto", which uses CUDA if there is a GPU.'),
