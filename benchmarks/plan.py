@@ -105,7 +105,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for name, title in MEASURES.items():
         off = np.abs(errors[name])
         pairs = [(row["planned"][name]["value"], row["actual"][name]) for row in rows]
-        rank = f"; rank correlation {float(spearmanr(pairs).statistic):.3f}" if len(rows) > 2 else ""
+        found: Any = spearmanr(pairs)
+        rank = f"; rank correlation {found.statistic:.3f}" if len(rows) > 2 else ""
         within = sum(r["planned"][name]["low"] <= r["actual"][name] <= r["planned"][name]["high"] for r in rows)
         lines.append(
             f"- {title.partition(',')[0]}: {int((off <= WANTED).sum())} of {len(rows)} within ±{WANTED:.0%}, median "

@@ -91,6 +91,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "README.md": ("test_examples",),
     "mkdocs.yml": ("test_site",),
     "docs/site/": ("test_site",),
+    "docs/site/spelling.txt": ("test_docs",),
     "docs/reference/": ("test_site",),
     "docs/lessons/": ("test_lesson_pages",),
     "docs/glossary.md": ("test_lesson_pages",),
@@ -111,6 +112,10 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "tests/answers/": ("test_lessons",),
     "agents/lessons/play.py": ("test_play",),
     "agents/cli/play.py": ("test_play",),
+    "agents/pipeline/replay.py": ("test_step",),
+    "agents/runs/stored.py": ("test_step",),
+    "agents/lessons/walk.py": ("test_step",),
+    "agents/cli/step.py": ("test_step",),
     "agents/cli/exercise.py": ("test_lessons",),
 }
 """What a file's tests are: the longest entry that its path starts with. `tests/test_x.py` are their own tests."""

@@ -17,6 +17,7 @@ COMMANDS = {
     "sample": "print completions of a model",
     "chat": "talk with a chat model, line by line",
     "play": "be the policy yourself: choose among the most probable tokens",
+    "step": "make one update of a run again, and walk through it: rewards, advantages, ratios, changes",
     "exercise": "exercises of the lessons: list, show, check, hint, grade a folder",
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",

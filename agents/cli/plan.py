@@ -199,7 +199,7 @@ def _each(cell: Cell, function: Callable[..., dict[str, Any]]) -> dict[str, Any]
     try:
         for index in cell.setting["indices"]:
             wanted, algorithm = train.parse_options(argv)
-            wanted, setting = train.prepare(wanted, argv, algorithm)
+            wanted, setting = train.setting_for(wanted, argv, algorithm)
             with tempfile.TemporaryDirectory(dir=cell.setting["folder"]) as folder:
                 results.append(function(index, cell.setting["share"], folder, wanted, setting, algorithm, base))
             del setting

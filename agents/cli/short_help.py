@@ -163,6 +163,12 @@ OPTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ('--count', '8', 'How many tokens to choose from.'),
         ('--seed', '0', 'Seed of all random numbers.'),
     ),
+    'step': (
+        ('RUN', '', 'Folder of a run of `lmgym train`, finished or not.'),
+        ('--update', '', 'The update, from 0.'),
+        ('--rows', '', 'Completions to show, by their row.'),
+        ('--html', '', 'File for the walk as a page, with all passes over the rows.'),
+    ),
     'exercise': (
         ('ACTION', 'list', '"list", "show" (print the file to start from), "check" (a file), "hint", or "grade" (a folder).'),
         ('NUMBER', '', 'Number of the exercise, such as 2.1; for "grade", a folder.'),

@@ -86,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
     from agents.report import write_report
 
     before = memory_of_process()
-    wanted, setting = prepare(wanted, argv, algorithm)
+    wanted, setting = setting_for(wanted, argv, algorithm)
 
     def about(options: dict[str, Any]) -> dict[str, Any]:
         return recorded_options(options, setting, algorithm)
@@ -105,26 +105,6 @@ def run(argv: Sequence[str]) -> int:
     _show(run, *figures)
     run.say(f"report: {page}")
     return 0
-
-
-def prepare(wanted: Any, argv: Sequence[str], algorithm: Algorithm) -> tuple[Any, Setting]:
-    """Loads what a training run is about; returns its options, which an adapter to start from changes, and the setting.
-
-    Raises:
-        ValueError: something is missing, or options contradict one another.
-    """
-    if wanted.from_adapter:
-        wanted = start_from_adapter(wanted, argv, algorithm.name)
-    setting = setting_of(wanted, wanted.reward, wanted.preferences_file, test_preferences=wanted.test_preferences)
-    if wanted.teacher:
-        setting = replace(setting, teacher=teacher_in(wanted.teacher, wanted, algorithm.rl.temperature))
-    if wanted.from_adapter:
-        folder = str(adapter_folder(wanted.from_adapter))
-        check_base(folder, setting.lm.model, setting.lm.name)
-        setting = replace(setting, from_adapter=folder)
-    if wanted.watch:
-        setting = replace(setting, watch=score_named(wanted.watch, device_of(wanted)))
-    return wanted, setting
 
 
 def recorded_options(options: dict[str, Any], setting: Setting, algorithm: Algorithm) -> dict[str, Any]:
@@ -151,6 +131,26 @@ def plan_of(wanted: Any, options: dict[str, Any]) -> dict[str, Any] | None:
     plan = read_plan(path)
     check_same_setting(plan, path, json.loads(to_json(redact_all(options))), input_digests(wanted))
     return plan
+
+
+def setting_for(wanted: Any, argv: Sequence[str], algorithm: Algorithm) -> tuple[Any, Setting]:
+    """The options of a training run, completed by those of the adapter that it starts from, and its setting.
+
+    Raises:
+        ValueError: a name is unknown, or two options contradict one another.
+    """
+    if wanted.from_adapter:
+        wanted = start_from_adapter(wanted, argv, algorithm.name)
+    setting = setting_of(wanted, wanted.reward, wanted.preferences_file, test_preferences=wanted.test_preferences)
+    if wanted.teacher:
+        setting = replace(setting, teacher=teacher_in(wanted.teacher, wanted, algorithm.rl.temperature))
+    if wanted.from_adapter:
+        folder = str(adapter_folder(wanted.from_adapter))
+        check_base(folder, setting.lm.model, setting.lm.name)
+        setting = replace(setting, from_adapter=folder)
+    if wanted.watch:
+        setting = replace(setting, watch=score_named(wanted.watch, device_of(wanted)))
+    return wanted, setting
 
 
 def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:
