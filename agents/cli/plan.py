@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -25,7 +26,6 @@ from agents.experiments import Cell, Workers, run_cells
 from agents.experiments.extrapolation import extrapolate
 from agents.pipeline import Algorithm, Setting, fine_tune, run_all, split_comparisons
 from agents.pipeline.planning import Trial, accuracies_of_few, predict, predict_disk, small_run
-from agents.report import write_report
 from agents.runs import Run
 from agents.runs.costs import CLOCKS, PLAN_FILE, PLAN_FORMAT, read_plan, words
 from agents.runs.files import to_json
@@ -49,8 +49,6 @@ OWN = {"--share": 1, "--alternatives": 0, "--no-alternatives": 0, "--plan": 1, "
 """Options that are not passed on to the trials, and how many values each has; and --models."""
 CLEARLY = 2.0
 """Standard errors above ½ from which an accuracy is better than chance."""
-LOADED = (write_report,)
-"""Imported although a trial writes no report: it takes memory in `lmgym train`."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +194,7 @@ def reward_trial(cell: Cell) -> dict[str, Any]:
 
 def _each(cell: Cell, function: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """The results of all sizes of a cell; each loads its models anew."""
+    import_module("agents.report")  # matplotlib takes memory in `lmgym train`, so its trials have it too
     base, argv, results = memory_of_process(), cell.config["arguments"], []
     try:
         for index in cell.setting["indices"]:
