@@ -190,6 +190,9 @@ def test_other_algorithms_say_what_they_do_not_have(
     assert ("has no critic" in facts) == (not critic)
     assert ("clips nothing" in facts) == (not clips)
     assert ("value" in walk.completions[0][2][0].names) == critic
+    assert (
+        ("A" in walk.completions[0][2][0].names) == ("has no advantages" not in facts) == (name != "expert_iteration")
+    )
     assert len(made.rows) == (4 if name == "expert_iteration" else 8)
     torch.testing.assert_close(made.rollout.tokens[made.rows], made.batch.sequences.tokens)
     if name == "expert_iteration":

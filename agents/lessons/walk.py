@@ -116,12 +116,18 @@ def _facts(update: Update) -> Iterator[str]:
     yield shown.replace("-", "−")
     moved, advantage = (update.after - batch.logp)[batch.mask], batch.advantages[batch.mask]
     up, down = advantage > 0, advantage < 0
-    yield (
-        f"Of {_count(int(up.sum()), 'token')} with A > 0, {int((moved[up] > 0).sum())} are more probable after the "
-        f"steps; of {_count(int(down.sum()), 'token')} with A < 0, {int((moved[down] < 0).sum())} are less probable"
-    )
+    if update.has_advantages:
+        yield (
+            f"Of {_count(int(up.sum()), 'token')} with A > 0, {int((moved[up] > 0).sum())} are more probable after the "
+            f"steps; of {_count(int(down.sum()), 'token')} with A < 0, {int((moved[down] < 0).sum())} are less probable"
+        )
+    else:
+        yield (
+            "This algorithm has no advantages: the steps imitate whole completions. Of "
+            f"{_count(len(moved), 'token')}, {int((moved > 0).sum())} are more probable after them"
+        )
     if not update.has_critic:
-        yield "This algorithm has no critic, so there are no values: A comes from the scores alone"
+        yield "This algorithm has no critic, so there are no values"
     if not update.clips:
         yield "This algorithm clips nothing: every token pushes at every step"
 
@@ -173,14 +179,16 @@ def _rewards(update: Update, row: int, place: int) -> Sheet:
     if update.has_critic:
         columns["value"], columns["return"] = _numbers(batch.values[place]), _numbers(batch.returns[place])
         notes.append("value: what the critic expected before the token. return: what it should have expected.")
-    columns["A"] = _numbers(batch.advantages[place])
-    notes.append("A: the advantage, as the loss gets it (whitened over the rollout, if the algorithm does that).")
+    if update.has_advantages:
+        columns["A"] = _numbers(batch.advantages[place])
+        notes.append("A: the advantage, as the loss gets it (whitened over the rollout, if the algorithm does that).")
     return _sheet("From tokens to advantages", update, row, columns, notes)
 
 
 def _steps(update: Update, place: int, row: int, most_passes: int | None) -> Sheet:
     """From the advantages to the new probabilities."""
-    batch, columns = update.batch, {"A": _numbers(update.batch.advantages[place])}
+    batch = update.batch
+    columns = {"A": _numbers(batch.advantages[place])} if update.has_advantages else {}
     numbered = list(enumerate(update.passes))
     shown = numbered if most_passes is None or len(numbered) <= most_passes else [numbered[0], numbered[-1]]
     for number, one in shown:

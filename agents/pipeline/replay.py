@@ -81,6 +81,11 @@ class Update:
         """Whether the policy has a critic, and the batch its values and returns."""
         return self.setup.policy.critic != "none"
 
+    @property
+    def has_advantages(self) -> bool:
+        """Whether the algorithm weighs tokens; one that imitates leaves log π_old in the place of the advantages."""
+        return not torch.equal(self.batch.advantages, self.batch.logp)
+
     def token_texts(self, row: int) -> list[str]:
         """What each token of a row of the rollout adds to its completion."""
         prompt = self.rollout.prompt_ids[row][self.rollout.prompt_mask[row]].tolist()
