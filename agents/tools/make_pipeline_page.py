@@ -6,6 +6,7 @@ page is written anew from there.
 
 import argparse
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ def facts_of(run: Path) -> dict[str, Any]:
     curves = {name: [row[name] for row in rows if name in row] for name in columns}
     options = config["options"]["options"]
     return {
-        "about": {key: config[key] for key in ("command", "seed", "revision", "hardware", "versions")},
-        "seconds": _seconds(rows),
+        "about": {"command": _command(config["arguments"])}
+        | {key: config[key] for key in ("seed", "revision", "hardware", "versions")},
+        "seconds": stage_seconds(rows),
         "sizes": {path: _bytes(run / path) for path in ("sft", "preferences.jsonl", "reward_model", "policy")},
         "counts": {
             "demonstrations": options["sft"]["examples"],
@@ -67,7 +69,15 @@ def facts_of(run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _command(arguments: Sequence[str]) -> str:
+    """The command without the folder of the run, which does not change what it does."""
+    kept = list(arguments)
+    if "--out" in kept:
+        del kept[kept.index("--out") : kept.index("--out") + 2]
+    return f"lmgym {shlex.join(kept)}"
+
+
+def stage_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Seconds of each stage: between the last row of the stage before and its own last row."""
     ends = [max(float(row["seconds"]) for row in rows if row["stage"] in names) for names in STAGES.values()]
     return dict(zip(STAGES, np.diff([0.0, *ends]).round(1).tolist(), strict=True))
@@ -149,15 +159,15 @@ and how long it took. [Lesson 10](lessons/lesson_10.md) does the same from Pytho
 {about[command]}
 ```
 
-Seed {about[seed]}, {about[hardware]}, revision {about[revision]}, python {versions[python]}, torch {versions[torch]},
-transformers {versions[transformers]}. Seconds are wall time, on a machine that other processes used too. This is one
-seed; the [README](../README.md#measured) has three.
+Seed {about[seed]}, {about[hardware]}, revision {about[revision]}, Python {versions[python]}, torch {versions[torch]},
+transformers {versions[transformers]}. Seconds are wall time. This is one seed; the
+[README](../README.md#measured) has three.
 
 | stage | in | out | seconds |
 |---|---|---|---:|
 | 1 fine-tuning | {counts[demonstrations]} demonstrations | `sft/`, {megabytes[sft]} | {seconds[sft]:.0f} |
 | 2a preferences | `sft/`, prompts | `preferences.jsonl`, {megabytes[preferences.jsonl]} | {seconds[preferences]:.0f} |
-| 2b reward model | `sft/`, 2a | `reward_model/`, {megabytes[reward_model]} | {seconds[reward model]:.0f} |
+| 2b reward model | `sft/`, rankings | `reward_model/`, {megabytes[reward_model]} | {seconds[reward model]:.0f} |
 | 3 RL | `sft/`, `reward_model/`, prompts | `policy/`, {megabytes[policy]} | {seconds[RL]:.0f} |
 
 ## 1 Fine-tuning
