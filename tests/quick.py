@@ -87,6 +87,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "agents/labelling/": ("test_labelling_page", "test_labelling_browser"),
     "agents/integrations/": ("test_sb3",),
     "agents/tools/": (),
+    "agents/tools/make_pipeline_page.py": ("test_docs",),
     "examples/": ("test_examples",),
     "README.md": ("test_examples",),
     "mkdocs.yml": ("test_site",),

@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import runpy
 import shlex
@@ -22,6 +23,7 @@ import pytest
 
 from agents import cli, pipeline
 from agents.pipeline import load_algorithm as catalog
+from agents.tools import make_pipeline_page as pipeline_page
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "algorithms"
@@ -235,3 +237,32 @@ def test_the_example_of_an_algorithm_of_your_own_is_short_and_needs_lmgym_alone(
     imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert not any("agents" in line for line in imports)
     assert "lmgym" in inspect.cleandoc(ast.get_docstring(tree) or "")
+
+
+# The page of the pipeline ------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_the_pipeline_is_written_from_its_run() -> None:
+    facts = json.loads((ROOT / "docs" / "pipeline.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    assert page == pipeline_page.page_text(facts)
+    assert (ROOT / "docs" / "pipeline.svg").read_text(encoding="utf-8") == pipeline_page.picture(facts)
+    assert "dirty" not in facts["about"]["revision"]
+    assert facts["about"]["command"] in page
+    longer = {**facts, "seconds": {**facts["seconds"], "RL": 4321.0}}
+    assert "4321" in pipeline_page.page_text(longer)
+    assert "4321 s" in pipeline_page.picture(longer)
+
+
+def test_the_page_of_the_pipeline_needs_a_finished_run_of_all_stages(tmp_path: Path) -> None:
+    """Times are those between the ends of stages."""
+    names = [name for names in pipeline_page.STAGES.values() for name in names]
+    rows = [{"stage": name, "step": 0, "seconds": float(second**2)} for second, name in enumerate(names, 1)]
+    assert pipeline_page.stage_seconds(rows) == {"sft": 1.0, "preferences": 8.0, "reward model": 16.0, "RL": 11.0}
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"has no evaluation.json: let the run finish"):
+        pipeline_page.facts_of(tmp_path)
+    metrics.write_text("\n".join(map(json.dumps, rows[1:])))
+    with pytest.raises(ValueError, match=r"has no stage 'sft': give the folder of a finished `lmgym train Sentiment`"):
+        pipeline_page.facts_of(tmp_path)

@@ -85,7 +85,7 @@ class Config:
     """Texts of each test."""
 
 
-QUICK = Config(seeds=5)
+QUICK = Config(seeds=5, demonstrations=4800, epochs=4, labels=1600, updates=15, rows=64, tested=256)
 SMOKE = Config(seeds=3, demonstrations=128, epochs=1, labels=128, passes=2, updates=2, rows=32, tested=32)
 
 
