@@ -84,6 +84,7 @@ GOES_ON = "tests/test_survival.py::test_a_learner_goes_on_in_another_process_as_
 STUDIES_TEST = "tests/test_studies.py::"
 ENSEMBLE_TEST = "tests/test_ensemble.py::"
 MEASURES_TEST = "tests/test_experiments_measures.py::"
+PLAN_TEST = "tests/test_plan.py::"
 
 MUTANTS = (
     # Lessons ----------------------------------------------------------------------------------------------------------
@@ -184,6 +185,14 @@ MUTANTS = (
            "design = np.stack([np.ones_like(scores), world.gold(gold), world.gold(gold)], 1)",
            "a study measures gold where it says length",
            (STUDIES_TEST + "test_stiennon_controls_for_length_and_sees_a_bias_for_it",)),
+    Mutant("study-tokens-not-equal", "agents/studies/deepseek_r1.py",
+           'for row in curve if row["tokens"] <= tokens][-1]', "for row in curve][-1]",
+           "a study compares RL and distillation at different numbers of tokens",
+           (STUDIES_TEST + "test_deepseek_compares_at_equal_tokens_and_replaces_its_reference",)),
+    Mutant("study-teacher-never-errs", "agents/studies/nvidia.py",
+           "if text[0] == REPORT and rng.random() < error_rate:", "if text[0] == REPORT and rng.random() < 0.0:",
+           "a study's noisy labels have no errors",
+           (STUDIES_TEST + "test_nvidia_tunes_the_small_model_on_noisy_labels_of_its_teacher",)),
     Mutant("study-trial-runs-are-full", "agents/studies/trial_runs.py", "size = round(share * config.full)",
            "size = config.full", "a study's trial runs see all data",
            (STUDIES_TEST + "test_trial_runs_see_their_share",)),
@@ -892,6 +901,42 @@ MUTANTS = (
            "part.passes.add(1)",
            "a decoding step counts as one token, whatever its rows",
            ("tests/test_benchmark.py::test_passes_are_counted_as_torch_sees_them",)),
+    Mutant("plan-first-step", "agents/runs/costs.py", "costs = np.concatenate([[0.0, 0.0], np.ones(2 * n)])",
+           "costs = np.concatenate([[0.0, 0.0], np.ones(n), np.zeros(n)])",
+           "steps that are faster than the fit cost it nothing",
+           (PLAN_TEST + "test_without_tokens_the_fit_is_the_median",)),
+    Mutant("plan-tokens-unscaled", "agents/runs/costs.py", "found[1] * unit / size", "found[1] * unit",
+           "the seconds of a token are those of a whole step",
+           (PLAN_TEST + "test_b_and_c_are_recovered_exactly",)),
+    Mutant("plan-rest-of-the-trial", "agents/pipeline/planning.py", "a = sum(fit_line(shares,",
+           "a = max(fit_line(shares,",
+           "of what a stage does besides its steps, only one part is predicted",
+           (PLAN_TEST + "test_a_run_is_predicted_exactly_from_three_small_ones",)),
+    Mutant("plan-steps-of-the-trial", "agents/pipeline/planning.py", "return updates", "return in_trial",
+           "the updates of the trial are predicted",
+           (PLAN_TEST + "test_a_run_is_predicted_exactly_from_three_small_ones",)),
+    Mutant("plan-band-of-nothing", "agents/pipeline/planning.py",
+           "max(NORMAL_90 * deviation, LEAST_BAND * value)",
+           "NORMAL_90 * deviation",
+           "a plan whose steps were all alike claims to be exact",
+           (PLAN_TEST + "test_the_band_is_a_normal_one_and_never_narrow",)),
+    Mutant("plan-peak-of-the-run", "agents/runs/meter.py", 'write_text("5", encoding="ascii")',
+           'write_text("1", encoding="ascii")',
+           "the peak memory of a stage is that of the run until then",
+           (PLAN_TEST + "test_the_peak_of_a_stage_is_not_that_of_the_one_before",)),
+    Mutant("plan-first-update-counts", "agents/runs/costs.py",
+           "fit = fit_steps(measured.seconds[1:], measured.tokens[1:])",
+           "fit = fit_steps(measured.seconds[:1], measured.tokens[:1])",
+           "a plan is corrected by the first update alone, which is slow",
+           (PLAN_TEST + "test_after_five_percent_of_the_updates_the_plan_is_confirmed",)),
+    Mutant("plan-of-any-setting", "agents/runs/costs.py", "found = differences(then, now)",
+           "found = differences(now, now)",
+           "a run is compared with the plan of another setting",
+           (PLAN_TEST + "test_a_plan_is_read_back_and_compared_with_the_options",)),
+    Mutant("plan-fits-without-python", "agents/cli/plan.py", 'machine["base_mb"] + peak["high"] > free',
+           'peak["low"] > free',
+           "the memory of Python and its libraries is forgotten when a plan says what fits",
+           (PLAN_TEST + "test_too_little_memory_or_disk_is_said",)),
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from conftest import slow
 from scipy import stats
 
+import lmgym
 from agents import cli
 from agents.experiments.results import read_results
 from agents.experiments.statistics import Estimate
@@ -19,10 +20,12 @@ from agents.studies import (
     Claim,
     bai,
     christiano,
+    deepseek_r1,
     gao,
     judge,
     limits,
     measured,
+    nvidia,
     ouyang,
     stiennon,
     study_named,
@@ -35,6 +38,7 @@ from agents.studies.page import command_of, figure_text, page_text
 from agents.studies.token_world import TokenWorld, collected, fit, spearman
 from agents.tools import make_study_pages
 from lmgym.preferences import SimulatedAnnotator
+from lmgym.tasks.base import Completion, Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "studies"
@@ -78,7 +82,7 @@ def test_a_verdict_shows_its_interval_and_its_power() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_says_what_it_is(name: str) -> None:
     study = study_named(name)
-    assert study.PAPER.startswith("https://arxiv.org/abs/")
+    assert study.PAPER.startswith(("https://arxiv.org/abs/", "https://developer.nvidia.com/blog/"))
     assert "What differs here" in (study.__doc__ or "")
     names = [claim.name for claim in study.CLAIMS]
     assert len(names) == len(set(names)) >= 3
@@ -253,6 +257,47 @@ def test_stiennon_controls_for_length_and_sees_a_bias_for_it() -> None:
     assert [number for number, _ in curve] == [0.0, 5.0, 10.0, 15.0]
     assert raw == curve[-1][1] > 0.5
     assert controlled != raw
+
+
+def test_deepseek_compares_at_equal_tokens_and_replaces_its_reference() -> None:
+    """The policy of the first part is what the second starts from; rules are those on the letters."""
+    curve = [{"tokens": tokens, "right": right} for tokens, right in ((0.0, 0.0), (90.0, 0.4), (200.0, 0.9))]
+    assert [deepseek_r1.at_tokens(curve, tokens) for tokens in (0.0, 100.0, 200.0)] == [0.0, 0.4, 0.9]
+    prompts = [Prompt("ab"), Prompt("cd"), Prompt("cd"), Prompt("cd")]
+    completions = [Completion("c"), Completion("a"), Completion("b"), Completion("a", "length")]
+    assert deepseek_r1.Following().score(prompts, completions) == [1.2, 1.2, 0.2, 0.0]
+    whole, half = (sum(p.numel() for p in lm.model.transformer.h.parameters()) for lm in
+                   (lmgym.load("probe"), deepseek_r1.half(lmgym.load("probe"))))  # fmt: skip
+    assert half * 2 == whole
+    config = deepseek_r1.Config(updates=8, rows=32, lr=2e-2)
+    curve, policy = deepseek_r1.train(config, deepseek_r1.grpo, lmgym.load("probe"), 0, beta=0.3, parts=2)
+    assert [row["update"] for row in curve] == [0, 4, 5, 8]
+    assert policy.lm.adapters.merges == 1
+    base, tokens = lmgym.load("probe"), torch.tensor([[2, 3]])
+    with torch.no_grad():
+        assert not torch.allclose(base.model(tokens).logits, policy.lm.model(tokens).logits, atol=1e-3)
+    assert deepseek_r1.first(curve, "form") in (4, 5, 8)
+
+
+def test_nvidia_tunes_the_small_model_on_noisy_labels_of_its_teacher() -> None:
+    """The adapter learns reports; without it the model is as before, bit by bit."""
+    assert [nvidia.answer(text) for text in ("aaaaaab", "adddddd", "bdcbaaa", "cdcbaaa", "ddcbaaa")] == [
+        "a", "d", "dcb", "bcd", "bcd",
+    ]  # fmt: skip
+    rng = np.random.default_rng(0)
+    reports = [nvidia.Letters("a").sample(rng).text for _ in range(600)]
+    labels = [nvidia.labelled(rng, text, 0.2) for text in reports]
+    wrong = np.mean([label.completion != nvidia.answer(label.prompt) for label in labels])
+    assert wrong == pytest.approx(0.2, abs=0.05)
+    assert nvidia.difficulty("aaaaaaa") < nvidia.difficulty("addbaaa")
+    config = nvidia.Config(passes=4, tested=64)
+    lm = nvidia.new_model(nvidia.SMALL, 0)
+    before = [weight.clone() for weight in lm.model.parameters()]
+    curve = nvidia.tuned(config, lm, "curriculum", labels, 0)
+    assert curve[0][1] < 0.1
+    assert curve[-1][1] > 0.3
+    lm.adapters.drop("curriculum")
+    assert all(torch.equal(a, b) for a, b in zip(before, lm.model.parameters(), strict=True))
 
 
 # The world of letters ----------------------------------------------------------------------------------------------

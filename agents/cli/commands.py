@@ -7,6 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "run the whole pipeline: fine-tuning, preferences, reward model, RL, evaluation, report",
+    "plan": "say what a run of `train` will cost: time, memory, disk; and whether it fits",
     "sft": "supervised fine-tuning only",
     "preferences": "sample completions and let simulated annotators compare them",
     "label": "open a page on which people compare texts; also `label stats|export|import|withdraw|rate DB`",

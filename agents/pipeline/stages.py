@@ -371,6 +371,7 @@ def train_policy(
     total, resumable = getattr(algorithm.config, "updates", None), lambda: learner.position > 0
     for _ in run.track_stage(algorithm.name, rows, total, LIVE_METRICS, stateful, resumable):
         pass
+    run.end_measurement(algorithm.name)
     learner.use_average()
     run.write_folder("policy", policy.save)
     after = measure()
@@ -379,7 +380,7 @@ def train_policy(
         with best.swapped_in():
             run.write_folder("policy_best", policy.save)
         run.say(f"best: {options.best} {best.value:.3f} after update {best.number}: {run.path('policy_best')}")
-    run.say(peak_memory())
+    run.say(peak_memory(run.meter.highest_bytes if run.meter else 0.0))
     return before, after
 
 

@@ -18,6 +18,8 @@ STUDIES = {
     "gao": "scaling laws for reward model overoptimization (Gao et al. 2022)",
     "ouyang": "following instructions with human feedback (Ouyang et al. 2022)",
     "stiennon": "learning to summarize from human feedback (Stiennon et al. 2020)",
+    "deepseek_r1": "reasoning by reinforcement learning on rules alone (DeepSeek-AI 2025)",
+    "nvidia": "a narrow small model against a larger one (NVIDIA 2024)",
     "trial_runs": "trial runs on 1 to 10 % of the data",
     "ziegler": "fine-tuning language models from human preferences (Ziegler et al. 2019)",
 }

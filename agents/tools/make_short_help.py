@@ -24,6 +24,7 @@ from agents.cli import (
     label,
     loop,
     merge,
+    plan,
     play,
     preferences,
     push,
@@ -42,6 +43,7 @@ from agents.cli import (
 
 KINDS: dict[str, Callable[[], type]] = {
     "train": lambda: train.options_type("ppo")[0],
+    "plan": lambda: plan.options_type("ppo")[0],
     "sft": lambda: folder.recorded(sft.SFT),
     "preferences": lambda: folder.recorded(preferences.Preferences),
     "label": lambda: label.Label,
@@ -71,6 +73,10 @@ SHOWN = {
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
         "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--procs", "--device", "--out", "--resume",
+    ),
+    "plan": (
+        "TASK", "--model", "--prompts", "--gold", "--reward", "--preferences", "--algorithm", "--ppo.updates",
+        "--ppo.rows", "--max-new-tokens", "--share", "--alternatives", "--models", "--plan", "--device",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
