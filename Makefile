@@ -1,4 +1,4 @@
-# make demo | test | quick | check | coverage | mutants | stress | full | package | audit | docs | docs-serve | bench | gpu | assets | clean.
+# make demo | test | quick | check | coverage | mutants | stress | full | package | audit | docs | docs-serve | slides | bench | gpu | assets | clean.
 # Everything is installed into .venv, from the pins in constraints.txt.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ DEMO := $(BIN)/lmgym train Sentiment --preferences.prompts 600 --ppo.updates 20 
 # Set MKDOCS=mkdocs to use an mkdocs of your own.
 MKDOCS ?= $(BIN)/mkdocs
 
-.PHONY: help install demo test quick check coverage mutants stress full package audit docs docs-serve lessons bench gpu assets clean
+.PHONY: help install demo test quick check coverage mutants stress full package audit docs docs-serve slides lessons bench gpu assets clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -56,17 +56,19 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 # Bugs planted in a copy: each must make a test fail. FLAGS=--write puts the table into docs/correctness.md.
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py $(FLAGS)
 
-# All that takes too long for CI: random one-token changes, every planted bug, kills and fuzzing, learning tests. An hour or two.
+# All that takes too long for CI: random one-token changes, every planted bug, kills and fuzzing, learning tests, all lessons. An hour or two.
 full: $(STAMP)
 	$(BIN)/python tests/random_mutants.py --count 300 --jobs 2
 	$(BIN)/python tests/mutants.py --jobs 2
 	$(BIN)/pytest -m stress $(PYTEST_FLAGS) tests/stress
 	$(BIN)/pytest -m slow $(PYTEST_FLAGS)
+	$(MAKE) lessons
 
 # Wheel and sdist into dist/, then the wheel in an environment of its own, used from another folder.
 package: $(STAMP)
@@ -87,6 +89,11 @@ audit:
 docs docs-serve: $(STAMP)
 	test "$(MKDOCS)" != $(BIN)/mkdocs || $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(MKDOCS) $(if $(filter docs,$@),build,serve)
+
+# The slides of the lab and of the sessions (docs/teaching.md) in build/slides: HTML, and PDF where Chromium is installed.
+slides: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/lessons/slides.py
 
 # Runs the code of all lessons, which draws their figures anew: five minutes.
 lessons: $(STAMP)

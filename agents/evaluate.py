@@ -14,7 +14,7 @@ from torch import Tensor
 from agents import functional as F
 from agents.training.pass_memory import decoding_slots
 from lmgym.env import Finish, TokenVectorEnv
-from lmgym.models import Sequences
+from lmgym.models import LanguageModel, Sequences
 from lmgym.policy import Policy, TokenPolicy
 from lmgym.ranks import current, gather_blocks, in_shares, shares
 from lmgym.reward import exact_kl
@@ -202,6 +202,23 @@ def _over_vocabulary(
     return kls, entropies
 
 
+def token_texts(lm: LanguageModel, prompt: Sequence[int], tokens: Sequence[int]) -> list[str]:
+    """What each token of a completion adds to its text; the name of an end-of-sequence token.
+
+    Args:
+        lm: whose tokenizer made the tokens.
+        prompt: the ids of the prompt, without padding.
+        tokens: the ids of the completion.
+    """
+    pieces, before = [], ""
+    for count, token in enumerate(tokens, start=1):
+        text = lm.text.decode_completion(prompt, list(tokens[:count]))
+        # An end-of-sequence token decodes to an empty text, so show its name instead.
+        pieces.append(text[len(before) :] if token not in lm.eos_ids else str(lm.tokenizer.decode([token])))
+        before = text
+    return pieces
+
+
 def _sample(
     env: TokenVectorEnv, buffer: RolloutBuffer, advantages: Tensor, row: int, gold: float | None
 ) -> dict[str, Any]:
@@ -209,16 +226,12 @@ def _sample(
     prompt = buffer.prompt_ids[row][buffer.prompt_mask[row]].tolist()
     chosen = buffer.tokens[row][buffer.is_action[row]].tolist()
     kl = (buffer.logp - buffer.reference_logp)[row].tolist()
+    pieces = token_texts(env.model, prompt, chosen)
     columns = zip(
-        chosen, buffer.rewards[row].tolist(), kl, buffer.values[row].tolist(), advantages[row].tolist(), strict=False
+        pieces, buffer.rewards[row].tolist(), kl, buffer.values[row].tolist(), advantages[row].tolist(), strict=False
     )
-    tokens, before = [], ""
-    for count, (token, reward, token_kl, value, advantage) in enumerate(columns, start=1):
-        text = env.model.text.decode_completion(prompt, chosen[:count])
-        # An end-of-sequence token decodes to an empty text, so show its name instead.
-        piece = text[len(before) :] if token not in env.model.eos_ids else env.model.tokenizer.decode([token])
-        tokens.append({"text": piece, "reward": reward, "kl": token_kl, "value": value, "advantage": advantage})
-        before = text
+    names = ("text", "reward", "kl", "value", "advantage")
+    tokens = [dict(zip(names, row, strict=True)) for row in columns]
     return {
         "prompt": env.prompts[row].text,
         "completion": completion.text,

@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     They take as long as training itself.
     """
     # Before lmgym and agents are imported: the hook rewrites a module while it loads. See test_typing_hook.py.
-    if config.getoption("markexpr") not in ("slow", "stress"):
+    if config.getoption("markexpr") not in ("slow", "slow and not full", "stress"):
         jaxtyping.install_import_hook(["lmgym", "agents"], "beartype.beartype")
 
 
@@ -59,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def slow(*values: Any) -> Any:
     """A case of `pytest.mark.parametrize` that only `pytest -m slow` runs."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def full(*values: Any) -> Any:
+    """A slow case that CI leaves out, because another one shows the same in less time; `make full` runs it."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.full])
 
 
 @pytest.fixture(scope="session")

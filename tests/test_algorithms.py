@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import slow, step_down
+from conftest import full, slow, step_down
 from test_ppo import make, perturb, remember_texts
 from test_testing import Recurrent
 from torch import Tensor
@@ -77,12 +77,12 @@ def trainer(module: ModuleType, **config: Any) -> Any:
     [
         (ppo, PLAIN_PPO),
         (reinforce, {}),
-        (reinforce, {"baseline": "none"}),
+        full(reinforce, {"baseline": "none"}),
         (rloo, {}),
-        (rloo, {"group": 8}),
+        full(rloo, {"group": 8}),
         (a2c, {}),
         (grpo, UNBIASED_GRPO),
-        (grpo, UNBIASED_GRPO | {"clip_high": 0.28, "aggregate": "token"}),
+        full(grpo, UNBIASED_GRPO | {"clip_high": 0.28, "aggregate": "token"}),
     ],
     ids=["ppo", "reinforce", "reinforce-no-baseline", "rloo", "rloo-8", "a2c", "grpo-unbiased", "grpo-dapo"],
 )
@@ -118,13 +118,13 @@ def test_classic_grpo_breaks_the_contract_where_its_bias_is_known_to() -> None:
     ("kl", "config", "share", "distance"),
     [
         ("sampled", UNBIASED_GRPO, (0.99, 1.0), (0.0, 0.02)),
-        ("sampled", UNBIASED_GRPO | {"scale": True}, (0.99, 1.0), (0.0, 0.02)),
-        ("sampled", UNBIASED_GRPO | {"aggregate": "sequence"}, (0.99, 1.0), (0.0, 0.02)),
+        full("sampled", UNBIASED_GRPO | {"scale": True}, (0.99, 1.0), (0.0, 0.02)),
+        full("sampled", UNBIASED_GRPO | {"aggregate": "sequence"}, (0.99, 1.0), (0.0, 0.02)),
         ("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3"}, (0.99, 0.999), (0.015, 0.06)),
-        ("none", UNBIASED_GRPO | {"kl_loss": "k2"}, (0.99, 0.999), (0.015, 0.06)),
+        full("none", UNBIASED_GRPO | {"kl_loss": "k2"}, (0.99, 0.999), (0.015, 0.06)),
         ("none", UNBIASED_GRPO | {"kl_loss": "k3"}, (0.45, 0.75), (0.25, 0.42)),
-        ("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "aggregate": "sequence"}, (0.99, 0.9995), (0.01, 0.06)),
-        ("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "scale": True}, (-2.2, -1.1), (0.88, 0.99)),
+        full("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "aggregate": "sequence"}, (0.99, 0.9995), (0.01, 0.06)),
+        full("none", UNBIASED_GRPO | {"kl_loss": "ratio_k3", "scale": True}, (-2.2, -1.1), (0.88, 0.99)),
         ("none", {}, (-1.5, -0.6), (0.72, 0.92)),
     ],
     ids=["unbiased", "scale", "sequence", "ratio_k3", "k2", "k3", "ratio_k3-sequence", "ratio_k3-scale", "classic"],
@@ -158,7 +158,7 @@ def lm_policy(env: TokenVectorEnv, trees: Sequence[Tree], **settings: Any) -> Po
     [
         (ppo, PLAIN_PPO, ()),
         # NLPO asks for a language model itself, and these checks wrap theirs in something else.
-        (nlpo, {"mask_top_p": 1.0, "lam": 1.0, "minibatch_rows": 0}, ("order", "padding", "split", "mask")),
+        full(nlpo, {"mask_top_p": 1.0, "lam": 1.0, "minibatch_rows": 0}, ("order", "padding", "split", "mask")),
     ],
     ids=["ppo", "nlpo"],
 )
@@ -1156,6 +1156,7 @@ def test_words_that_are_no_choice() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("module", "config", "lr", "critic", "wanted"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import random_model
+from conftest import full, random_model
 from test_fast import made
 
 from agents import ppo
@@ -29,7 +29,7 @@ def compiled(what: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["GPT2Config", "Qwen3Config"])
+@pytest.mark.parametrize("config", ["GPT2Config", full("Qwen3Config")])
 def test_compiled_gradients_are_the_same_and_one_compilation_serves_every_shape(config: str) -> None:
     """Observed: 2e-7."""
     found = compiled(config)
@@ -38,6 +38,7 @@ def test_compiled_gradients_are_the_same_and_one_compilation_serves_every_shape(
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_ratio_starts_at_one_in_bfloat16_too() -> None:
     """A compiled pass rounds where the other does, which gives the rollout's log-probabilities."""
     found = compiled("ratios")

@@ -5,10 +5,14 @@ A page that quotes a line, a default or a metric goes out of date silently; here
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import json
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 import textwrap
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -85,6 +89,74 @@ def test_quoted_lines_stand_in_the_source(name: str) -> None:
     assert any(file == f"agents/{name}.py" for file, _ in found), "a page quotes its algorithm's own file"
     for file, block in found:
         assert stands_in(block, (ROOT / file).read_text(encoding="utf-8")), f"not in {file}:\n{block}"
+
+
+def function_around(block: str, source: str) -> list[str]:
+    """The functions, the outermost first, in which the lines of a block are."""
+    lines, wanted = source.splitlines(), block.splitlines()
+    (start, *_) = [
+        i + 1
+        for i, line in enumerate(lines)
+        if line.strip() == wanted[0].strip()
+        and textwrap.dedent("\n".join(lines[i : i + len(wanted)])) == block.rstrip("\n")
+    ]
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    return [node.name for node in found if node.lineno <= start <= (node.end_lineno or 0)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_quoted_fragment_says_which_function_it_is_from(name: str) -> None:
+    lines = section(PAGES[name], "The lines that are the equation")
+    before = re.split(r"^```python no-run\n.*?^```$", lines, flags=re.M | re.S)[:-1]
+    for text, (file, block) in zip(before, quotes(PAGES[name]), strict=True):
+        said = re.findall(r"\b[Ii]n\s`(\w+)`(?: inside `(\w+)`)?", text.strip().split("\n\n")[-1])
+        assert said, f"no function is named before\n{block}"
+        functions = function_around(block, (ROOT / file).read_text(encoding="utf-8"))
+        assert [f for f in reversed(said[-1]) if f] == functions[-2:], block
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pages_and_lessons_link_to_one_another(name: str) -> None:
+    (lesson,) = re.findall(r"^\[Lesson \d+, .*?\]\(\.\./lessons/(lesson_\d\d\.md)\)", PAGES[name], re.M)
+    assert f"(../algorithms/{name}.md)" in (ROOT / "docs" / "lessons" / lesson).read_text(encoding="utf-8")
+
+
+def test_the_map_says_what_each_algorithm_needs() -> None:
+    made = runpy.run_path(str(FOLDER / "make_map.py"))
+    assert (FOLDER / "map.svg").read_text(encoding="utf-8") == made["drawing"](), "python docs/algorithms/make_map.py"
+    assert "](map.svg)" in INDEX
+    boxes = made["BOXES"]
+    assert set(boxes) == set(NAMES)
+    for name, (_, _, _, needs) in boxes.items():
+        module = module_of(name)
+        source = inspect.getsource(module)
+        extra = catalog.extra_arguments(module) if name in catalog.BUILT_IN else {}
+        needed = {
+            "C": "require.critic(" in source,
+            "G": "group" in {f.name for f in fields(module.Config)} or "require.pairs(" in source,
+            "P": extra.get("comparisons") is False or name == "reward_modelling",
+            "T": extra.get("teacher") is False,
+            "D": name == "sft",
+            "R": bool(re.search(r"require\.kl\(|env\.reference", source)),
+            "S": "collect(" in source and name != "distill",
+        }
+        assert set(needs) == {letter for letter, wanted in needed.items() if wanted}, name
+    linked = {end for pair in made["ARROWS"] for end in pair[:2]}
+    assert linked == set(NAMES), "every algorithm is linked to another one"
+
+
+def test_the_spelling_is_checked_and_right(tmp_path: Path) -> None:
+    if importlib.util.find_spec("codespell_lib") is None:
+        pytest.skip("the spelling is checked with codespell: pip install codespell")
+    command = [sys.executable, "-m", "codespell_lib"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    page = tmp_path / "page.md"
+    page.write_text("The behavior is teh same.\n")
+    run = subprocess.run(
+        [*command, "--toml", str(ROOT / "pyproject.toml"), str(page)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert [line.split(": ")[1] for line in run.stdout.splitlines()] == ["behavior ==> behaviour", "teh ==> the"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import slow
+from conftest import full, slow
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -54,7 +54,7 @@ def equal(ours: Any, theirs: Any, where: str) -> None:
         assert ours == theirs, where
 
 
-@pytest.mark.parametrize("steps", [30, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [30, full(400)])
 @pytest.mark.parametrize("on_limit", ["terminate", "truncate"])
 @pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MODES])
 def test_the_vector_environment_equals_gymnasiums_of_scalar_ones(

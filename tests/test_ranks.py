@@ -1,11 +1,15 @@
 """A run of several ranks is the run of one: the same tokens, parameters and metrics; and errors name the rank."""
 
+import weakref
+
 import numpy as np
 import pytest
 import worlds
-from conftest import slow
+from conftest import full, slow
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 from worlds import Trained, run_world
 
+from agents.distributed import TorchRanks
 from lmgym.ranks import balanced, in_shares, one, same, shares, tell, using
 
 UPDATES = 3
@@ -90,7 +94,7 @@ def test_all_ranks_come_to_the_same_bits(name: str, pair: list[dict[str, Trained
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("world", [full(2), 3, full(4)])
 def test_more_ranks_and_updates_run_what_one_runs(world: int) -> None:
     """Ten updates, and numbers of ranks that divide neither rows nor minibatches.
 
@@ -117,6 +121,21 @@ def test_a_refused_step_is_refused_by_all_and_counted_once() -> None:
     assert stopped[0].result == stopped[1].result
     assert "row" in stopped[0].result[0]
     assert "the reward is nan" in stopped[0].result[0]
+
+
+def test_a_rank_that_parts_frees_its_groups() -> None:
+    """Their threads must not outlive the interpreter."""
+
+    class Group:
+        pass
+
+    group, store = Group(), HashStore()
+    freed = weakref.ref(group)
+    ranks = TorchRanks(store, 0, 1, {"cpu": group}, 3.0)
+    del group
+    assert freed() is not None
+    ranks.close()
+    assert freed() is None
 
 
 # Failures ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import full
 from safetensors.torch import load_file
 
 from agents import cli
@@ -126,7 +127,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["procs", "torchrun", "accelerate", "two nodes"])
+@pytest.mark.parametrize("launcher", ["procs", full("torchrun"), full("accelerate"), full("two nodes")])
 def test_the_pipeline_on_two_ranks_is_that_of_one(launcher: str, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [*SMALL, "--out", str(run)]
@@ -152,6 +153,7 @@ def test_the_pipeline_on_two_ranks_is_that_of_one(launcher: str, alone: Path, tm
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_two_ranks_then_one_then_two(alone: Path, tmp_path: Path) -> None:
     """SIGTERM to the launcher saves; another number of ranks continues; nothing is lost."""
     run = tmp_path / "run"
@@ -193,7 +195,8 @@ def test_a_rank_that_dies_or_hangs_ends_the_run_with_a_whole_checkpoint(
     assert status not in (0, 3), said
     assert "rank 1" in said
     assert time.monotonic() - began < 60
-    assert finish(start([*COMMAND, "train", "--resume", str(run)]))[0] == 0
+    status, said = finish(start([*COMMAND, "train", "--resume", str(run)]))
+    assert status == 0, said
     compare(alone, run)
 
 

@@ -402,6 +402,7 @@ def test_check_algorithm_finds_a_batch_that_is_not_independent() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the tests above name the check of each
 @pytest.mark.parametrize("bug", list(PLANTED))
 def test_check_algorithm_catches_every_bug(bug: str) -> None:
     with pytest.raises(AssertionError, match="FAIL"):

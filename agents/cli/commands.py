@@ -7,6 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "run the whole pipeline: fine-tuning, preferences, reward model, RL, evaluation, report",
+    "plan": "say what a run of `train` will cost: time, memory, disk; and whether it fits",
     "sft": "supervised fine-tuning only",
     "preferences": "sample completions and let simulated annotators compare them",
     "label": "open a page on which people compare texts; also `label stats|export|import|withdraw|rate DB`",
@@ -16,6 +17,7 @@ COMMANDS = {
     "sample": "print completions of a model",
     "chat": "talk with a chat model, line by line",
     "play": "be the policy yourself: choose among the most probable tokens",
+    "step": "make one update of a run again, and walk through it: rewards, advantages, ratios, changes",
     "exercise": "exercises of the lessons: list, show, check, hint, grade a folder",
     "envs": "list the registered environments",
     "algorithms": "list the algorithms",

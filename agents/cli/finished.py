@@ -55,7 +55,7 @@ class FinishedRun:
         wanted, algorithm = (
             train.parse_options(arguments) if command == "train" else (sft.parse_options(arguments), None)
         )
-        return cls(folder, _with_paths_from(folder, wanted, config), threads_of(config), algorithm)
+        return cls(folder, with_paths_from(folder, wanted, config), threads_of(config), algorithm)
 
     def defaults(self) -> dict[str, Any]:
         """The options of `evaluate` and `sample` with which the run's own policy is used as the run itself used it."""
@@ -84,7 +84,7 @@ class FinishedRun:
         return {name: float(mean) for name, mean in means.items() if isinstance(mean, int | float)}
 
 
-def _with_paths_from(folder: Path, wanted: Any, config: dict[str, Any]) -> Any:
+def with_paths_from(folder: Path, wanted: Any, config: dict[str, Any]) -> Any:
     """The options with those files that are not in the working folder found from where the run was started."""
     start = config.get("working_folder")
     if not isinstance(start, str):
@@ -92,7 +92,7 @@ def _with_paths_from(folder: Path, wanted: Any, config: dict[str, Any]) -> Any:
     changed = {}
     for name in INPUTS:
         value = getattr(wanted, name, None)
-        if isinstance(value, str) and not os.path.exists(path_of(value)):
+        if value and isinstance(value, str) and not os.path.exists(path_of(value)):
             prefix = TRL if value.startswith(TRL) else ""
             there = prefix + os.path.normpath(folder / start / value.removeprefix(prefix))
             if os.path.exists(path_of(there)):

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from agents.cli.commands import run_command
 from agents.cli.folder import arguments_of, threads_of
-from agents.cli.options import parse
+from agents.cli.options import parse, without_options
 from agents.cli.ranks import run_on_new_processes
 from agents.runs import read_config
 from agents.runs.compare import compare
@@ -40,7 +40,12 @@ def run(argv: Sequence[str]) -> int:
     out = wanted.out or f"{folder}-repeat"
     _warn_of_differences(config)
     command, *rest = arguments_of(wanted.run, config)
-    arguments = [*rest, f"--out={out}", f"--threads={threads_of(config)}", "--max-time=0"]
+    arguments = [
+        *without_options(rest, {"--plan": 1}),
+        f"--out={out}",
+        f"--threads={threads_of(config)}",
+        "--max-time=0",
+    ]
     arguments.append(f"--procs={config.get('ranks', 1)}")
     status = run_on_new_processes(command, arguments)
     status = run_command(command, arguments) if status is None else status

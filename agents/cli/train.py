@@ -1,7 +1,10 @@
 """`lmgym train`: the whole pipeline."""
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
@@ -10,7 +13,7 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from agents.cli.folder import open_run, recorded, with_recorded_options
+from agents.cli.folder import input_digests, open_run, recorded, with_recorded_options
 from agents.cli.names import device_of, score_named, setting_of, teacher_in
 from agents.cli.options import Common, importable, option_value, parse
 from agents.cli.several_runs import run_seeds
@@ -19,8 +22,13 @@ from agents.evaluate import EvaluationReport
 from agents.pipeline import Algorithm, Options, RLOptions, Setting, run_all
 from agents.pipeline import load_algorithm as catalog
 from agents.runs import Run
+from agents.runs.costs import PLAN_FILE, PlanWatch, check_same_setting, read_plan
+from agents.runs.files import to_json
+from agents.runs.meter import memory_of_process
 from lmgym.io import printable
+from lmgym.io.redact import redact_all
 from lmgym.models import check_base
+from lmgym.ranks import current
 
 STAGES = ("sft", "preferences", "query_model", "reward", "reward_model", "before")
 """Names of stages in the folder of a run, which an algorithm cannot have."""
@@ -60,6 +68,9 @@ class Train(Common):
     compares them. The same command continues after an interruption."""
     jobs: int = 1
     """With --seeds: number of runs at the same time, each in a process of its own."""
+    plan: str | None = None
+    """File of a plan that `lmgym plan` made for these options. The report shows what was planned beside what it took,
+    and the run says when the plan was wrong."""
     track: tuple[Literal["wandb", "trackio"], ...] = ()
     """Services that also receive the metrics. By default, nothing is sent anywhere."""
     options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
@@ -71,11 +82,65 @@ def run(argv: Sequence[str]) -> int:
     wanted, algorithm = parse_options(argv)
     if wanted.seeds:
         return run_seeds(wanted, argv)
-    if wanted.from_adapter:
-        wanted = start_from_adapter(wanted, argv, algorithm.name)
     # The report needs matplotlib, which takes most of a second to import; --help-all ends above.
     from agents.report import write_report
 
+    before = memory_of_process()
+    wanted, setting = setting_for(wanted, argv, algorithm)
+
+    def about(options: dict[str, Any]) -> dict[str, Any]:
+        return recorded_options(options, setting, algorithm)
+
+    plan = plan_of(wanted, about(dataclasses.asdict(wanted)))
+    with open_run("train", wanted, argv, about, wanted.track) as run:
+        if plan:
+            run.meter = PlanWatch(plan, algorithm.name, run, setting.lm.device, before)
+        run.say(_summary(setting, algorithm))
+        if setting.from_adapter:
+            run.say(f"sft: none, because the adapter in {setting.from_adapter} belongs to the model as it is")
+        figures = run_all(setting, wanted.options, algorithm, run)
+        run.end_measurement("after")
+        page = write_report(wanted.out) if run.leads else ""
+        run.complete()
+    _show(run, *figures)
+    run.say(f"report: {page}")
+    return 0
+
+
+def recorded_options(options: dict[str, Any], setting: Setting, algorithm: Algorithm) -> dict[str, Any]:
+    """What config.json records of the options, given as plain data: those of the algorithm are under its name."""
+    own = options.pop("rl")
+    for name in ("seeds", "jobs"):
+        del options[name]
+    stages = options["options"] | {algorithm.name: own["rl"] | own["config"]}
+    return options | {"task": setting.task.name, "model": setting.lm.name, "options": stages}
+
+
+def plan_of(wanted: Any, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The plan that --plan names; of a run that continues, the one in its folder, with what it has measured.
+
+    Raises:
+        ValueError: there is no such plan, or it is that of another setting.
+    """
+    if wanted.plan is None:
+        return None
+    if current().world > 1:
+        raise ValueError(f"--plan {wanted.plan}: a plan is that of one process: leave out --plan, or --procs")
+    own = Path(wanted.out) / PLAN_FILE
+    path = str(own) if own.is_file() and (own.parent / "config.json").is_file() else wanted.plan
+    plan = read_plan(path)
+    check_same_setting(plan, path, json.loads(to_json(redact_all(options))), input_digests(wanted))
+    return plan
+
+
+def setting_for(wanted: Any, argv: Sequence[str], algorithm: Algorithm) -> tuple[Any, Setting]:
+    """The options of a training run, completed by those of the adapter that it starts from, and its setting.
+
+    Raises:
+        ValueError: a name is unknown, or two options contradict one another.
+    """
+    if wanted.from_adapter:
+        wanted = start_from_adapter(wanted, argv, algorithm.name)
     setting = setting_of(wanted, wanted.reward, wanted.preferences_file, test_preferences=wanted.test_preferences)
     if wanted.teacher:
         setting = replace(setting, teacher=teacher_in(wanted.teacher, wanted, algorithm.rl.temperature))
@@ -85,24 +150,7 @@ def run(argv: Sequence[str]) -> int:
         setting = replace(setting, from_adapter=folder)
     if wanted.watch:
         setting = replace(setting, watch=score_named(wanted.watch, device_of(wanted)))
-
-    def about(options: dict[str, Any]) -> dict[str, Any]:
-        own = options.pop("rl")
-        for name in ("seeds", "jobs"):
-            del options[name]
-        stages = options["options"] | {algorithm.name: own["rl"] | own["config"]}
-        return options | {"task": setting.task.name, "model": setting.lm.name, "options": stages}
-
-    with open_run("train", wanted, argv, about, wanted.track) as run:
-        run.say(_summary(setting, algorithm))
-        if setting.from_adapter:
-            run.say(f"sft: none, because the adapter in {setting.from_adapter} belongs to the model as it is")
-        before, after = run_all(setting, wanted.options, algorithm, run)
-        page = write_report(wanted.out) if run.leads else ""
-        run.complete()
-    _show(run, before, after)
-    run.say(f"report: {page}")
-    return 0
+    return wanted, setting
 
 
 def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:

@@ -202,7 +202,7 @@ def suite_difference(one: Scores, other: Scores, confidence: float = 0.95) -> Es
     """The mean over tasks of one agent's score less another's, paired by seed.
 
     d_ti = x_ti − y_ti, and then as `suite_mean`, with the p-value of the paired t test. Runs with the same index have
-    the same seed, hence the same prompts, so that what is easy for one is easy for both.
+    the same seed and the same prompts, so that what is easy for one is easy for both.
 
     Args:
         one, other: scores of the same tasks and seeds.

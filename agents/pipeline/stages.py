@@ -64,15 +64,7 @@ def run_all(
     seed_everything(setting.seed)
     definitions = getattr(algorithm.module, "METRICS", {})
     run.write("metrics.json", {algorithm.name: definitions | UNSEEN_METRICS})
-    fine_tune(setting, options, run)
-    score, comparisons, temperature = setting.score, None, algorithm.rl.temperature
-    if score is None or "comparisons" in algorithm.extra_arguments:
-        comparisons, held_out, noise_free = gather_preferences(setting, options, run, temperature)
-        if score is None and algorithm.learns_from_comparisons:
-            score = Score({"gold": setting.task.gold} if setting.task.has_gold else {"none": unscored})
-        elif score is None:
-            model = learn_reward(setting, options, run, comparisons, held_out, noise_free, temperature)
-            score = Score({"reward_model": model})
+    score, comparisons = before_training(setting, options, algorithm, run)
     before, after = train_policy(setting, options, algorithm, run, score, comparisons)
     run.write(
         "evaluation.json",
@@ -82,6 +74,26 @@ def run_all(
     run.write_rows("samples.jsonl", [{"when": when, **sample} for when, report in reports for sample in report.samples])
     run.write_rows("scores.jsonl", [{"when": when, **row} for when, report in reports for row in report.rows])
     return before, after
+
+
+def before_training(
+    setting: Setting, options: Options, algorithm: Algorithm, run: Run
+) -> tuple[Score, Sequence[Comparison] | None]:
+    """The stages before RL.
+
+    Returns:
+        What the policy is paid, and the comparisons that were made for it; None if there are none.
+    """
+    fine_tune(setting, options, run)
+    score, comparisons, temperature = setting.score, None, algorithm.rl.temperature
+    if score is None or "comparisons" in algorithm.extra_arguments:
+        comparisons, held_out, noise_free = gather_preferences(setting, options, run, temperature)
+        if score is None and algorithm.learns_from_comparisons:
+            score = Score({"gold": setting.task.gold} if setting.task.has_gold else {"none": unscored})
+        elif score is None:
+            model = learn_reward(setting, options, run, comparisons, held_out, noise_free, temperature)
+            score = Score({"reward_model": model})
+    return score, comparisons
 
 
 def fine_tune(setting: Setting, options: Options, run: Run) -> None:
@@ -359,6 +371,7 @@ def train_policy(
     total, resumable = getattr(algorithm.config, "updates", None), lambda: learner.position > 0
     for _ in run.track_stage(algorithm.name, rows, total, LIVE_METRICS, stateful, resumable):
         pass
+    run.end_measurement(algorithm.name)
     learner.use_average()
     run.write_folder("policy", policy.save)
     after = measure()
@@ -367,7 +380,7 @@ def train_policy(
         with best.swapped_in():
             run.write_folder("policy_best", policy.save)
         run.say(f"best: {options.best} {best.value:.3f} after update {best.number}: {run.path('policy_best')}")
-    run.say(peak_memory())
+    run.say(peak_memory(run.meter.highest_bytes if run.meter else 0.0))
     return before, after
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agents.report.document import document
 from agents.report.html import Html, tag
+from agents.report.planned import planned
 from agents.report.preferences import preferences
 from agents.report.read import RunData, read_run
 from agents.report.settings import settings
@@ -25,9 +26,9 @@ def write_report(folder: str | Path) -> Path:
 
     The folder must hold `config.json` and `metrics.jsonl` (rows of stage, step, seconds and metrics; `seconds` counts
     from the start of the run). It may hold `evaluation.json`, `samples.jsonl`, `preferences.jsonl`,
-    `preferences_test.jsonl`, `preferences_noise_free.jsonl`, `warnings.json` and `metrics.json` (definitions of metrics
-    by stage and name, where {n} in a name matches digits). A section whose file is missing is left out. A value that is
-    null or not finite is drawn as a gap: a run that diverged is the one that needs a report.
+    `preferences_test.jsonl`, `preferences_noise_free.jsonl`, `plan.json`, `warnings.json` and `metrics.json`
+    (definitions of metrics by stage and name, where {n} in a name matches digits). A section whose file is missing is
+    left out. A value that is null or not finite is drawn as a gap: a run that diverged is the one that needs a report.
 
     Returns:
         The path of the page.
@@ -50,6 +51,7 @@ def _page(run: RunData) -> str:
         ("warnings", "Warnings", warnings),
         ("evaluation", "Before and after", evaluation_table(run)),
         *((f"stage-{i}", name, body) for i, (name, body) in enumerate(stage_sections(run), start=1)),
+        ("planned", "Planned and actual cost", planned(run)),
         ("generations", "Generations", generations(run.samples)),
         ("preferences", "Preferences", preferences(run)),
         ("settings", "Settings and definitions", settings(run)),

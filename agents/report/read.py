@@ -38,6 +38,7 @@ class RunData:
         evaluation: evaluation.json; empty if the run has none.
         samples: the rows of samples.jsonl; empty if the run has none.
         scores: the rows of scores.jsonl, one for every held-out completion; empty if the run has none.
+        plan: plan.json, what the run was planned to cost and what it cost; empty if the run has none.
         definitions: metrics.json, the run's own definitions of its metrics: stage -> name -> text.
         warnings: warnings.json.
         comparisons: held-out comparisons as the annotators ranked them; those of the training where none are held out.
@@ -53,6 +54,7 @@ class RunData:
     comparisons: list[Comparison]
     noise_free: list[Comparison]
     scores: list[Row] = field(default_factory=list)
+    plan: Row = field(default_factory=dict)
 
     @property
     def stages(self) -> dict[str, list[Row]]:
@@ -120,6 +122,7 @@ def read_run(folder: Path) -> RunData:
         comparisons=held_out or read_preferences(folder / "preferences.jsonl"),
         noise_free=read_preferences(folder / "preferences_noise_free.jsonl") if held_out else [],
         scores=read_rows(scores, check_scores) if scores.is_file() else [],
+        plan=read_plan(folder / "plan.json"),
     )
 
 
@@ -163,6 +166,15 @@ def read_definitions(path: Path) -> dict[str, dict[str, str]]:
         for stage, metrics in stages.items()
         if isinstance(metrics, dict)
     }
+
+
+def read_plan(path: Path) -> Row:
+    """The plan; empty if there is none, or it is damaged, so that the run still gets a page."""
+    try:
+        plan = read_object(path)
+    except (OSError, ValueError):
+        return {}
+    return plan if isinstance(plan.get("total"), dict) else {}
 
 
 def read_rows(path: Path, check: Callable[[Row], str | None], appended: bool = False) -> list[Row]:

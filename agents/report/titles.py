@@ -26,7 +26,13 @@ METRIC_TITLES = {
     "distinct_2": "Distinct pairs",
 }
 
-STAGE_TITLES = {"sft": "Supervised fine-tuning", "reinforce": "REINFORCE", "online_dpo": "Online DPO"}
+STAGE_TITLES = {
+    "sft": "Supervised fine-tuning",
+    "reinforce": "REINFORCE",
+    "online_dpo": "Online DPO",
+    "before": "Evaluation before",
+    "after": "Evaluation after, saving",
+}
 
 
 def stage_title(stage: str) -> str:

@@ -6,6 +6,7 @@ from agents.runs.folder import Run, is_finished
 from agents.runs.following import FollowingRun
 from agents.runs.model_card import model_card, write_cards
 from agents.runs.stopping import Limits, Stopped
+from agents.runs.stored import StoredRun
 
 __all__ = [
     "FORMAT",
@@ -15,6 +16,7 @@ __all__ = [
     "Limits",
     "Run",
     "Stopped",
+    "StoredRun",
     "check_format",
     "is_finished",
     "model_card",

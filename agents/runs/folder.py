@@ -21,9 +21,11 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.runs.checkpoint import Checkpoints, write_state
+from agents.runs.costs import PLAN_FILE
 from agents.runs.files import FORMAT, finite, to_json
 from agents.runs.lock import LOCK_FILE, FolderLock
 from agents.runs.machine import hardware, revision, versions
+from agents.runs.meter import Meter
 from agents.runs.model_card import write_cards
 from agents.runs.paths import confined
 from agents.runs.progress import show_progress
@@ -37,7 +39,7 @@ from lmgym.io.redact import redact, redact_all
 from lmgym.ranks import current, tell
 from lmgym.reward import ScoreError
 
-FIRST_FILES = ("config.json", "metrics.json", "warnings.json", "metrics.jsonl", "tensorboard")
+FIRST_FILES = ("config.json", "metrics.json", "warnings.json", "metrics.jsonl", "tensorboard", PLAN_FILE)
 """What a run writes before its first result."""
 
 
@@ -62,6 +64,8 @@ class Run:
 
     leads = True
     """Whether it writes: on rank 0."""
+    meter: Meter | None = None
+    """Measures what the stages cost, if it is set."""
 
     def __init__(
         self,
@@ -181,6 +185,7 @@ class Run:
         digests = {name: atomic.digest(self.path(name)) for name in outputs}
         self._state.finished[stage] = {"result": result, "outputs": digests}
         self.checkpoint()
+        self.end_measurement(stage)
         self._stop_if(agreed(False, self._stop.status)[1])
 
     def complete(self) -> None:
@@ -209,7 +214,7 @@ class Run:
         self._metrics.sync()
         run = self._state
         run.stage, run.step, run.row, run.complete = stage, step, dict(row or {}), complete
-        run.metrics_bytes, run.seconds = self._metrics.length, self._seconds()
+        run.metrics_bytes, run.seconds = self._metrics.length, self.seconds()
         parts = {name: part.state() for name, part in (stateful or {}).items()}
         state = State.of({"run": run.state(), **generators_of_all_ranks()} | parts)
         self._checkpoints.save("complete" if complete else f"{stage or 'between'}-{step}", state)
@@ -246,13 +251,19 @@ class Run:
                 first, metrics = self._resumption.restore(stage, stateful or {})
         if stage in self._state.last_rows:
             return
+        if self.meter:
+            self.meter.enter()
         with show_progress(self.console, self.say, stage, total, first) as advance:
             for step, metrics in enumerate(rows, start=first):
                 self.log(stage, step, metrics)
+                if self.meter:
+                    self.meter.step(stage, step + 1, total, metrics)
                 advance("  ".join(f"{label} {metrics[name]:.3g}" for label, name in show.items() if name in metrics))
                 yield metrics
                 self._after_step(stage, step + 1, metrics, stateful if resumable() else None)
         self._state.last_rows[stage] = dict(metrics)
+        if self.meter:
+            self.meter.leave(stateful or {})
 
     def _after_step(
         self, stage: str, step: int, row: Mapping[str, float], stateful: Mapping[str, Stateful] | None
@@ -264,6 +275,11 @@ class Run:
         if stateful is not None and (status is not None or due):
             self.checkpoint(stage, step, stateful, row)
         self._stop_if(status, f"{stage} {step}")
+
+    def end_measurement(self, stage: str) -> None:
+        """Ends a stage for the meter, if there is one."""
+        if self.meter:
+            self.meter.end(stage)
 
     def _stop_if(self, status: int | None, where: str = "") -> None:
         if status is not None:
@@ -306,7 +322,7 @@ class Run:
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a row of metrics; in the file, a value that is not finite is null."""
-        self._metrics.append(stage, step, self._seconds(), metrics)
+        self._metrics.append(stage, step, self.seconds(), metrics)
 
     def warn(self, text: str) -> None:
         """Warns the user that something is probably wrong, and saves the warning for the report."""
@@ -320,7 +336,7 @@ class Run:
         line = Text.assemble((f"{time.perf_counter() - self.started:6.1f} s", "dim"), f"  {printable(text)}")
         self.console.print(line, soft_wrap=True)
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
         """The run's time until now, without the time that it was interrupted."""
         before = self._resumption.run.seconds if self._resumption else 0.0
         return before + time.perf_counter() - self.started

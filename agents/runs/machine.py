@@ -40,16 +40,21 @@ def hardware(threads: int | None = None) -> str:
     return f"{torch.cuda.get_device_name()}, {cores}" if torch.cuda.is_available() else cores
 
 
-def peak_memory() -> str:
-    """The peak memory of this process, in words."""
+def peak_memory(known: float = 0.0) -> str:
+    """The peak memory of this process, in words.
+
+    Args:
+        known: bytes of a peak that was measured, after which the system's own figure began anew.
+    """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return f"peak memory on the GPU: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB"
+        return f"peak memory on the GPU: {max(known, torch.cuda.max_memory_allocated()) / 2**20:.0f} MB"
     try:
         import resource
     except ImportError:  # not on Windows
         return "peak memory: unknown on this system"
     unit = 1 if sys.platform == "darwin" else 1024
-    return f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MB"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"peak memory: {max(known, peak) / 2**20:.0f} MB"
 
 
 def _processor() -> str:

@@ -10,7 +10,7 @@ from agents.runs.files import read_config
 from agents.runs.randomness import GlobalGenerators, generators_name
 from agents.training import State, Stateful
 
-OPTIONS_THAT_MAY_CHANGE = ("out", "resume", "threads", "track", "limits", "processes")
+OPTIONS_THAT_MAY_CHANGE = ("out", "resume", "threads", "track", "limits", "processes", "plan")
 """Options that a resumed run may have otherwise: they change nothing but rounding."""
 ENVIRONMENT = {
     "revision": "the revision",

@@ -24,6 +24,7 @@ from agents.cli import (
     label,
     loop,
     merge,
+    plan,
     play,
     preferences,
     push,
@@ -34,6 +35,7 @@ from agents.cli import (
     sample,
     sft,
     short_help,
+    step,
     study,
     sweep,
     train,
@@ -41,6 +43,7 @@ from agents.cli import (
 
 KINDS: dict[str, Callable[[], type]] = {
     "train": lambda: train.options_type("ppo")[0],
+    "plan": lambda: plan.options_type("ppo")[0],
     "sft": lambda: folder.recorded(sft.SFT),
     "preferences": lambda: folder.recorded(preferences.Preferences),
     "label": lambda: label.Label,
@@ -52,6 +55,7 @@ KINDS: dict[str, Callable[[], type]] = {
     "benchmark": lambda: benchmark.Benchmark,
     "study": lambda: study.Study,
     "play": lambda: play.Play,
+    "step": lambda: step.Step,
     "exercise": lambda: exercise.ExerciseCommand,
     "report": lambda: report.Report,
     "compare": lambda: compare.Compare,
@@ -69,6 +73,10 @@ SHOWN = {
         "TASK", "--model", "--prompts", "--field", "--gold", "--reward", "--preferences", "--algorithm",
         "--ppo.updates", "--ppo.rows", "--ppo.lr", "--ppo.beta", "--max-new-tokens", "--test-prompts",
         "--from-adapter", "--chat", "--seed", "--seeds", "--jobs", "--procs", "--device", "--out", "--resume",
+    ),
+    "plan": (
+        "TASK", "--model", "--prompts", "--gold", "--reward", "--preferences", "--algorithm", "--ppo.updates",
+        "--ppo.rows", "--max-new-tokens", "--share", "--alternatives", "--models", "--plan", "--device",
     ),
     "sft": (
         "TASK", "--model", "--prompts", "--field", "--opening-words", "--examples", "--epochs", "--lr", "--lora-rank",
@@ -102,6 +110,7 @@ SHOWN = {
         "RUN", "--model", "--policy", "--system", "--temperature", "--max-new-tokens", "--seed", "--device",
     ),
     "play": ("TASK", "--model", "--beta", "--count", "--seed"),
+    "step": ("RUN", "--update", "--rows", "--html"),
     "exercise": ("ACTION", "NUMBER", "FILE", "--to", "--step"),
     "envs": (),
     "algorithms": (),

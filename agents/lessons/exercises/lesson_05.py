@@ -43,6 +43,7 @@ Which policy has the largest E[score] − β·KL(π ‖ π_ref)? The answer is k
     π*(y) = π_ref(y) exp(score(y) / β) / Z
 
 where Z makes the probabilities add up to 1. The arrays have one entry for each possible text y. Write `soft_optimal`.
+It must also work for a small β such as 0.001, where exp(score(y) / β) is too large for a computer.
 """
 
 import torch
