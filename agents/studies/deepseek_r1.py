@@ -185,7 +185,7 @@ def train(
             tokens += row["tokens/mean"] * config.rows
             if number % 5 == 0 or number == done + settings.updates:
                 curve.append(measured_on(setup.policy, test, number, tokens))
-    return curve, setup.policy
+    return curve, setup.policy  # pyright: ignore[reportPossiblyUnboundVariable] (there is at least one part)
 
 
 def measured_on(policy: Policy, env: lmgym.TokenVectorEnv, update: int, tokens: float) -> dict[str, float]:
