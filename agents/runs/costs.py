@@ -8,7 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from scipy.optimize import linprog, nnls
 
 from agents.runs.meter import Meter, StageCost
 from agents.runs.resume import OPTIONS_THAT_MAY_CHANGE, differences
@@ -59,6 +58,8 @@ def fit_steps(seconds: Sequence[float], tokens: Sequence[float]) -> StepFit:
     """
     if not seconds or len(seconds) != len(tokens):
         raise ValueError(f"{len(seconds)} seconds and {len(tokens)} numbers of tokens: at least one step is needed")
+    from scipy.optimize import linprog  # here, because every training run imports this module, and few have a plan
+
     times, counts = np.asarray(seconds, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
     n, unit, size = len(times), max(times.max(), 1e-12), max(counts.max(), 1e-12)
     # Variables: b, c, and the parts above and below the fit of each step; scaled so that all are near 1.
@@ -72,6 +73,8 @@ def fit_steps(seconds: Sequence[float], tokens: Sequence[float]) -> StepFit:
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Intercept and slope, neither below 0, by least squares (Lawson & Hanson 1974, chapter 23)."""
+    from scipy.optimize import nnls  # see above
+
     a, slope = nnls(np.column_stack([np.ones(len(x)), x]), np.asarray(y, dtype=np.float64))[0]
     return float(a), float(slope)
 
