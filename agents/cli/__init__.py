@@ -7,11 +7,11 @@ itself imported when its command is known.
 import sys
 from collections.abc import Sequence
 
-from agents.cli.commands import COMMANDS, did_you_mean, run_command
+from agents.cli.commands import COMMANDS, USER_ERRORS, did_you_mean, run_command
 from agents.cli.help import asks_for_help, overview, short_help_text
 from agents.cli.ranks import run_on_ranks
 from lmgym import __version__
-from lmgym.io import printable, tolerate_characters
+from lmgym.io import first_line, printable, tolerate_characters
 
 __all__ = ["COMMANDS", "main"]
 
@@ -53,7 +53,7 @@ def _fail(message: str, status: int = 2) -> int:
 
 def _describe(error: BaseException) -> tuple[str, int]:
     """The message and the exit status of an error that a user may meet; raises any other error again."""
-    if isinstance(error, (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError)):
+    if isinstance(error, USER_ERRORS):
         return str(error), 2
     if isinstance(error, KeyboardInterrupt):
         # A run puts the status of the signal there.
@@ -63,7 +63,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
     from agents.training.nonfinite import out_of_memory
     from lmgym.ranks import RankFailed
 
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = first_line(error)
     if isinstance(error, Stopped):
         return said, error.status
     if isinstance(error, RankFailed):

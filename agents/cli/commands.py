@@ -35,6 +35,9 @@ COMMANDS = {
 }
 """Each command and what it does. Its module has the same name and a function `run(argv)`."""
 
+USER_ERRORS = (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError)
+"""Errors that a user can correct: the command ends with their message, without a traceback."""
+
 RECORDED = ("train", "sft", "preferences", "reward")
 """Commands that write the folder of a run, and can resume it."""
 

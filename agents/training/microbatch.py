@@ -13,7 +13,7 @@ from agents.training.master_weights import MasterWeights
 from agents.training.metrics import Metrics
 from agents.training.nonfinite import out_of_memory
 from agents.training.pass_memory import Trained, activation_budget, bytes_per_token
-from lmgym.io import report_progress
+from lmgym.io import first_line, report_progress
 from lmgym.models import buckets
 from lmgym.ranks import balanced, current
 
@@ -192,7 +192,7 @@ class MicroBatches:
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
             # Outside the handler, because the exception keeps the tensors of the failed pass alive.
             self.metrics.put_back(measured)
             for parameter in (*self.parameters, *self.weights.values):

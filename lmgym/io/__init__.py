@@ -1,7 +1,7 @@
 """Files: atomic writes, JSON Lines, rows of data in every common form, text that is safe to show; progress reports."""
 
 from lmgym.io import atomic
-from lmgym.io.display import encodable, printable, quoted, tolerate_characters
+from lmgym.io.display import encodable, first_line, printable, quoted, tolerate_characters
 from lmgym.io.jsonl import parse_json, read_jsonl, read_lines
 from lmgym.io.progress import Report, listen, report_progress
 from lmgym.io.rows import Source, local_path, names_in, read_rows, source_name
@@ -11,6 +11,7 @@ __all__ = [
     "Source",
     "atomic",
     "encodable",
+    "first_line",
     "listen",
     "local_path",
     "names_in",

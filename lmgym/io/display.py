@@ -21,6 +21,12 @@ def quoted(value: object, max_length: int = 200) -> str:
     return text if len(text) <= max_length else f"{text[:max_length]}…"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error message; the type of the error if the message is empty."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def tolerate_characters() -> None:
     """From now on, standard output shows "?" for a character that its encoding lacks, instead of raising an error.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmgym.io.display import quoted
+from lmgym.io.display import first_line, quoted
 from lmgym.io.jsonl import json_rows, parse_json, read_lines, text_lines
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -213,7 +213,7 @@ def _parquet(path: Path) -> Rows:
             rows = (row for batch in file.iter_batches(BATCH) for row in batch.to_pylist())
             yield from number_rows(rows, str(path))
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole Parquet file ({_first_line(error)})") from error
+        raise ValueError(f"{path}: not a whole Parquet file ({first_line(error)})") from error
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {
@@ -247,7 +247,7 @@ def _data_set_rows(name: str, source: str, config: str, split: str) -> Rows:
         )
     except Exception as error:  # that library raises a dozen kinds, those of the network among them
         kind = "data set" if os.path.exists(source) else "data set on the Hugging Face hub"
-        raise ValueError(f"{name}: this {kind} cannot be loaded ({_first_line(error)})") from error
+        raise ValueError(f"{name}: this {kind} cannot be loaded ({first_line(error)})") from error
     chosen = _one_split(found, split, name)
     batches = chosen.with_format("arrow").iter(BATCH)
     return number_rows((row for batch in batches for row in batch.to_pylist()), name)
@@ -263,7 +263,3 @@ def _one_split(found: Any, split: str, name: str) -> Any:
             f"{name}: no split {wanted!r}; it has {quoted(list(found))}. Give NAME:CONFIG:SPLIT or ::SPLIT"
         )
     return found[wanted]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lmgym.io import parse_json
+from lmgym.io import first_line, parse_json
 
 CONVERT = "if you trust the file, convert it to safetensors: model.save_pretrained(folder) of peft or transformers"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -141,9 +141,3 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object but {type(value).__name__}; copy or download the file again")
     return value
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error message; the type of the error if the message is empty."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
