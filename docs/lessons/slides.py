@@ -107,7 +107,6 @@ def lesson_slides(number: int, whole: bool = True) -> Iterator[str]:
         whole: with its code, its questions and its exercises.
     """
     page = (FOLDER / f"lesson_{number:02}.md").read_text(encoding="utf-8")
-    page = re.sub(r"(?<!!)\[([^]]+)\]\((?![a-z]+:)[^)]+\)", r"\1", page)  # slides travel alone
     title = re.search(r"^# (.+)$", page, re.M)
     goal = re.search(r"\*\*Goal\.\*\* (.+?)(?=\n\n|\s+Time:)", page, re.S)
     picture = re.search(r"^!\[([^]]*)\]\(([^)]+)\)$", page, re.M)
@@ -194,7 +193,7 @@ def as_html(name: str, slides: Sequence[str]) -> str:
 
         pieces = re.split(r"(^```.*?^```$|`[^`\n]*`)", text, flags=re.M | re.S)
         text = "".join(p if i % 2 else MATH.sub(keep, p) for i, p in enumerate(pieces))
-        text = re.sub(r"(?<!!)\[([^]]+)\]\((?![a-z]+:)[^)]+\)", r"\1", text)
+        text = re.sub(r"(?<!!)\[([^]]+)\]\((?![a-z]+:)[^)]+\)", r"\1", text)  # slides travel alone
         html = markdown(
             re.sub(r"^!\[([^]]*)\]\(([^)]+)\)$", picture, text, flags=re.M), extensions=["tables", "fenced_code"]
         )
