@@ -1189,7 +1189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with copy_of(ROOT) as template, ThreadPoolExecutor(options.jobs) as pool:
         check_baseline(chosen, template, options.tests_pass)
-        console.print(f"{len(chosen)} planted bugs; without any, their tests pass ({time.monotonic() - began:.0f} s)")
+        what = "are there" if options.tests_pass else "pass"
+        console.print(f"{len(chosen)} planted bugs; without any, their tests {what} ({time.monotonic() - began:.0f} s)")
 
         def one(mutant: Mutant) -> tuple[Mutant, Found]:
             found = judge(mutant, template)

@@ -133,7 +133,7 @@ def test_the_command_prints_it_and_leaves_the_run_alone(
     for arguments, message in (
         ([str(tmp_path)], "config.json"),
         ([str(runs[0]), "--update", "3"], "the run has the updates 0 to 2"),
-        ([str(runs[0]), "--rows", "8"], "row 8 cannot be shown: there is none"),
+        ([str(runs[0]), "--rows", "8"], "row 8 cannot be shown: there is no such row"),
     ):
         assert cli.main(["step", *arguments]) == 2
         assert message in capsys.readouterr().err

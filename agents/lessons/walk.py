@@ -83,7 +83,7 @@ def walk_through(
     used = {int(row): place for place, row in enumerate(update.rows)}
     for row in rows:
         if row not in used:
-            why = "no step used it" if 0 <= row < update.rollout.rows else "there is none"
+            why = "no step used it" if 0 <= row < update.rollout.rows else "there is no such row"
             raise ValueError(f"row {row} cannot be shown: {why}. Choose from {', '.join(map(str, sorted(used)))}")
     chosen = rows or _extremes(update)
     sheets = [

@@ -169,7 +169,7 @@ def read_definitions(path: Path) -> dict[str, dict[str, str]]:
 
 
 def read_plan(path: Path) -> Row:
-    """The plan; empty if there is none, or it is damaged, so that the run still gets a page."""
+    """The plan; empty if the file is missing or damaged, so that the run still gets a page."""
     try:
         plan = read_object(path)
     except (OSError, ValueError):
