@@ -1,12 +1,11 @@
 """`lmgym plan`: what a run of `lmgym train` will cost, from small runs that are measured first."""
 
 import gc
-import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, make_dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.cli import train
+from agents.cli.commands import USER_ERRORS
 from agents.cli.folder import input_digests
 from agents.cli.names import device_of
 from agents.cli.options import importable, note, option_value, parse, without_options
@@ -35,8 +35,7 @@ from agents.runs.meter import Meter, StageCost, memory_of_process
 from agents.training import require
 from agents.training.nonfinite import out_of_memory
 from lmgym.devices import free_memory, return_freed_memory
-from lmgym.io import atomic
-from lmgym.io.redact import redact_all
+from lmgym.io import atomic, first_line
 from lmgym.preferences import Comparison
 
 REFUSED = {
@@ -205,12 +204,12 @@ def _each(cell: Cell, function: Callable[..., dict[str, Any]]) -> dict[str, Any]
             del setting
             gc.collect()
             return_freed_memory()
-    except (ValueError, ImportError, OSError, NotImplementedError, ArithmeticError) as error:
+    except USER_ERRORS as error:
         return {"refused": str(error)}
     except Exception as error:
         if not out_of_memory(error):
             raise
-        return {"memory": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+        return {"memory": first_line(error)}
     return {"results": results}
 
 
@@ -231,7 +230,7 @@ def _trial(
     small = small_run(wanted.options, algorithm, index, share, *counts)
     if given:
         setting = replace(setting, comparisons=given[: small.comparisons], held_out=held_out[: small.held_out])
-    options = train.recorded_options(asdict(wanted), setting, algorithm)
+    options = train.options_as_data(wanted, setting, algorithm)
     with Run(folder, options, Console(quiet=True), limits=replace(wanted.limits, max_time=0.0)) as run:
         meter = run.meter = Meter(setting.lm.device, base)
         run_all(setting, small.options, small.algorithm, run)
@@ -242,7 +241,7 @@ def _trial(
         "stages": {name: stage.as_data() for name, stage in meter.stages.items()},
         "given": counts[0], "held_out": counts[1], "comparisons": comparisons,
         "disk_mb": disk / 1e6, "checkpoint_mb": meter.checkpoint_mb, "base_mb": base,
-        "options": json.loads(to_json(redact_all(options))), "device": str(setting.lm.device),
+        "options": options, "device": str(setting.lm.device),
         "threads": torch.get_num_threads(),
         "learns_reward": setting.score is None and not algorithm.learns_from_comparisons,
     }  # fmt: skip

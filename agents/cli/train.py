@@ -1,9 +1,8 @@
 """`lmgym train`: the whole pipeline."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -91,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
     def about(options: dict[str, Any]) -> dict[str, Any]:
         return recorded_options(options, setting, algorithm)
 
-    plan = plan_of(wanted, about(dataclasses.asdict(wanted)))
+    plan = plan_of(wanted, setting, algorithm)
     with open_run("train", wanted, argv, about, wanted.track) as run:
         if plan:
             run.meter = PlanWatch(plan, algorithm.name, run, setting.lm.device, before)
@@ -116,7 +115,12 @@ def recorded_options(options: dict[str, Any], setting: Setting, algorithm: Algor
     return options | {"task": setting.task.name, "model": setting.lm.name, "options": stages}
 
 
-def plan_of(wanted: Any, options: dict[str, Any]) -> dict[str, Any] | None:
+def options_as_data(wanted: Any, setting: Setting, algorithm: Algorithm) -> dict[str, Any]:
+    """The options of a run as they are read back from its config.json."""
+    return json.loads(to_json(redact_all(recorded_options(asdict(wanted), setting, algorithm))))
+
+
+def plan_of(wanted: Any, setting: Setting, algorithm: Algorithm) -> dict[str, Any] | None:
     """The plan that --plan names; of a run that continues, the one in its folder, with what it has measured.
 
     Raises:
@@ -129,7 +133,7 @@ def plan_of(wanted: Any, options: dict[str, Any]) -> dict[str, Any] | None:
     own = Path(wanted.out) / PLAN_FILE
     path = str(own) if own.is_file() and (own.parent / "config.json").is_file() else wanted.plan
     plan = read_plan(path)
-    check_same_setting(plan, path, json.loads(to_json(redact_all(options))), input_digests(wanted))
+    check_same_setting(plan, path, options_as_data(wanted, setting, algorithm), input_digests(wanted))
     return plan
 
 

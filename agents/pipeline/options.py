@@ -90,6 +90,16 @@ class PreferenceOptions:
         if self.queries != "random":
             require.in_range(self, "prompts", least=2)
 
+    @property
+    def random_prompts(self) -> int:
+        """Prompts that are compared whatever reward models say: all, or half of them."""
+        return self.prompts if self.queries == "random" else self.prompts // 2
+
+    @property
+    def candidates(self) -> int:
+        """Prompts that completions are sampled for: the others are chosen of twice as many."""
+        return self.random_prompts + 2 * (self.prompts - self.random_prompts)
+
 
 @dataclass(frozen=True)
 class RewardOptions(LearnerConfig, reward_modelling.Config):

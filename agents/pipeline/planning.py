@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agents.pipeline.options import Algorithm, Options, RewardOptions
-from agents.pipeline.samples import BATCH_ROWS
+from agents.pipeline.samples import BATCH_ROWS, batch_prompts, batches
 from agents.pipeline.stages import train_reward_model
 from agents.runs import Run
 from agents.runs.costs import CLOCKS, StepFit, fit_line, fit_steps
@@ -123,29 +123,17 @@ class Trial:
     checkpoint_mb: float = 0.0
 
 
-def batches(count: int, completions: int) -> int:
-    """Batches in which the completions of so many prompts are sampled."""
-    return -(-count // max(1, min(count, BATCH_ROWS // completions)))
-
-
 def rows_of(loop: str, options: Options, algorithm: Algorithm) -> int:
     """Completions of a step of a loop, whose metrics have the mean number of tokens of a completion."""
     if loop == algorithm.name:
         return algorithm.rl.rows
     preferences = options.preferences
     prompts = {
-        "sample train": candidates(options),
+        "sample train": preferences.candidates,
         "sample test": preferences.test_prompts,
         "sample to normalise": -(-options.reward.normalise_on // preferences.completions),
     }.get(loop, 0)
-    return min(prompts, max(1, BATCH_ROWS // preferences.completions)) * preferences.completions
-
-
-def candidates(options: Options) -> int:
-    """Prompts that completions are sampled for, so that some of them can be compared."""
-    preferences = options.preferences
-    first = preferences.prompts if preferences.queries == "random" else preferences.prompts // 2
-    return first + 2 * (preferences.prompts - first)
+    return batch_prompts(prompts, preferences.completions) * preferences.completions if prompts else 0
 
 
 def steps_of(loop: str, options: Options, algorithm: Algorithm, trial: Trial, given: int) -> int:
@@ -163,7 +151,7 @@ def steps_of(loop: str, options: Options, algorithm: Algorithm, trial: Trial, gi
     comparisons = given or trial.comparisons / of_prompts
     match loop:
         case "sample train":
-            return batches(candidates(options), preferences.completions)
+            return batches(preferences.candidates, preferences.completions)
         case "sample test":
             return batches(preferences.test_prompts, preferences.completions)
         case "sample to normalise":

@@ -17,6 +17,16 @@ BATCH_ROWS = 256
 """Completions that are sampled together where nothing is trained."""
 
 
+def batch_prompts(count: int, completions: int) -> int:
+    """How many of `count` prompts are sampled together, if each has so many completions."""
+    return max(1, min(count, BATCH_ROWS // completions))
+
+
+def batches(count: int, completions: int) -> int:
+    """In how many batches the completions of so many prompts are sampled."""
+    return -(-count // batch_prompts(count, completions))
+
+
 class Samples:
     """Several completions of each of some prompts, by the model without adapters; part of a run's checkpoints.
 
@@ -30,8 +40,8 @@ class Samples:
 
     def __init__(self, setting: Setting, options: Options, split: Split, count: int, temperature: float):
         self.group = options.preferences.completions
-        self.batch_prompts = max(1, min(count, BATCH_ROWS // self.group))
-        self.batches = -(-count // self.batch_prompts)
+        self.batch_prompts = batch_prompts(count, self.group)
+        self.batches = batches(count, self.group)
         self.count = count
         # Not the random numbers of the training rollouts, which begin at the seed itself.
         self.seed = setting.seed + (1 << 20) + (split == "test")
@@ -100,11 +110,11 @@ def sample_groups(
     Returns:
         The prompts, and the completions of each.
     """
-    size = max(1, min(prompts, BATCH_ROWS // group))
+    size = batch_prompts(prompts, group)
     env = setting.env(size * group, split, kl="none", score=unscored, temperature=policy.temperature)
     buffer, found, groups = RolloutBuffer.like(env), [], []
     seed = int(np.random.SeedSequence((setting.seed, 3, update)).generate_state(1)[0])
-    for batch in range(-(-prompts // size)):
+    for batch in range(batches(prompts, group)):
         some, completions = _decoded_groups(policy, env, buffer, Stream(seed, batch, group))
         found.extend(some)
         groups.extend(completions)

@@ -82,7 +82,7 @@ def before_training(
     """The stages before RL.
 
     Returns:
-        What the policy is paid, and the comparisons that were made for it; None if there are none.
+        What the policy is paid, and the comparisons that were made for it; None if nothing was compared.
     """
     fine_tune(setting, options, run)
     score, comparisons, temperature = setting.score, None, algorithm.rl.temperature
@@ -185,10 +185,7 @@ def gather_preferences(
         return comparisons, held_out, noise_free
     annotator = SimulatedAnnotator(config.error_rate)
     rng = np.random.default_rng(np.random.SeedSequence((setting.seed, 2)))
-    # Half of the prompts at random, and twice as many candidates as there is room for.
-    first = config.prompts if config.queries == "random" else config.prompts // 2
-    count = first + 2 * (config.prompts - first)
-    train = Samples(setting, options, "train", count, temperature)
+    train = Samples(setting, options, "train", config.candidates, temperature)
     test = Samples(setting, options, "test", config.test_prompts, temperature)
     train.gather(run, "sample train", {"train": train})
     test.gather(run, "sample test", {"train": train, "test": test})
@@ -198,7 +195,7 @@ def gather_preferences(
         prompts, groups = [train.prompts[i] for i in chosen], [train.groups[i] for i in chosen]
         return collect_comparisons(setting.task, prompts, groups, annotator, rng, include_unfinished=unfinished_too)
 
-    comparisons = compared(range(first))
+    comparisons = compared(range(config.random_prompts))
     if config.queries != "random":
         comparisons += compared(_chosen_queries(setting, options, run, comparisons, train, test))
     held_out = collect_comparisons(
@@ -225,7 +222,7 @@ def _chosen_queries(
     setting: Setting, options: Options, run: Run, comparisons: list[Comparison], train: Samples, test: Samples
 ) -> list[int]:
     """The candidates to compare, by reward models that are trained on the comparisons so far."""
-    queries, first = options.preferences.queries, options.preferences.prompts // 2
+    queries, first = options.preferences.queries, options.preferences.random_prompts
     if not comparisons:
         raise ValueError(
             "no two finished, different completions of a prompt were sampled, so there is nothing to choose queries "
