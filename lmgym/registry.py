@@ -59,6 +59,17 @@ LETTER_TASKS = (
     ("Alternate", "letters of two kinds must alternate for long", 16),
 )
 """The tasks of `lmgym.tasks.letters`: class, summary, token budget."""
+TUNING_TASKS = (
+    ("Pairs", "adjacent letters pay or cost something", 4),
+    ("NoisyPairs", "the same with noise on the score", 4),
+    ("LargePairs", "the same with ten times the score", 4),
+    ("Successors", "continue the alphabet from the prompt's letter", 4),
+    ("LastLetter", "only the last letter counts, and the length", 5),
+    ("Palindrome", "read the same in both directions", 5),
+    ("Twice", "write one letter twice: most texts score nothing", 4),
+    ("Balance", "write a long text with given shares of the letters", 16),
+)
+"""The tasks of `lmgym.tasks.tuning`, likewise."""
 
 
 def register_task(
@@ -249,11 +260,13 @@ def register_all() -> None:
         max_prompt_tokens=4,
         max_new_tokens=3,
     )
-    for name, summary, steps in LETTER_TASKS:
+    small = [("letters", "benchmarks", *task) for task in LETTER_TASKS]
+    small += [("tuning", "tuning defaults", *task) for task in TUNING_TASKS]
+    for module, purpose, name, summary, steps in small:
         register_task(
             f"lmgym/{name}-v0",
-            f"lmgym.tasks.letters:{name}",
-            summary=f"{summary}: for benchmarks",
+            f"lmgym.tasks.{module}:{name}",
+            summary=f"{summary}: for {purpose}",
             model="probe",
             max_prompt_tokens=4,
             max_new_tokens=steps,

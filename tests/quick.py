@@ -35,6 +35,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "lmgym/ranks.py": ("test_ranks",),
     "lmgym/tasks/": ("test_tasks", "test_data"),
     "lmgym/tasks/letters.py": ("test_letters", "test_benchmark"),
+    "lmgym/tasks/tuning.py": ("test_letters", "test_benchmark"),
     "lmgym/tasks/messages.py": ("test_messages", "test_chat"),
     "lmgym/tasks/conversational.py": ("test_messages", "test_chat"),
     "lmgym/tasks/answers.py": ("test_answers",),
