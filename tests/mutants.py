@@ -1015,7 +1015,20 @@ def where(mutant: Mutant) -> str:
 # Runs --------------------------------------------------------------------------------------------------------------
 
 # Test processes are forked from one that has these loaded already: half of the time of the gate.
-LOADED = ("pytest", "torch", "peft", "transformers.models.gpt2.modeling_gpt2", "gymnasium", "stable_baselines3")
+LOADED = (
+    "pytest",
+    "torch",
+    "peft",
+    "transformers.models.gpt2.modeling_gpt2",
+    "gymnasium",
+    "stable_baselines3",
+    "hypothesis",
+    "jaxtyping",
+    "typeguard",
+)
+
+# Plugins of pytest that a test process does without.
+UNUSED = ("anyio", "xdist", "xdist.looponfail", "pytest_cov")
 
 
 class Recorder:
@@ -1053,7 +1066,8 @@ def _pytest(copy: Path, arguments: Sequence[str], pipe: Any) -> None:
     import pytest
 
     recorder = Recorder(copy)
-    flags = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    flags = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    flags += [argument for plugin in UNUSED for argument in ("-p", f"no:{plugin}")]
     status = pytest.main([*flags, *arguments], plugins=[recorder])
     pipe.send(recorder.found | {"status": int(status)})
 

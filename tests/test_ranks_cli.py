@@ -178,7 +178,7 @@ def test_two_ranks_then_one_then_two(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, full(signal.SIGSTOP)])
 def test_a_rank_that_dies_or_hangs_ends_the_run_with_a_whole_checkpoint(
     how: signal.Signals, alone: Path, tmp_path: Path
 ) -> None:
@@ -228,7 +228,7 @@ def test_a_grid_in_two_shards_is_the_whole_grid(tmp_path: Path) -> None:
     shutil.copy(script, tmp_path)
     for shard, out in (("1/2", "one"), ("2/2", "two")):
         process = subprocess.run(
-            [sys.executable, "grid.py", "--shard", shard, "--out", out, "--jobs", "2"],
+            [sys.executable, "grid.py", "--shard", shard, "--out", out],
             cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
             capture_output=True, text=True,
         )  # fmt: skip
