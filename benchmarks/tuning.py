@@ -4,8 +4,9 @@
     python -m benchmarks.tuning --only ppo,grpo      # some algorithms
     python -m benchmarks.tuning --draw               # only writes the page from the results
 
-An alternative changes one default. What defines an algorithm, such as GRPO's division by the standard deviation, is not
-tuned: with another value it would be another algorithm. Results are in benchmarks/tuning.jsonl.
+An alternative changes one default. All alternatives run with one seed. Those with the best means meet the defaults
+again with three other seeds, and only these count: the best of many runs of one seed is partly luck. What defines an
+algorithm, such as GRPO's division by the standard deviation, is not tuned: another value is another algorithm.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from lmgym.io import atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "tuning.jsonl", ROOT / "docs" / "tuning.md"
-SUITE, SEEDS = "tuning-v1", 3
+SUITE, FIRST, SEEDS, FINALISTS = "tuning-v1", 0, (1, 2, 3), 2
+"""The index of the seed that chooses the finalists of an algorithm, those of the comparison, and how many finalists."""
 BETTER_BY = 0.02
 """A default is replaced by an alternative that is better by at least this, if the interval excludes 0."""
 COMMON = ("lr_factor=0.5", "lr_factor=2", "rows=32", "rows=128")
@@ -90,36 +92,25 @@ def effective(spec: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in ("lr", "beta")} | agent.config["config"]
 
 
-def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line for each agent whose runs are all there, from the rows of its runs.
+def run(specs: Sequence[str], seeds: Sequence[int], folder: str, jobs: int) -> dict[str, dict[str, Any]]:
+    """Runs agents on all tasks with some seeds, where they have not run yet; their lines for `RESULTS`.
 
     Raises:
         ValueError: a run failed.
     """
     suite = find_suite(SUITE)
-    by_agent: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
-    for row in rows:
+    cells = cells_of(suite, [find_agent(spec) for spec in specs], max(seeds) + 1)
+    cells = [cell for cell in cells if cell.index in seeds]
+    lines: dict[str, dict[str, Any]] = {}
+    for row in run_cells(cells, FUNCTION, folder, Workers(jobs), console=Console(stderr=True)):
         if row["status"] != "ok":
             raise ValueError(f"{row['agent']} on {row['task']} failed: {row['error']}")
-        by_agent.setdefault(row["config"]["spec"], {})[row["task"], row["index"]] = row
-    lines = []
-    for spec, found in by_agent.items():
-        if len(found) < SEEDS * len(suite.tasks):
-            continue
-        curves = {cell: row["result"]["curve"] for cell, row in found.items()}
-        lines.append(
-            {
-                "agent": spec,
-                "suite": suite.hash,
-                "revisions": sorted({row["revision"] for row in found.values()}),
-                "hardware": next(iter(found.values()))["hardware"],
-                "cpu_seconds": round(sum(curve[-1]["cpu_seconds"] for curve in curves.values()), 1),
-                "scores": {
-                    t: [round(suite.row(t).headline(curves[t, i]), 4) for i in range(SEEDS)] for t in suite.tasks
-                },
-                "settings": effective(spec),
-            }
-        )
+        spec, curve = row["config"]["spec"], row["result"]["curve"]
+        new = {"agent": spec, "suite": suite.hash, "settings": effective(spec), "runs": {}, "seconds": 0.0}
+        line = lines.setdefault(spec, new | {"revision": row["revision"], "hardware": row["hardware"]})
+        score = round(suite.row(row["task"]).headline(curve), 4)
+        line["runs"].setdefault(row["task"], {})[str(row["index"])] = score
+        line["seconds"] = round(line["seconds"] + curve[-1]["cpu_seconds"], 1)
     return lines
 
 
@@ -130,45 +121,68 @@ def read() -> dict[str, dict[str, Any]]:
     return {line["agent"]: line for line in map(json.loads, RESULTS.read_text("utf-8").splitlines())}
 
 
+def scores(line: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, dict[int, float]]:
+    """The normalised scores of an agent: task -> index of the seed -> score."""
+    return {task: {i: found[str(i)] for i in seeds} for task, found in line["runs"].items()}
+
+
+def mean(line: Mapping[str, Any], seeds: Sequence[int]) -> float:
+    """Mean over tasks and seeds."""
+    return statistics.suite_mean(scores(line, seeds)).value
+
+
+def finalists(name: str, lines: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The alternatives of an algorithm that were better than its defaults with the first seed, at most `FINALISTS`."""
+    found = {change: mean(lines[f"{name}:{change}"], [FIRST]) for change in ALTERNATIVES[name]}
+    better = [change for change, value in found.items() if value > mean(lines[name], [FIRST])]
+    return sorted(better, key=lambda change: -found[change])[:FINALISTS]
+
+
 def compare(lines: Mapping[str, Mapping[str, Any]], algorithms: Iterable[str] = ALTERNATIVES) -> list[Comparison]:
-    """Every alternative against the defaults of its algorithm.
+    """The finalists of each algorithm against its defaults.
 
     Raises:
         ValueError: an agent has no results, or had other settings than it has now.
     """
     for spec in specs(algorithms):
-        recorded = lines.get(spec, {}).get("settings", {})
-        now = effective(spec)
+        recorded, now = lines.get(spec, {}).get("settings", {}), effective(spec)
         changed = sorted(key for key, value in recorded.items() if key not in now or now[key] != value)
         if not recorded or changed or lines[spec]["suite"] != find_suite(SUITE).hash:
             why = f"had another {', '.join(changed)}" if changed else "has no results for this suite"
             raise ValueError(f"{spec} {why}: run `python -m benchmarks.tuning`")
-    scores = {spec: {t: dict(enumerate(s)) for t, s in lines[spec]["scores"].items()} for spec in specs(algorithms)}
     return [
-        Comparison(name, change, mean(scores[of]), statistics.suite_difference(scores[of], scores[name]))
+        Comparison(
+            name,
+            change,
+            mean(lines[f"{name}:{change}"], SEEDS),
+            statistics.suite_difference(scores(lines[f"{name}:{change}"], SEEDS), scores(lines[name], SEEDS)),
+        )
         for name in algorithms
-        for change in ALTERNATIVES[name]
-        for of in (f"{name}:{change}",)
+        for change in finalists(name, lines)
     ]
-
-
-def mean(scores: Mapping[str, Mapping[int, float]]) -> float:
-    """Mean over tasks and seeds."""
-    return statistics.suite_mean(scores).value
 
 
 def table(lines: Mapping[str, Mapping[str, Any]]) -> str:
     """The page's table."""
-    out = ["| algorithm | setting | mean | difference [95 %] | seconds |", "| --- | --- | --- | --- | --- |"]
-    compared = compare(lines)
+    out = [
+        "| algorithm | setting | first seed | three other seeds | less the defaults [95 %] | seconds of a run |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    compared = {(c.algorithm, c.setting): c for c in compare(lines)}
     for name in ALTERNATIVES:
-        default = {t: dict(enumerate(s)) for t, s in lines[name]["scores"].items()}
-        out.append(f"| `{name}` | defaults | {mean(default):.3f} | | {lines[name]['cpu_seconds']:.0f} |")
-        for c in (c for c in compared if c.algorithm == name):
-            seconds = lines[f"{name}:{c.setting}"]["cpu_seconds"]
-            better = " **better**" if c.is_better else ""
-            out.append(f"| | `{c.setting}` | {c.mean:.3f} | {c.difference}{better} | {seconds:.0f} |")
-    return "\n".join(out)
+        for change in ("", *ALTERNATIVES[name]):
+            line = lines[f"{name}:{change}" if change else name]
+            seconds = line["seconds"] / sum(map(len, line["runs"].values()))
+            cells = [f"`{name}`" if not change else "", f"`{change}`" if change else "defaults"]
+            cells += [f"{mean(line, [FIRST]):.3f}"]
+            if c := compared.get((name, change)):
+                cells += [f"{c.mean:.3f}", f"{c.difference}{' **better**' if c.is_better else ''}"]
+            else:
+                cells += ["" if change else f"{mean(line, SEEDS):.3f}", ""]
+            out.append(f"| {' | '.join([*cells, f'{seconds:.1f}'])} |")
+    revisions = ", ".join(sorted({line["revision"] for line in lines.values()}))
+    machines = "; ".join(sorted({line["hardware"] for line in lines.values()}))
+    return "\n".join([*out, "", f"`python -m benchmarks.tuning`; revision {revisions}; {machines}, one thread a run."])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,10 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     lines = read()
     if not options.draw:
-        agents = [find_agent(spec) for spec in specs(options.only.split(","))]
-        cells = cells_of(find_suite(SUITE), agents, SEEDS)
-        rows = run_cells(cells, FUNCTION, options.out, Workers(options.jobs), console=Console(stderr=True))
-        lines |= {line["agent"]: line for line in lines_of(rows)}
+        for name in options.only.split(","):
+            lines |= run(specs([name]), [FIRST], options.out, options.jobs)
+            last = [name, *(f"{name}:{change}" for change in finalists(name, lines))]
+            lines |= run(last, [FIRST, *SEEDS], options.out, options.jobs)
         ordered = [lines[spec] for spec in specs(ALTERNATIVES) if spec in lines]
         atomic.write(RESULTS, "".join(json.dumps(line) + "\n" for line in ordered))
     write_between(PAGE, "tuning", table(lines))
