@@ -95,7 +95,7 @@ def test_all_options_are_listed_at_once(tmp_path: Path, capsys: pytest.CaptureFi
     """From the table, without torch; of an algorithm that the table does not have, from its options."""
     program = """
 import sys
-from agents import cli, rloo
+from agents import cli
 cli.main(["train", "--algorithm", "rloo", "--help-all"])
 print("torch" in sys.modules)
 """
