@@ -4,7 +4,7 @@
     python -m benchmarks.tuning --only ppo,grpo      # some algorithms
     python -m benchmarks.tuning --draw               # only writes the page from the results
 
-An alternative changes one default. All alternatives run with one seed. Those with the best means meet the defaults
+An alternative changes one default. All alternatives run with one seed. The one with the best mean meets the defaults
 again with three other seeds, and only these count: the best of many runs of one seed is partly luck. What defines an
 algorithm, such as GRPO's division by the standard deviation, is not tuned: another value is another algorithm.
 """
@@ -28,8 +28,8 @@ from lmgym.io import atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "tuning.jsonl", ROOT / "docs" / "tuning.md"
-SUITE, FIRST, SEEDS, FINALISTS = "tuning-v1", 0, (1, 2, 3), 2
-"""The index of the seed that chooses the finalists of an algorithm, those of the comparison, and how many finalists."""
+SUITE, FIRST, SEEDS, FINALISTS = "tuning-v1", 0, (1, 2, 3), 1
+"""The index of the seed that chooses the finalists of an algorithm, those of the comparison, and the number of finalists."""
 BETTER_BY = 0.02
 """A default is replaced by an alternative that is better by at least this, if the interval excludes 0."""
 COMMON = ("lr_factor=0.5", "lr_factor=2", "rows=32", "rows=128")
