@@ -8,7 +8,8 @@ An agent is a function `make(world)` that returns the trained policy. `World` sa
   of `BEST_OF` completions; `sb3_ppo` and `sb3_a2c` are Stable-Baselines3's.
 - `reference` (the model before training) and `random` (uniform tokens) are in every table.
 
-Settings follow a colon: `ppo:lr=0.003:epochs=4`. `lr_factor=2` doubles the learning rate of each row instead.
+Settings follow a colon: `ppo:lr=0.003:epochs=4`. `lr_factor=2` doubles the learning rate of each row instead, and
+`preset=tuned` loads what an algorithm has under this name in its `PRESETS`.
 """
 
 import dataclasses
@@ -167,9 +168,12 @@ def _settings(source: str, module: ModuleType, given: Mapping[str, str]) -> tupl
                 "budget buys: give the argument a default"
             )
     own = {f.name for f in fields(module.Config)}
-    config = {key: _value(key, value, getattr(module.Config(), key)) for key, value in given.items() if key in own}
-    rest = {key: value for key, value in given.items() if key not in own}
-    return _options(source, dict(getattr(module, "DEFAULTS", {})), rest, own), module.Config(**config)
+    preset = catalog.preset(module, source, given["preset"]) if "preset" in given else {}
+    config = {key: value for key, value in preset.items() if key in own}
+    config |= {key: _value(key, value, getattr(module.Config(), key)) for key, value in given.items() if key in own}
+    defaults = dict(getattr(module, "DEFAULTS", {})) | {key: value for key, value in preset.items() if key not in own}
+    rest = {key: value for key, value in given.items() if key not in own and key != "preset"}
+    return _options(source, defaults, rest, own), module.Config(**config)
 
 
 def _options(

@@ -75,6 +75,18 @@ def find_module(name: str) -> ModuleType:
         ) from error
 
 
+def preset(module: ModuleType, name: str, wanted: str) -> dict[str, object]:
+    """Settings that an algorithm has under a name in its `PRESETS`: those of its `Config`, or of every algorithm.
+
+    Raises:
+        ValueError: it has no such preset.
+    """
+    presets = getattr(module, "PRESETS", {})
+    if wanted not in presets:
+        raise ValueError(f"the algorithm {name!r} has no preset {wanted!r}; it has {', '.join(presets) or 'none'}")
+    return dict(presets[wanted])
+
+
 def load_module(path: str) -> ModuleType:
     """Imports a module by its dotted path, as `python -m` does: modules in the current directory are found too.
 
