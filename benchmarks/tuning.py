@@ -29,7 +29,7 @@ from lmgym.io import atomic
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "tuning.jsonl", ROOT / "docs" / "tuning.md"
 SUITE, FIRST, SEEDS, FINALISTS = "tuning-v1", 0, (1, 2, 3), 1
-"""The index of the seed that chooses the finalists of an algorithm, those of the comparison, and the number of finalists."""
+"""Also the index of the seed that chooses the finalists of an algorithm, those of the comparison, and their number."""
 BETTER_BY = 0.02
 """A default is replaced by an alternative that is better by at least this, if the interval excludes 0."""
 COMMON = ("lr_factor=0.5", "lr_factor=2", "rows=32", "rows=128")
@@ -122,7 +122,14 @@ def read() -> dict[str, dict[str, Any]]:
 
 
 def scores(line: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, dict[int, float]]:
-    """The normalised scores of an agent: task -> index of the seed -> score."""
+    """The normalised scores of an agent: task -> index of the seed -> score.
+
+    Raises:
+        ValueError: a seed is missing.
+    """
+    lacking = [f"{task}, seed {i}" for task, found in line["runs"].items() for i in seeds if str(i) not in found]
+    if lacking:
+        raise ValueError(f"{line['agent']} lacks {lacking[0]}: run `python -m benchmarks.tuning`")
     return {task: {i: found[str(i)] for i in seeds} for task, found in line["runs"].items()}
 
 

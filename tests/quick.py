@@ -104,6 +104,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "pyproject.toml": ("test_architecture",),
     "constraints.txt": (),
     "benchmarks/gpu.py": ("test_gpu_script",),
+    "benchmarks/tuning.py": ("test_tuning",),
     "benchmarks/": (),
     "agents/pipeline/queries.py": ("test_ensemble",),
     "agents/studies/": ("test_studies",),
