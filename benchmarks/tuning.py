@@ -107,7 +107,8 @@ def run(specs: Sequence[str], seeds: Sequence[int], folder: str, jobs: int) -> d
             raise ValueError(f"{row['agent']} on {row['task']} failed: {row['error']}")
         spec, curve = row["config"]["spec"], row["result"]["curve"]
         new = {"agent": spec, "suite": suite.hash, "settings": effective(spec), "runs": {}, "seconds": 0.0}
-        line = lines.setdefault(spec, new | {"revision": row["revision"], "hardware": row["hardware"]})
+        line = lines.setdefault(spec, new | {"revisions": [], "hardware": row["hardware"]})
+        line["revisions"] = sorted({*line["revisions"], row["revision"]})
         score = round(suite.row(row["task"]).headline(curve), 4)
         line["runs"].setdefault(row["task"], {})[str(row["index"])] = score
         line["seconds"] = round(line["seconds"] + curve[-1]["cpu_seconds"], 1)
@@ -187,7 +188,7 @@ def table(lines: Mapping[str, Mapping[str, Any]]) -> str:
             else:
                 cells += ["" if change else f"{mean(line, SEEDS):.3f}", ""]
             out.append(f"| {' | '.join([*cells, f'{seconds:.1f}'])} |")
-    revisions = ", ".join(sorted({line["revision"] for line in lines.values()}))
+    revisions = ", ".join(sorted({revision for line in lines.values() for revision in line["revisions"]}))
     machines = "; ".join(sorted({line["hardware"] for line in lines.values()}))
     return "\n".join([*out, "", f"`python -m benchmarks.tuning`; revision {revisions}; {machines}, one thread a run."])
 
