@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     They take as long as training itself.
     """
     # Before lmgym and agents are imported: the hook rewrites a module while it loads. See test_typing_hook.py.
-    if not config.getoption("markexpr").startswith(("slow", "stress")) and not UNCHECKED:
+    if not str(config.getoption("markexpr")).startswith(("slow", "stress")) and not UNCHECKED:
         jaxtyping.install_import_hook(["lmgym", "agents"], "beartype.beartype")
 
 
@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(no_gpu)
-        if item.get_closest_marker("stress") and not item.config.getoption("markexpr").startswith("stress"):
+        if item.get_closest_marker("stress") and not str(item.config.getoption("markexpr")).startswith("stress"):
             item.add_marker(checked)
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
