@@ -31,7 +31,7 @@ CSS = """
 .numbers td.text { white-space: pre-wrap }
 /* The token stays in view when the columns scroll. */
 .numbers td:nth-child(2), .numbers thead th:nth-child(2) { position: sticky; left: 0; background: var(--paper);
-  text-align: left; padding-right: 8px; box-shadow: 1px 0 var(--rule) }
+  text-align: left; padding-right: 8px; z-index: 1; box-shadow: 1px 0 var(--rule) }
 @media (max-width: 720px) {
   .numbers td, .numbers thead th, .numbers td.text { padding-left: 9px; font-size: 12px }
 }
