@@ -48,7 +48,9 @@ def run_lesson(number: int) -> None:
 INSTALL = """# For Colab, or any place without lmgym. SOURCE: a package, a wheel, or an address that pip takes.
 SOURCE = "lmgym"
 import importlib.util
+import warnings
 
+warnings.filterwarnings("ignore", "IProgress not found")  # nothing here needs ipywidgets
 if importlib.util.find_spec("lmgym") is None:
     %pip install -q {SOURCE}"""
 
@@ -75,8 +77,9 @@ def example_cells(path: Path) -> list[tuple[str, str]]:
     about = re.sub(r"^(\w[\w ]+?) {2,}(.+)$", r"- **\1**: \2", about.strip(), flags=re.M)  # a table of two columns
     number, _, name = path.stem.partition("_")
     cells = [("markdown", f"# Example {int(number)}: {name.replace('_', ' ')}\n\n{about}")]
-    cells += [("code", code) for code in _pieces(source, module)]
-    cells.append(("code", "main();"))  # the semicolon: what it returns is not shown
+    # A notebook shows the value of a cell's last expression, if no semicolon follows.
+    cells += [("code", code + ";" * code.endswith('"""')) for code in _pieces(source, module)]
+    cells.append(("code", "main();"))
     if picture := re.search(r"runs/examples/\w+\.png", source):
         cells.append(("code", f'from IPython.display import Image\n\nImage("{picture[0]}")'))
     return cells
