@@ -73,7 +73,7 @@ def small(name: str) -> Any:
 
 
 def check_results(name: str, book: Any, folder: Path) -> None:
-    """The notebook printed something, no warning and no bare value, and shows its figure with the words of the page's."""
+    """It printed something, but no warning and no bare value, and shows its figure with the words of the page's."""
     outputs = [out for cell in book.cells for out in cell.get("outputs", [])]
     assert [out for out in outputs if out.get("name") == "stdout" or "text/html" in out.get("data", {})]
     assert not [out.text for out in outputs if out.get("name") == "stderr"]
