@@ -76,7 +76,7 @@ package: $(STAMP)
 	$(PYTHON) -m venv build/clean
 	build/clean/bin/python -m pip install $(TORCH_FLAGS) "$$(grep '^torch==' constraints.txt)"
 	build/clean/bin/python -m pip install -c constraints.txt ipykernel nbclient
-	cd build/clean && PIP_CONSTRAINT=../../constraints.txt bin/python ../../docs/lessons/make.py --execute lesson_02 --source ../../dist/*.whl
+	cd build/clean && PIP_CONSTRAINT=../../constraints.txt bin/python ../../docs/lessons/make.py --execute lesson_01 --source ../../dist/*.whl
 	cd build/clean && bin/lmgym train Sort --sft.examples 64 --ppo.updates 2 --test-prompts 32 --out run && test -s run/report.html
 
 # The pins against the public advisories, from an environment of its own: needs the network.
