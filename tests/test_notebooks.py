@@ -54,18 +54,19 @@ FRESH = """%reset -f
 __import__("os").chdir({folder!r})
 __import__("matplotlib").rcParams["svg.fonttype"] = "none"
 """
-"""The first cell of each notebook in a kernel that ran others before. It leaves no name behind."""
+"""Before the first cell of each notebook, because the kernel ran others. It leaves no name behind."""
 
 
 def code_of(book: dict[str, Any]) -> list[str]:
     return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
 
 
-def small(name: str) -> Any:
-    """The notebook in a small size."""
+def book_of(name: str, folder: Path, small: bool) -> Any:
+    """The notebook, to be run in a folder."""
     book = nbformat.reads(MAKE["as_text"](BOOKS[name]), as_version=4)
     nbformat.validate(book)
-    for old, new in SMALL.get(name[:10] if name in EXAMPLES else name, ()):
+    book.cells.insert(0, nbformat.v4.new_code_cell(FRESH.format(folder=str(folder))))
+    for old, new in SMALL.get(name[:10] if name in EXAMPLES else name, ()) if small else ():
         cells = [cell for cell in book.cells if cell.cell_type == "code" and old in cell.source]
         assert cells, f"{old!r} is nowhere in {name}"
         cells[-1].source = cells[-1].source.replace(old, new)
@@ -105,9 +106,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nbclient.Notebo
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in BOOKS])
 def test_it_runs_in_a_small_size(name: str, kernel: nbclient.NotebookClient, tmp_path: Path) -> None:
-    book = small(name)
-    book.cells.insert(0, nbformat.v4.new_code_cell(FRESH.format(folder=str(tmp_path))))
-    kernel.nb = book
+    kernel.nb = book = book_of(name, tmp_path, small=True)
     kernel.execute(cleanup_kc=False)
     check_results(name, book, tmp_path)
 
@@ -119,8 +118,8 @@ def test_it_runs_in_a_small_size(name: str, kernel: nbclient.NotebookClient, tmp
 )
 def test_it_runs_whole_in_the_time_that_a_lesson_may_take(name: str, tmp_path: Path) -> None:
     """Two minutes on two cores, and fifteen for the whole pipeline."""
-    book = nbformat.reads(MAKE["as_text"](BOOKS[name]), as_version=4)
-    nbclient.NotebookClient(book, timeout=None).execute(cwd=str(tmp_path), env=environment(tmp_path))
+    book = book_of(name, tmp_path, small=False)
+    nbclient.NotebookClient(book, timeout=None).execute(env=environment(tmp_path))
     check_results(name, book, tmp_path)
 
 
