@@ -47,7 +47,7 @@ coverage: $(STAMP)
 
 # Kills, fuzzing, soaking: minutes.
 stress: $(STAMP)
-	$(BIN)/pytest -m "stress and not full" $(PYTEST_FLAGS) tests/stress
+	$(BIN)/pytest -m "stress and not full" $(PYTEST_FLAGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -64,7 +64,7 @@ mutants: $(STAMP)
 full: $(STAMP)
 	$(BIN)/python tests/random_mutants.py --count 300 --jobs 2
 	$(BIN)/python tests/mutants.py --jobs 2
-	$(BIN)/pytest -m stress $(PYTEST_FLAGS) tests/stress
+	$(BIN)/pytest -m stress $(PYTEST_FLAGS)
 	$(BIN)/pytest -m slow $(PYTEST_FLAGS)
 	$(MAKE) lessons
 

@@ -84,6 +84,7 @@ GOES_ON = "tests/test_survival.py::test_a_learner_goes_on_in_another_process_as_
 STUDIES_TEST = "tests/test_studies.py::"
 ENSEMBLE_TEST = "tests/test_ensemble.py::"
 MEASURES_TEST = "tests/test_experiments_measures.py::"
+EXTRAPOLATION_TEST = "tests/test_extrapolation.py::"
 PLAN_TEST = "tests/test_plan.py::"
 
 MUTANTS = (
@@ -157,6 +158,14 @@ MUTANTS = (
     Mutant("band-of-the-mean", "agents/experiments/extrapolation.py", "(1 + 1 / len(x) +", "(1 / len(x) +",
            "the band of a trial run forgets the noise of the full run",
            (MEASURES_TEST + "test_an_extrapolation_is_least_squares_with_the_textbook_interval",)),
+    Mutant("band-of-one-form", "agents/experiments/extrapolation.py", "(_odds, _order, _exponential)", "(_odds,)",
+           "the band of an accuracy trusts one form of the learning curve",
+           (EXTRAPOLATION_TEST + "test_the_band_is_that_of_an_integral_on_a_grid",)),
+    Mutant("band-without-the-test", "agents/experiments/extrapolation.py",
+           "return np.log(prior) + log_weight, expected, phi[..., 0] * _spread(expected, pairs)",
+           "return np.log(prior) + log_weight, expected, 1e-9 * _spread(expected, pairs)",
+           "the band of an accuracy forgets that the full run is measured on few pairs",
+           (EXTRAPOLATION_TEST + "test_the_band_is_that_of_an_integral_on_a_grid",)),
     Mutant("verdict-by-the-mean", "agents/studies/form.py",
            'if claim.kind == "contains" or (claim.low <= low and high <= claim.high):',
            'if claim.kind == "contains" or claim.holds_for(estimate.value):',

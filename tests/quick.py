@@ -72,6 +72,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "agents/cli/plan.py": ("test_plan",),
     "agents/benchmark/": ("test_benchmark", "test_benchmark_results"),
     "agents/experiments/": ("test_experiments_runner", "test_experiments_statistics", "test_experiments_measures"),
+    "agents/experiments/extrapolation.py": ("test_extrapolation", "test_experiments_measures"),
     "agents/experiments/comparison.py": ("test_comparison",),
     "agents/experiments/comparison_page.py": ("test_comparison",),
     "agents/cli/several_runs.py": ("test_comparison",),

@@ -117,12 +117,6 @@ def test_an_extrapolation_is_least_squares_with_the_textbook_interval() -> None:
         assert told.high is not None
         inside += told.low <= 0.5 + 0.05 * math.log(100) + rng.normal(0, 0.01) <= told.high
     assert 870 <= inside <= 930
-    accuracies = [1 - 0.5 / (1 + math.sqrt(size / 50)) for size in sizes]  # log((a − ½) / (1 − a)) = ½ log(size / 50)
-    bent = extrapolate(sizes, accuracies, 1e6, scale="accuracy")
-    assert bent.value == pytest.approx(1 - 0.5 / (1 + math.sqrt(1e6 / 50)))
-    assert extrapolate(sizes, accuracies, 1e6).value > 1, "a straight line does not know the ceiling"
-    with pytest.raises(ValueError, match=r"accuracies from 0\.5 to 0\.9: each must be above 0\.5"):
-        extrapolate([1.0, 2.0, 3.0], [0.5, 0.6, 0.9], 10.0, scale="accuracy")
     with pytest.raises(ValueError, match="at least three trial runs of at least two sizes"):
         extrapolate([1.0, 1.0, 1.0], [0.1, 0.2, 0.3], 10.0)
 

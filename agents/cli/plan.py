@@ -23,7 +23,7 @@ from agents.cli.folder import input_digests
 from agents.cli.names import device_of
 from agents.cli.options import importable, note, option_value, parse, without_options
 from agents.experiments import Cell, Workers, run_cells
-from agents.experiments.extrapolation import extrapolate
+from agents.experiments.extrapolation import extrapolate_accuracy
 from agents.pipeline import Algorithm, Setting, fine_tune, run_all, split_comparisons
 from agents.pipeline.planning import Trial, accuracies_of_few, predict, predict_disk, small_run
 from agents.runs import Run
@@ -312,17 +312,16 @@ def _misfits(plan: Mapping[str, Any]) -> list[str]:
 def reward_accuracy(result: Mapping[str, Any]) -> dict[str, Any]:
     """The reward model's accuracy on the held-out comparisons after training on all comparisons, with a 90 % band.
 
-    While reward models on few comparisons are no better than chance, their curve has not begun to rise, and nothing can
-    be extrapolated: the value is None, and the band is everything from chance to 1.
+    "at_chance": the reward models on few comparisons are no better than chance, so that the band says little.
+
+    Raises:
+        ValueError: all held-out comparisons are ties, so that there is no accuracy.
     """
-    sizes, accuracies, pairs = result["sizes"], result["accuracies"], max(1, result["pairs"])
+    sizes, accuracies, pairs = result["sizes"], result["accuracies"], result["pairs"]
+    told = extrapolate_accuracy(sizes, accuracies, result["comparisons"], pairs)
     largest = [accuracy for size, accuracy in zip(sizes, accuracies, strict=True) if size == max(sizes)]
-    if sum(largest) / len(largest) <= 0.5 + CLEARLY * (0.25 / pairs) ** 0.5:
-        return {"value": None, "low": 0.5, "high": 1.0, **result}
-    edge = 0.5 / pairs  # as if half a pair were wrong, or right
-    values = [min(max(accuracy, 0.5 + edge), 1 - edge) for accuracy in accuracies]
-    told = extrapolate(sizes, values, result["comparisons"], scale="accuracy")
-    return {"value": told.value, "low": told.low, "high": told.high, **result}
+    at_chance = sum(largest) / len(largest) <= 0.5 + CLEARLY * (0.25 / pairs) ** 0.5
+    return {"value": told.value, "low": told.low, "high": told.high, "at_chance": at_chance, **result}
 
 
 # Alternatives --------------------------------------------------------------------------------------------------------
@@ -408,12 +407,11 @@ def _show(plan: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     accuracy = plan["reward_accuracy"]
     if accuracy:
-        said = "cannot be told, because those on a tenth of them are no better than chance: give more comparisons"
-        if accuracy["value"] is not None:
-            said = f"{accuracy['value']:.3f}, 90 % band {accuracy['low']:.3f} to {accuracy['high']:.3f}"
+        doubt = ". Reward models on a tenth of them are no better than chance: more comparisons would tell more"
         console.print(
             f"accuracy of the reward model after all {accuracy['comparisons']:,} comparisons, on {accuracy['pairs']} "
-            f"held-out pairs: {said}",
+            f"held-out pairs: {accuracy['value']:.3f}, 90 % band {accuracy['low']:.3f} to {accuracy['high']:.3f}"
+            f"{doubt if accuracy['at_chance'] else ''}",
             highlight=False,
             soft_wrap=True,
         )
