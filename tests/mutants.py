@@ -121,10 +121,10 @@ MUTANTS = (
     Mutant("step-always-equal", "agents/lessons/walk.py", "rel_tol=1e-6, abs_tol=1e-9", "rel_tol=1e6, abs_tol=1e6",
            "any update is said to be the one that the run made", ("tests/test_step.py -k tables",)),
     Mutant("notebook-never-starts", "docs/lessons/make.py", '"main();"', '"main;"',
-           "the notebook of an example never runs it", ("tests/test_notebooks.py -k code_in_order",)),
+           "the notebook of an example never runs it", ("tests/test_notebooks.py::test_an_example_has_all_its_code_in_order",)),
     Mutant("notebook-other-source", "docs/lessons/make.py", "{str(Path(source).resolve())!r}", "'lmgym'",
            "a notebook that is to install a wheel installs the published package",
-           ("tests/test_notebooks.py -k another_source",)),
+           ("tests/test_notebooks.py::test_another_source_is_written_into_the_first_cell_alone",)),
     # Ensembles, queries, measures and studies -------------------------------------------------------------------------
     Mutant("bootstrap-shared", "agents/reward_modelling.py", "np.random.SeedSequence((seed, 3, member))",
            "np.random.SeedSequence((seed, 3))", "the members of an ensemble see the same comparisons",
