@@ -69,10 +69,17 @@ def pair(wanted: list[str]) -> list[dict[str, Trained]]:
 NAMES = ("ppo", "one_row", "nlpo", "grpo", "rloo", "a2c", "online_dpo", "foreign", "sft", "dpo", "reward_modelling")
 
 
-def compare(one: Trained, other: Trained, tolerance: float) -> None:
-    """Tokens to the bit; parameters and metrics up to rounding."""
+def compare(one: Trained, other: Trained, rounded: int = 0) -> None:
+    """Tokens to the bit; parameters and metrics up to rounding.
+
+    Args:
+        one, other: what is compared.
+        rounded: how many parameters may differ by more than 1e-6, up to 3e-6.
+    """
     assert one.tokens == other.tokens
-    assert np.abs(one.parameters - other.parameters).max() <= tolerance
+    difference = np.abs(one.parameters - other.parameters)
+    assert (difference > 1e-6).sum() <= rounded
+    assert difference.max() <= 3e-6
     assert len(one.rows) == len(other.rows)
     for row, counterpart in zip(one.rows, other.rows, strict=True):
         assert row.keys() == counterpart.keys()
@@ -83,7 +90,7 @@ def compare(one: Trained, other: Trained, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_run_what_one_runs(name: str, alone: dict[str, Trained], pair: list[dict[str, Trained]]) -> None:
-    compare(alone[name], pair[0][name], 1e-6)
+    compare(alone[name], pair[0][name])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,13 +105,13 @@ def test_all_ranks_come_to_the_same_bits(name: str, pair: list[dict[str, Trained
 def test_more_ranks_and_updates_run_what_one_runs(world: int) -> None:
     """Ten updates, and numbers of ranks that divide neither rows nor minibatches.
 
-    Four ranks add float32 numbers in four parts. Observed after ten updates: 1.7e-6 in one parameter of 3,105.
+    With four, Adam's first step makes 1.7e-6 of the rounding of one gradient that is nearly 0 (docs/scaling.md).
     """
     (alone,) = run_world(1, worlds.train_all, 10, NAMES)
     found = run_world(world, worlds.train_all, 10, NAMES)
     assert {ended.error for ended in found} == {""}
     for name in NAMES:
-        compare(alone.result[name], found[-1].result[name], 1e-6 if world < 4 else 3e-6)
+        compare(alone.result[name], found[-1].result[name], 1 if (name, world) == ("ppo", 4) else 0)
 
 
 def test_a_parameter_that_no_rank_has_a_gradient_of_is_left_alone() -> None:
