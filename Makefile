@@ -49,7 +49,7 @@ coverage: $(STAMP)
 
 # Kills, fuzzing, soaking: minutes.
 stress: $(STAMP)
-	$(BIN)/pytest -m stress $(PYTEST_FLAGS)
+	$(BIN)/pytest -m stress $(PYTEST_FLAGS) tests/stress
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

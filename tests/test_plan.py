@@ -627,10 +627,10 @@ def planned_and_reached(seed: int, folder: Path) -> dict[str, Any]:
     """The predicted accuracy of a reward model, and that of the whole run as "reached"."""
     task, lm = registry.make_task(registry.find_spec("Sort")), load("tiny")
     setting = Setting(task, lm, {"max_new_tokens": 6, "missing_eos_score": None}, seed=seed)
-    prompts, groups = sample_groups(setting, Policy(lm, None, 1.0, "none"), 1200, 2)
+    prompts, groups = sample_groups(setting, Policy(lm, None, 1.0, "none"), 4800, 2)
     rng, annotator = np.random.default_rng(seed), SimulatedAnnotator(0.1)
     found = collect_comparisons(task, prompts, groups, annotator, rng, include_unfinished=True)
-    held_out, comparisons = found[:150], found[150:]
+    held_out, comparisons = found[:600], found[600:]
     config = RewardOptions(epochs=1)
     with Run(folder, {}, Console(quiet=True)) as run:
         sizes, accuracies = accuracies_of_few(lm, config, comparisons, held_out, seed, run)
