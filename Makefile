@@ -47,7 +47,7 @@ coverage: $(STAMP)
 
 # Kills, fuzzing, soaking: minutes.
 stress: $(STAMP)
-	$(BIN)/pytest -m "stress and not full" $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "stress and not full" $(PYTEST_FLAGS) tests/stress
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

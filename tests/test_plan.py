@@ -623,25 +623,31 @@ def test_a_run_is_planned_and_compared_with_its_plan(tmp_path: Path):
     assert "In all" in page
 
 
-@pytest.mark.stress
-def test_the_band_of_a_reward_models_accuracy_holds_in_eight_of_ten_seeds(tmp_path: Path):
+def planned_and_reached(seed: int, folder: Path) -> dict[str, Any]:
+    """The predicted accuracy of a reward model, and that of the whole run as "reached"."""
     task, lm = registry.make_task(registry.find_spec("Sort")), load("tiny")
-    told: list[dict[str, Any]] = []
-    for seed in range(10):
-        setting = Setting(task, lm, {"max_new_tokens": 6, "missing_eos_score": None}, seed=seed)
-        prompts, groups = sample_groups(setting, Policy(lm, None, 1.0, "none"), 1200, 2)
-        rng, annotator = np.random.default_rng(seed), SimulatedAnnotator(0.1)
-        found = collect_comparisons(task, prompts, groups, annotator, rng, include_unfinished=True)
-        held_out, comparisons = found[:150], found[150:]
-        config = RewardOptions(epochs=1)
-        with Run(tmp_path / str(seed), {}, Console(quiet=True)) as run:
-            sizes, accuracies = accuracies_of_few(lm, config, comparisons, held_out, seed, run)
-            train_reward_model(lm, config, seed + 100, run, "stop", comparisons, held_out, stage="whole")
-            accuracy = run.last_metrics("whole")["accuracy/test"]
-        pairs = sum(comparison.pairs for comparison in held_out)
-        result = {"sizes": sizes, "accuracies": accuracies, "pairs": pairs, "comparisons": len(comparisons)}
-        told.append(plan.reward_accuracy(result) | {"reached": accuracy})
-        print(seed, [round(told[-1][name], 3) for name in ("value", "low", "high", "reached", "at_chance")])
+    setting = Setting(task, lm, {"max_new_tokens": 6, "missing_eos_score": None}, seed=seed)
+    prompts, groups = sample_groups(setting, Policy(lm, None, 1.0, "none"), 4800, 2)
+    rng, annotator = np.random.default_rng(seed), SimulatedAnnotator(0.1)
+    found = collect_comparisons(task, prompts, groups, annotator, rng, include_unfinished=True)
+    held_out, comparisons = found[:600], found[600:]
+    config = RewardOptions(epochs=1)
+    with Run(folder, {}, Console(quiet=True)) as run:
+        sizes, accuracies = accuracies_of_few(lm, config, comparisons, held_out, seed, run)
+        train_reward_model(lm, config, seed + 100, run, "stop", comparisons, held_out, stage="whole")
+        reached = run.last_metrics("whole")["accuracy/test"]
+    pairs = sum(comparison.pairs for comparison in held_out)
+    result = {"sizes": sizes, "accuracies": accuracies, "pairs": pairs, "comparisons": len(comparisons)}
+    return plan.reward_accuracy(result) | {"reached": reached}
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1200)
+def test_the_band_of_a_reward_models_accuracy_holds_in_eight_of_ten_seeds(tmp_path: Path):
+    """Every seed counts; and seldom are the trials no better than chance."""
+    told = [planned_and_reached(seed, tmp_path / str(seed)) for seed in range(10)]
+    for seed in told:
+        print([round(float(seed[name]), 3) for name in ("value", "low", "high", "reached", "at_chance")])
     assert sum(seed["low"] <= seed["reached"] <= seed["high"] for seed in told) >= 8
     assert sum(seed["at_chance"] for seed in told) <= 2
     assert np.mean([seed["high"] - seed["low"] for seed in told]) < 0.3

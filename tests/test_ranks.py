@@ -1,15 +1,19 @@
 """A run of several ranks is the run of one: the same tokens, parameters and metrics; and errors name the rank."""
 
+import json
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 import worlds
 from conftest import full, slow
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 from worlds import Trained, run_world
 
 from agents.distributed import TorchRanks
+from agents.runs.ranks import check_same_on_all_ranks
 from lmgym.ranks import balanced, in_shares, one, same, shares, tell, using
 
 UPDATES = 3
@@ -41,6 +45,42 @@ def test_one_rank_exchanges_nothing() -> None:
         assert in_shares(lambda texts: [len(text) for text in texts], ["a", "bc"]) == [1, 2]
 
 
+class Pair:
+    """Rank 0 of two; what rank 1 gives is known beforehand."""
+
+    rank, world = 0, 2
+
+    def __init__(self, other: object):
+        self.other = torch.frombuffer(bytearray(json.dumps(other).encode() + b"\n"), dtype=torch.uint8)
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def gather(self, rows: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
+        return torch.cat([rows, self.other])
+
+    def barrier(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["options", "inputs", "versions", "revision", "hardware", "threads"])
+def test_whatever_differs_between_ranks_is_named(name: str) -> None:
+    """Options, data, versions, code, device."""
+    config = {
+        "options": {"lr": 0.1}, "inputs": {"data.jsonl": "ab"}, "versions": {"torch": "2.13"}, "revision": "c0ffee",
+        "hardware": "a CPU", "threads": 1,
+    }  # fmt: skip
+    with using(Pair(config)):
+        check_same_on_all_ranks(config)
+    value = config[name]
+    other = config | {name: dict.fromkeys(value, "other") if isinstance(value, dict) else "other"}
+    with (
+        using(Pair(other)),
+        pytest.raises(ValueError, match=rf"here: rank 1\): {name}.* is .* there, and 'other' here"),
+    ):
+        check_same_on_all_ranks(config)
+
+
 # The same run --------------------------------------------------------------------------------------------------------
 
 
@@ -69,21 +109,30 @@ def pair(wanted: list[str]) -> list[dict[str, Trained]]:
 NAMES = ("ppo", "one_row", "nlpo", "grpo", "rloo", "a2c", "online_dpo", "foreign", "sft", "dpo", "reward_modelling")
 
 
-def compare(one: Trained, other: Trained, tolerance: float) -> None:
-    """Tokens to the bit; parameters and metrics up to rounding."""
+def compare(one: Trained, other: Trained, rounded: int = 0) -> None:
+    """Tokens to the bit; parameters and metrics up to rounding.
+
+    Args:
+        one, other: what is compared.
+        rounded: how many parameters may differ by more than 1e-6, up to 3e-6.
+    """
     assert one.tokens == other.tokens
-    assert np.abs(one.parameters - other.parameters).max() <= tolerance
+    difference = np.abs(one.parameters - other.parameters)
+    assert (difference > 1e-6).sum() <= rounded
+    assert difference.max() <= 3e-6
     assert len(one.rows) == len(other.rows)
     for row, counterpart in zip(one.rows, other.rows, strict=True):
         assert row.keys() == counterpart.keys()
         for name, value in row.items():
             # Over a few tokens, rounding makes the explained variance differ more than a mean.
-            assert counterpart[name] == pytest.approx(value, rel=1e-4, abs=2e-5), name
+            history = name.startswith(("score/", "kl/", "reward/"))
+            near = pytest.approx(value, rel=1e-6, abs=1e-6) if history else pytest.approx(value, rel=1e-4, abs=2e-5)
+            assert counterpart[name] == near, name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_run_what_one_runs(name: str, alone: dict[str, Trained], pair: list[dict[str, Trained]]) -> None:
-    compare(alone[name], pair[0][name], 1e-6)
+    compare(alone[name], pair[0][name])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,13 +147,13 @@ def test_all_ranks_come_to_the_same_bits(name: str, pair: list[dict[str, Trained
 def test_more_ranks_and_updates_run_what_one_runs(world: int) -> None:
     """Ten updates, and numbers of ranks that divide neither rows nor minibatches.
 
-    Four ranks add float32 numbers in four parts. Observed after ten updates: 1.7e-6 in one parameter of 3,105.
+    With four, Adam's first step makes 1.7e-6 of the rounding of one gradient that is nearly 0 (docs/scaling.md).
     """
     (alone,) = run_world(1, worlds.train_all, 10, NAMES)
     found = run_world(world, worlds.train_all, 10, NAMES)
     assert {ended.error for ended in found} == {""}
     for name in NAMES:
-        compare(alone.result[name], found[-1].result[name], 1e-6 if world < 4 else 3e-6)
+        compare(alone.result[name], found[-1].result[name], 1 if (name, world) == ("ppo", 4) else 0)
 
 
 def test_a_parameter_that_no_rank_has_a_gradient_of_is_left_alone() -> None:

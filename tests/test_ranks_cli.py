@@ -177,27 +177,74 @@ def test_two_ranks_then_one_then_two(alone: Path, tmp_path: Path) -> None:
     compare(alone, run)
 
 
+KILLS = [
+    (signal.SIGKILL, 1, 0),
+    *(full(how, rank, update) for how, rank, update in (
+        (signal.SIGSTOP, 1, 0), (signal.SIGKILL, 0, 0), (signal.SIGKILL, 0, 1), (signal.SIGKILL, 1, 1), (signal.SIGKILL, 0, 2),
+        (signal.SIGKILL, 1, 2), (signal.SIGKILL, 0, 1), (signal.SIGKILL, 1, 1), (signal.SIGKILL, 0, 2),
+        (signal.SIGKILL, 1, 2), (signal.SIGSTOP, 0, 1),
+    )),
+]  # fmt: skip
+"""Which signal which rank gets, once the run has logged this update."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, full(signal.SIGSTOP)])
+@pytest.mark.parametrize(("how", "rank", "update"), KILLS)
 def test_a_rank_that_dies_or_hangs_ends_the_run_with_a_whole_checkpoint(
-    how: signal.Signals, alone: Path, tmp_path: Path
+    how: signal.Signals, rank: int, update: int, alone: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     process = start(
         [*COMMAND, *SMALL, "--out", str(run), "--procs", "2", "--rank-timeout", "8", "--checkpoint-seconds=0"]
     )
-    wait_for_update(run, 0)
+    wait_for_update(run, update)
     found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "agents.cli"], capture_output=True, text=True)
     ranks = {rank_of(int(pid)): int(pid) for pid in found.stdout.split()}
-    os.kill(ranks[1], how)
+    os.kill(ranks[rank], how)
     began = time.monotonic()
     status, said = finish(process, 100)
     assert status not in (0, 3), said
-    assert "rank 1" in said
+    assert f"rank {rank}" in said
     assert time.monotonic() - began < 60
     status, said = finish(start([*COMMAND, "train", "--resume", str(run)]))
     assert status == 0, said
     compare(alone, run)
+
+
+FAILING = """
+import os
+
+calls = 0
+
+
+def judge(prompts, completions):
+    global calls
+    calls += 1
+    if os.environ.get("FAIL") and os.environ.get("RANK") == "1" and calls > 4:
+        {raise_error}
+    return [float(len(completion.text)) for completion in completions]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("raise_error", "said_so"),
+    [("raise MemoryError('8 GB are missing')", "8 GB are missing"), full("raise KeyError('judge')", "KeyError")],
+)
+def test_a_rank_with_an_error_of_its_own_is_named_with_it(raise_error: str, said_so: str, tmp_path: Path) -> None:
+    """Memory that runs out is such an error. The checkpoint is whole: the run goes on from it."""
+    (tmp_path / "score.py").write_text(FAILING.format(raise_error=raise_error))
+    run, command = tmp_path / "run", [*SMALL, "--reward", f"{tmp_path / 'score.py'}:judge", "--checkpoint-seconds=0"]
+    began = time.monotonic()
+    status, said = finish(start([*COMMAND, *command, "--out", str(run), "--procs", "2"], FAIL="yes"))
+    assert status not in (0, 3), said
+    assert "rank 1" in said
+    assert said_so in said
+    assert time.monotonic() - began < 60
+    assert (run / "checkpoints").is_dir()
+    status, said = finish(start([*COMMAND, "train", "--resume", str(run)]))
+    assert status == 0, said
+    assert [row["step"] for row in rows_of(run) if row["stage"] == "ppo"] == [0, 1, 2, 3]
 
 
 def rank_of(pid: int) -> int:

@@ -78,12 +78,13 @@ def run_world(world: int, function: Callable[..., Any], *given: Any, timeout: fl
         sender.close()
         pipes.append(receiver)
         processes.append(process)
-    found = []
-    for pipe, process in zip(pipes, processes, strict=True):
+    answers, found = [], []
+    for pipe in pipes:  # of all ranks, before any is waited for: one whose answer is not read cannot end
         try:
-            result, error = pipe.recv() if pipe.poll(100) else (None, "no answer")
+            answers.append(pipe.recv() if pipe.poll(100) else (None, "no answer"))
         except EOFError:
-            result, error = None, ""
+            answers.append((None, ""))
+    for (result, error), process in zip(answers, processes, strict=True):
         process.join(10)
         found.append(Ended(result, error, process.exitcode, time.monotonic() - began))
         process.kill()

@@ -157,17 +157,21 @@ def _posterior(
     """For the K likely pairs of c and φ, at M values of u and s: log-probability, and mean and variance at `at`."""
     c, phi = (grid.reshape(-1, 1) for grid in np.meshgrid(CEILINGS, DISPERSIONS))
     design, precision = np.stack([np.ones_like(x), x], 1), np.diag(DEVIATION**-2.0)
-    u_s = np.repeat(MEAN[None], len(c), 0)
-    for fitted in range(ROUNDS + 1):
+
+    def around(u_s: Float[ndarray, "K 2"]) -> tuple[ndarray, ...]:
+        """Mean, its derivative by y, and variance of each trial; and the information about u and s."""
         rise, slope = curve(u_s @ design.T)
         expected, slope = 0.5 + (c - 0.5) * rise, (c - 0.5) * slope
         variance = phi * _spread(expected, pairs)
-        information = np.einsum("kn,ni,nj->kij", slope**2 / variance, design, design) + precision
-        if fitted == ROUNDS:
-            break
+        return expected, slope, variance, np.einsum("kn,ni,nj->kij", slope**2 / variance, design, design) + precision
+
+    u_s = np.repeat(MEAN[None], len(c), 0)
+    for _ in range(ROUNDS):
+        expected, slope, variance, information = around(u_s)
         score = (slope * (accuracies - expected) / variance) @ design - (u_s - MEAN) @ precision
         step = np.linalg.solve(information, score[..., None])[..., 0]
         u_s = u_s + step / np.maximum(1, np.abs(step).max(1, keepdims=True))
+    expected, _, variance, information = around(u_s)
     near = _log_weight(accuracies, expected, variance, u_s)  # of one value of u and s
     near -= 0.5 * np.linalg.slogdet(information)[1]
     kept = near > near.max() - 9
