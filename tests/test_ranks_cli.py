@@ -180,7 +180,8 @@ def test_two_ranks_then_one_then_two(alone: Path, tmp_path: Path) -> None:
 KILLS = [
     (signal.SIGKILL, 1, 0),
     *(full(how, rank, update) for how, rank, update in (
-        (signal.SIGSTOP, 1, 0), (signal.SIGKILL, 0, 0), (signal.SIGKILL, 0, 1), (signal.SIGKILL, 1, 1), (signal.SIGKILL, 0, 2),
+        (signal.SIGSTOP, 1, 0),
+        (signal.SIGKILL, 0, 0), (signal.SIGKILL, 0, 1), (signal.SIGKILL, 1, 1), (signal.SIGKILL, 0, 2),
         (signal.SIGKILL, 1, 2), (signal.SIGKILL, 0, 1), (signal.SIGKILL, 1, 1), (signal.SIGKILL, 0, 2),
         (signal.SIGKILL, 1, 2), (signal.SIGSTOP, 0, 1),
     )),
