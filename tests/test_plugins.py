@@ -110,8 +110,9 @@ def test_a_preset_gives_settings_that_options_override(package: Path) -> None:
     agent = find_agent(f"{name}:preset=tuned:updates=5")
     assert agent.config["rl"] == {"rows": 2}
     assert agent.config["config"] == {"updates": 5}
-    with pytest.raises(ValueError, match=r"'distill' has no preset 'tuned'; it has none"):
-        parse_options(["Sort", "--algorithm", "distill", "--preset", "tuned"])
+    assert find_agent("ppo:preset=tuned").config["config"] == find_agent("ppo").config["config"], "its defaults"
+    with pytest.raises(ValueError, match=r"'ppo' has no preset 'best'; it has tuned"):
+        find_agent("ppo:preset=best")
 
 
 def test_entry_points_name_algorithms(package: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -78,10 +78,12 @@ def find_module(name: str) -> ModuleType:
 def preset(module: ModuleType, name: str, wanted: str) -> dict[str, object]:
     """Settings that an algorithm has under a name in its `PRESETS`: those of its `Config`, or of every algorithm.
 
+    A built-in algorithm without `PRESETS` has "tuned" too: nothing did better than its defaults (docs/tuning.md).
+
     Raises:
         ValueError: it has no such preset.
     """
-    presets = getattr(module, "PRESETS", {})
+    presets = getattr(module, "PRESETS", {"tuned": {}} if name in BUILT_IN else {})
     if wanted not in presets:
         raise ValueError(f"the algorithm {name!r} has no preset {wanted!r}; it has {', '.join(presets) or 'none'}")
     return dict(presets[wanted])
