@@ -190,7 +190,7 @@ def table(lines: Mapping[str, Mapping[str, Any]]) -> str:
             out.append(f"| {' | '.join([*cells, f'{seconds:.1f}'])} |")
     revisions = ", ".join(sorted({revision for line in lines.values() for revision in line["revisions"]}))
     machines = "; ".join(sorted({line["hardware"] for line in lines.values()}))
-    return "\n".join([*out, "", f"`python -m benchmarks.tuning`; revision {revisions}; {machines}, one thread a run."])
+    return "\n".join([*out, "", f"`python -m benchmarks.tuning`; revision {revisions}; {machines}."])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

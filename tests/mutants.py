@@ -126,6 +126,16 @@ MUTANTS = (
     Mutant("notebook-other-source", "docs/lessons/make.py", "{str(Path(source).resolve())!r}", "'lmgym'",
            "a notebook that is to install a wheel installs the published package",
            ("tests/test_notebooks.py::test_another_source_is_written_into_the_first_cell_alone",)),
+    # Tuned defaults, presets ------------------------------------------------------------------------------------------
+    Mutant("tuned-by-luck", "benchmarks/tuning.py", "SEEDS), scores(lines[name], SEEDS)),",
+           "[FIRST, *SEEDS]), scores(lines[name], [FIRST, *SEEDS])),", "the seed that chose a finalist counts for it",
+           ("tests/test_tuning.py::test_a_finalist_is_judged_by_other_seeds",)),
+    Mutant("preset-over-options", "agents/cli/train.py", "if option_value(argv, option) is None]", "]",
+           "a preset overrides the user's own options",
+           ("tests/test_plugins.py::test_a_preset_gives_settings_that_options_override",)),
+    Mutant("factor-of-a-rate-lost", "agents/benchmark/agents.py", "world.lr * rl.get(FACTOR, 1.0)", "world.lr",
+           "an agent's factor of the learning rate does nothing",
+           ("tests/test_benchmark.py::test_the_factor_of_a_rows_learning_rate",)),
     # Ensembles, queries, measures and studies -------------------------------------------------------------------------
     Mutant("bootstrap-shared", "agents/reward_modelling.py", "np.random.SeedSequence((seed, 3, member))",
            "np.random.SeedSequence((seed, 3))", "the members of an ensemble see the same comparisons",
