@@ -153,7 +153,7 @@ def _posterior(
     """For the K likely pairs of c and κ, at M values of u and s: log-probability, and mean and variance at `at`."""
     c, kappa = (grid.reshape(-1, 1) for grid in np.meshgrid(CEILINGS, SPREADS))
 
-    def variance_of(a: Float[ndarray, "*any"], kappa: Float[ndarray, "*any"], x: Any) -> Float[ndarray, "*any"]:
+    def variance_of(a: Float[ndarray, "*any"], kappa: Float[ndarray, "*ones"], x: Any) -> Float[ndarray, "*any"]:
         """Of a run at x; that of one wrong pair where it would be less."""
         return np.maximum(a * (1 - a), 1 / pairs) * (1 / pairs + kappa / np.exp(x + middle))
 
