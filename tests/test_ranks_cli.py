@@ -190,6 +190,7 @@ KILLS = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("how", "rank", "update"), KILLS)
 def test_a_rank_that_dies_or_hangs_ends_the_run_with_a_whole_checkpoint(
     how: signal.Signals, rank: int, update: int, alone: Path, tmp_path: Path

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -87,9 +88,8 @@ CURVES: tuple[Curve, ...] = (_odds, _order, _exponential)
 """The forms of a learning curve; before the trials, each is as probable as the others."""
 CEILINGS = np.linspace(0.6, 1.0, 32)
 """c: the accuracy that no amount of data exceeds: 1 if there are no wrong labels."""
-DISPERSIONS = np.geomspace(0.25, 64.0, 5)
-"""φ: the variance of a run's accuracy, in units of a(1 − a) / pairs. It is below 1 if runs are tested on the same
-pairs, and above it if runs on different parts of the data differ much."""
+SPREADS = np.geomspace(0.01, 4.0, 5)
+"""κ: how much runs on different comparisons differ; 1: as much as if their accuracy were measured on these."""
 MEAN, DEVIATION = np.array([0.0, 0.5]), np.array([2.0, 0.3])
 """Of u and s before the trials. The error of a statistical estimate falls with s = ½, and usual exponents of learning
 curves are between 0 and 1 (Hestness et al. 2017, https://arxiv.org/abs/1712.00409)."""
@@ -109,10 +109,11 @@ def extrapolate_accuracy(
     """The accuracy to expect of one new run on `size` comparisons, with its prediction interval.
 
     The accuracy of a run on n comparisons is normal about a = ½ + (c − ½) F(u + s x), x = log n − mean of the trials'
-    log n, with variance φ a (1 − a) / pairs: a psychometric function between chance and a ceiling, with more or less
-    spread than binomial (Schütt et al. 2016, https://doi.org/10.1016/j.visres.2016.02.002). What the trials cannot
+    log n, with variance a (1 − a) (1 / pairs + κ / n): few pairs to test on, and few comparisons to learn from. This
+    is a psychometric function between chance and a ceiling, with more spread than binomial, as in Schütt et al. 2016
+    (https://doi.org/10.1016/j.visres.2016.02.002). What the trials cannot
     tell is averaged over by Bayes' rule, and not chosen: the form F (`CURVES`), the ceiling c (1 with probability ½,
-    because many tests have no wrong labels; else uniform), φ (uniform in its logarithm), and u, s (normal; by Fisher
+    because many tests have no wrong labels; else uniform), κ (uniform in its logarithm), and u, s (normal; by Fisher
     scoring and a grid around its result). The interval is that of the new run's measured accuracy, which has noise too.
 
     Args:
@@ -137,7 +138,7 @@ def extrapolate_accuracy(
         raise ValueError(f"accuracies from {a.min():g} to {a.max():g}: each must be from 0 to 1")
     x = np.log(np.asarray(sizes, dtype=np.float64))
     middle = x.mean()
-    parts = [_posterior(curve, x - middle, a, math.log(size) - middle, pairs) for curve in CURVES]
+    parts = [_posterior(curve, x - middle, a, math.log(size) - middle, pairs, middle) for curve in CURVES]
     log_weights, expected, variance = (np.concatenate(part).ravel() for part in zip(*parts, strict=True))
     kept = log_weights > log_weights.max() - 8
     measured = expected[kept, None] + np.sqrt(variance[kept, None]) * NODES
@@ -146,23 +147,23 @@ def extrapolate_accuracy(
     return Estimate(value, math.floor(low * pairs) / pairs, math.ceil(high * pairs) / pairs)
 
 
-def _spread(a: Float[ndarray, "*any"], pairs: int) -> Float[ndarray, "*any"]:
-    """a(1 − a) / pairs, and that of one wrong pair where it would be less."""
-    return np.maximum(a * (1 - a), 1 / pairs) / pairs
-
-
 def _posterior(
-    curve: Curve, x: Float[ndarray, " N"], accuracies: Float[ndarray, " N"], at: float, pairs: int
+    curve: Curve, x: Float[ndarray, " N"], accuracies: Float[ndarray, " N"], at: float, pairs: int, middle: float
 ) -> tuple[Float[ndarray, "K M"], Float[ndarray, "K M"], Float[ndarray, "K M"]]:
-    """For the K likely pairs of c and φ, at M values of u and s: log-probability, and mean and variance at `at`."""
-    c, phi = (grid.reshape(-1, 1) for grid in np.meshgrid(CEILINGS, DISPERSIONS))
+    """For the K likely pairs of c and κ, at M values of u and s: log-probability, and mean and variance at `at`."""
+    c, kappa = (grid.reshape(-1, 1) for grid in np.meshgrid(CEILINGS, SPREADS))
+
+    def variance_of(a: Float[ndarray, "*any"], kappa: Float[ndarray, "*ones"], x: Any) -> Float[ndarray, "*any"]:
+        """Of a run at x; that of one wrong pair where it would be less."""
+        return np.maximum(a * (1 - a), 1 / pairs) * (1 / pairs + kappa / np.exp(x + middle))
+
     design, precision = np.stack([np.ones_like(x), x], 1), np.diag(DEVIATION**-2.0)
 
     def around(u_s: Float[ndarray, "K 2"]) -> tuple[ndarray, ...]:
         """Mean, its derivative by y, and variance of each trial; and the information about u and s."""
         rise, slope = curve(u_s @ design.T)
         expected, slope = 0.5 + (c - 0.5) * rise, (c - 0.5) * slope
-        variance = phi * _spread(expected, pairs)
+        variance = variance_of(expected, kappa, x)
         return expected, slope, variance, np.einsum("kn,ni,nj->kij", slope**2 / variance, design, design) + precision
 
     u_s = np.repeat(MEAN[None], len(c), 0)
@@ -175,15 +176,15 @@ def _posterior(
     near = _log_weight(accuracies, expected, variance, u_s)  # of one value of u and s
     near -= 0.5 * np.linalg.slogdet(information)[1]
     kept = near > near.max() - 9
-    c, phi = c[kept, None], phi[kept, None]
+    c, kappa = c[kept, None], kappa[kept, None]
     # From standard coordinates to u and s; a trapezoid rule with steps of one deviation is exact enough for a bell.
     scale = np.linalg.inv(np.linalg.cholesky(information[kept]))
     u_s = u_s[kept, None] + STEPS @ scale
     expected = 0.5 + (c - 0.5) * curve(u_s @ design.T)[0]
-    log_weight = _log_weight(accuracies, expected, phi * _spread(expected, pairs), u_s)
+    log_weight = _log_weight(accuracies, expected, variance_of(expected, kappa, x), u_s)
     prior = np.where(c == 1, 0.5, 0.5 / (len(CEILINGS) - 1))[..., 0] * np.linalg.det(scale)[:, None]
     expected = 0.5 + (c[..., 0] - 0.5) * curve(u_s @ np.array([1.0, at]))[0]
-    return np.log(prior) + log_weight, expected, phi[..., 0] * _spread(expected, pairs)
+    return np.log(prior) + log_weight, expected, variance_of(expected, kappa[..., 0], at)
 
 
 def _log_weight(
