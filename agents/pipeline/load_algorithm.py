@@ -17,6 +17,7 @@ import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 BUILT_IN = (
     "reinforce", "rloo", "a2c", "ppo", "grpo", "nlpo", "expert_iteration", "online_dpo", "dpo", "distill", "best_of_n",
@@ -75,7 +76,7 @@ def find_module(name: str) -> ModuleType:
         ) from error
 
 
-def preset(module: ModuleType, name: str, wanted: str) -> dict[str, object]:
+def preset(module: ModuleType, name: str, wanted: str) -> dict[str, Any]:
     """Settings that an algorithm has under a name in its `PRESETS`: those of its `Config`, or of every algorithm.
 
     A built-in algorithm without `PRESETS` has "tuned" too: nothing did better than its defaults (docs/tuning.md).
