@@ -69,7 +69,8 @@ full: $(STAMP)
 	$(MAKE) lessons
 
 # Wheel and sdist into dist/, then the wheel in an environment of its own, used from another folder. The first cell of a
-# notebook installs it, as in Colab.
+# notebook installs it, as in Colab. Python compiles what is imported: pip need not compile the rest.
+package: export PIP_COMPILE = 0
 package: $(STAMP)
 	rm -rf dist build/clean
 	$(BIN)/python -m build
