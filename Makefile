@@ -2,6 +2,8 @@
 # Everything is installed into .venv, from the pins in constraints.txt.
 
 PYTHON ?= python3
+# Python compiles what is imported: pip need not compile the rest.
+export PIP_COMPILE = 0
 # Options for installing torch alone, such as the --index-url of a CPU-only build.
 TORCH_FLAGS ?=
 # Two processes; the tests keep torch to one thread in each.
@@ -69,8 +71,7 @@ full: $(STAMP)
 	$(MAKE) lessons
 
 # Wheel and sdist into dist/, then the wheel in an environment of its own, used from another folder. The first cell of a
-# notebook installs it, as in Colab. Python compiles what is imported: pip need not compile the rest.
-package: export PIP_COMPILE = 0
+# notebook installs it, as in Colab.
 package: $(STAMP)
 	rm -rf dist build/clean
 	$(BIN)/python -m build
