@@ -21,6 +21,9 @@ from lmgym.rollout import RolloutBuffer, Stream, collect
 DEFAULTS = {"critic": "head"}
 """Defaults of `lmgym train` for this algorithm; the user's options override them."""
 
+PRESETS = {"tuned": {"rows": 32, "updates": 200}}
+"""What `--preset NAME` sets; docs/tuning.md says how these were found."""
+
 
 @dataclass(frozen=True)
 class Config:

@@ -19,6 +19,9 @@ from lmgym.env import TokenVectorEnv
 from lmgym.policy import Evaluation, TokenPolicy
 from lmgym.rollout import RolloutBuffer, Stream, collect
 
+PRESETS = {"tuned": {"rows": 32, "updates": 200}}
+"""What `--preset NAME` sets; docs/tuning.md says how these were found."""
+
 
 @dataclass(frozen=True)
 class Config:

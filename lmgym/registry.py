@@ -46,6 +46,11 @@ REASONING = "reasoning/"
 """Namespace of the data sets of reasoning-gym."""
 ENTRY_POINT_GROUP = "lmgym.tasks"
 """The group of entry points with which other packages register tasks."""
+PROBE_TASKS = (
+    ("Bandit", "one token, known optimum", 1),
+    ("Tree", "up to three tokens, known optimum, with a decoy", 3),
+)
+"""The tasks of `lmgym.tasks.probe`: class, summary, token budget."""
 LETTER_TASKS = (
     ("ScaledBandit", "one letter, scores up to 100", 1),
     ("SmallBandit", "one letter, scores up to 0.01", 1),
@@ -58,7 +63,18 @@ LETTER_TASKS = (
     ("Both", "two objectives, of which the lower one counts", 5),
     ("Alternate", "letters of two kinds must alternate for long", 16),
 )
-"""The tasks of `lmgym.tasks.letters`: class, summary, token budget."""
+"""The tasks of `lmgym.tasks.letters`, likewise."""
+TUNING_TASKS = (
+    ("Pairs", "adjacent letters pay or cost something", 4),
+    ("NoisyPairs", "the same with noise on the score", 4),
+    ("LargePairs", "the same with ten times the score", 4),
+    ("Successors", "continue the alphabet from the prompt's letter", 4),
+    ("LastLetter", "only the last letter counts, and the length", 5),
+    ("Palindrome", "read the same in both directions", 5),
+    ("Twice", "write one letter twice: most texts score nothing", 4),
+    ("Balance", "write a long text with given shares of the letters", 16),
+)
+"""The tasks of `lmgym.tasks.tuning`, likewise."""
 
 
 def register_task(
@@ -233,31 +249,20 @@ def register_all() -> None:
             max_prompt_tokens=12,
             max_new_tokens=8,
         )
-    register_task(
-        "lmgym/Bandit-v0",
-        "lmgym.tasks.probe:Bandit",
-        summary="one token, known optimum: a probe for algorithms",
-        model="probe",
-        max_prompt_tokens=4,
-        max_new_tokens=1,
-    )
-    register_task(
-        "lmgym/Tree-v0",
-        "lmgym.tasks.probe:Tree",
-        summary="up to three tokens, known optimum, with a decoy: a probe for algorithms",
-        model="probe",
-        max_prompt_tokens=4,
-        max_new_tokens=3,
-    )
-    for name, summary, steps in LETTER_TASKS:
-        register_task(
-            f"lmgym/{name}-v0",
-            f"lmgym.tasks.letters:{name}",
-            summary=f"{summary}: for benchmarks",
-            model="probe",
-            max_prompt_tokens=4,
-            max_new_tokens=steps,
-        )
+    for module, purpose, tasks in (
+        ("probe", "a probe for algorithms", PROBE_TASKS),
+        ("letters", "for benchmarks", LETTER_TASKS),
+        ("tuning", "for tuning", TUNING_TASKS),
+    ):
+        for name, summary, steps in tasks:
+            register_task(
+                f"lmgym/{name}-v0",
+                f"lmgym.tasks.{module}:{name}",
+                summary=f"{summary}: {purpose}",
+                model="probe",
+                max_prompt_tokens=4,
+                max_new_tokens=steps,
+            )
     for name in (*READ_NAMES, *RUN_CODE):
         register_task(
             f"{REASONING}{name}",

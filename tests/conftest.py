@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from lmgym.preferences import LabelStore
 
 SLOW_TIMEOUT = 1800.0
+UNCHECKED = bool(os.environ.get("JAXTYPING_DISABLE"))
+"""Set by tests/mutants.py: the planted bugs are not for annotations to catch."""
+WHOLE_RUNS = {
+    "test_algorithms", "test_benchmark", "test_benchmark_results", "test_chat_cli", "test_cli", "test_comparison",
+    "test_examples", "test_gymnasium", "test_plugins", "test_ppo", "test_saved_runs", "test_sb3", "test_studies",
+    "test_survival", "test_testing",
+}  # fmt: skip
+"""Modules that train. Annotations are not checked in them: it costs a third of their time, and other tests call the
+same functions."""
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -35,8 +44,14 @@ def pytest_configure(config: pytest.Config) -> None:
     They take as long as training itself.
     """
     # Before lmgym and agents are imported: the hook rewrites a module while it loads. See test_typing_hook.py.
-    if config.getoption("markexpr") not in ("slow", "slow and not full", "stress"):
+    if not str(config.getoption("markexpr")).startswith(("slow", "stress")) and not UNCHECKED:
         jaxtyping.install_import_hook(["lmgym", "agents"], "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Check annotations in this test, unless its module trains whole runs."""
+    jaxtyping.config.update("jaxtyping_disable", UNCHECKED or item.path.stem in WHOLE_RUNS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(no_gpu)
-        if item.get_closest_marker("stress") and item.config.getoption("markexpr") != "stress":
+        if item.get_closest_marker("stress") and not str(item.config.getoption("markexpr")).startswith("stress"):
             item.add_marker(checked)
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))

@@ -120,6 +120,22 @@ MUTANTS = (
            ("tests/test_step.py -k tables",)),
     Mutant("step-always-equal", "agents/lessons/walk.py", "rel_tol=1e-6, abs_tol=1e-9", "rel_tol=1e6, abs_tol=1e6",
            "any update is said to be the one that the run made", ("tests/test_step.py -k tables",)),
+    Mutant("notebook-never-starts", "docs/lessons/make.py", '"main();"', '"main;"',
+           "the notebook of an example never runs it",
+           ("tests/test_notebooks.py::test_an_example_has_all_its_code_in_order",)),
+    Mutant("notebook-other-source", "docs/lessons/make.py", "{str(Path(source).resolve())!r}", "'lmgym'",
+           "a notebook that is to install a wheel installs the published package",
+           ("tests/test_notebooks.py::test_another_source_is_written_into_the_first_cell_alone",)),
+    # Tuned defaults, presets ------------------------------------------------------------------------------------------
+    Mutant("tuned-by-luck", "benchmarks/tuning.py", "SEEDS), scores(lines[name], SEEDS)),",
+           "[FIRST, *SEEDS]), scores(lines[name], [FIRST, *SEEDS])),", "the seed that chose a finalist counts for it",
+           ("tests/test_tuning.py::test_a_finalist_is_judged_by_other_seeds",)),
+    Mutant("preset-over-options", "agents/cli/train.py", "if option_value(argv, option) is None]", "]",
+           "a preset overrides the user's own options",
+           ("tests/test_plugins.py::test_a_preset_gives_settings_that_options_override",)),
+    Mutant("factor-of-a-rate-lost", "agents/benchmark/agents.py", "world.lr * rl.get(FACTOR, 1.0)", "world.lr",
+           "an agent's factor of the learning rate does nothing",
+           ("tests/test_benchmark.py::test_the_factor_of_a_rows_learning_rate",)),
     # Ensembles, queries, measures and studies -------------------------------------------------------------------------
     Mutant("bootstrap-shared", "agents/reward_modelling.py", "np.random.SeedSequence((seed, 3, member))",
            "np.random.SeedSequence((seed, 3))", "the members of an ensemble see the same comparisons",
@@ -1024,7 +1040,20 @@ def where(mutant: Mutant) -> str:
 # Runs --------------------------------------------------------------------------------------------------------------
 
 # Test processes are forked from one that has these loaded already: half of the time of the gate.
-LOADED = ("pytest", "torch", "peft", "transformers.models.gpt2.modeling_gpt2", "gymnasium", "stable_baselines3")
+LOADED = (
+    "pytest",
+    "torch",
+    "peft",
+    "transformers.models.gpt2.modeling_gpt2",
+    "gymnasium",
+    "stable_baselines3",
+    "hypothesis",
+    "jaxtyping",
+    "typeguard",
+)
+
+# Plugins of pytest that a test process does without.
+UNUSED = ("anyio", "xdist", "xdist.looponfail", "pytest_cov")
 
 
 class Recorder:
@@ -1062,7 +1091,8 @@ def _pytest(copy: Path, arguments: Sequence[str], pipe: Any) -> None:
     import pytest
 
     recorder = Recorder(copy)
-    flags = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    flags = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    flags += [argument for plugin in UNUSED for argument in ("-p", f"no:{plugin}")]
     status = pytest.main([*flags, *arguments], plugins=[recorder])
     pipe.send(recorder.found | {"status": int(status)})
 

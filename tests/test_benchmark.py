@@ -13,7 +13,7 @@ import torch
 
 import lmgym
 from agents import functional as F
-from agents.benchmark.agents import find_agent, find_agents, known_agents
+from agents.benchmark.agents import _of_world, find_agent, find_agents, known_agents
 from agents.benchmark.measure import BestOf, Measure, UniformPolicy
 from agents.benchmark.meter import BudgetSpent, Meter, MeteredEnv, MeteredLearner
 from agents.benchmark.run import cells_of, run
@@ -453,6 +453,14 @@ def test_an_installed_agent(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_agents_are_refused(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_agent(spec)
+
+
+def test_the_factor_of_a_rows_learning_rate(world: World) -> None:
+    assert _of_world(find_agent("rloo:lr_factor=0.5").config["rl"], world).lr == pytest.approx(0.5 * world.lr)
+    assert _of_world(find_agent("rloo:lr=0.5").config["rl"], world).lr == 0.5
+    for spec in ("rloo:lr_factor=2:lr=0.1", "rloo:lr_factor=0"):
+        with pytest.raises(ValueError, match="lr_factor must be above 0, and lr is not given beside it"):
+            find_agent(spec)
 
 
 def test_wrong_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

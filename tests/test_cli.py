@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 import lmgym
-from agents import cli
-from agents.cli import evaluate, short_help
+from agents import cli, rloo
+from agents.cli import evaluate
+from agents.cli.help import first_sentence, options_table
 from agents.cli.names import setting_of
 from agents.cli.options import Common
 from agents.evaluate import EvaluationReport
 from agents.runs.profiling import PHASES
-from agents.tools import make_short_help
+from agents.tools import make_option_table
 from lmgym.tasks.base import Completion, Prompt
 
 # Whole pipelines, on machines that may be busy.
@@ -77,31 +78,40 @@ def test_help_of_a_command_is_short_and_imports_no_torch(command: str) -> None:
 
 
 def test_short_help_says_what_the_options_say(capsys: pytest.CaptureFixture[str]) -> None:
-    assert make_short_help.table() == short_help.OPTIONS, "run python -m agents.tools.make_short_help"
+    assert make_option_table.table() == options_table(), "run python -m agents.tools.make_option_table"
     assert cli.main(["train", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    for name, default, sentence in short_help.OPTIONS["train"]:
-        assert " ".join(f"{name} {sentence}".split()) in said
+    table = options_table()["commands"]["train"]
+    known = {row[0]: row for row in [*table["options"], *options_table()["algorithms"]["ppo"]]}
+    for name in table["shown"]:
+        _, default, _, text = known[name]
+        assert " ".join(f"{name} {first_sentence(text)}".split()) in said
         assert not default or f"(default: {default})" in said
     assert cli.main(["train", "--algorithm=rloo", "-h"]) == 0
     assert "--ppo" not in capsys.readouterr().out
 
 
-def test_all_options_are_listed_without_matplotlib() -> None:
+def test_all_options_are_listed_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the table, without torch; of an algorithm that the table does not have, from its options."""
     program = """
 import sys
 from agents import cli
-from agents.cli import evaluate, short_help
-from agents.cli.names import setting_of
-from agents.cli.options import Common
-try:
-    cli.main(["train", "--algorithm", "rloo", "--help-all"])
-finally:
-    print("matplotlib" in sys.modules)
+cli.main(["train", "--algorithm", "rloo", "--help-all"])
+print("torch" in sys.modules)
 """
     done, _ = run_python("-c", program)
     assert done.stdout.strip().endswith("False"), done.stderr
-    assert all(option in done.stdout for option in ("--rloo.group", "--sft.lr", "--missing-eos-score", "--max-time"))
+    said = " ".join(done.stdout.split())
+    for option in options_table()["commands"]["train"]["options"] + options_table()["algorithms"]["rloo"]:
+        assert f"{option[0]} {option[3]}" in said
+    assert "(one of: error, truncate; default: error)" in said
+    assert "(off: --rloo.no-bucket; default: True)" in said
+    file = tmp_path / "mine.py"
+    file.write_text(Path(rloo.__file__).read_text("utf-8").replace("group: int = 4", "team: int = 4"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--algorithm", str(file), "--help-all"])
+    assert stopped.value.code == 0
+    assert "--mine.team INT" in capsys.readouterr().out
 
 
 def test_importing_lmgym_is_quick_and_imports_no_torch() -> None:

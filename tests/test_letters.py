@@ -17,12 +17,15 @@ from lmgym.tasks.letters import (
     SmallBandit,
 )
 from lmgym.tasks.probe import TREE_SCORES
+from lmgym.tasks.tuning import Balance, LargePairs, LastLetter, NoisyPairs, Pairs, Palindrome, Successors, Twice
 from lmgym.testing import check_task
 
 ALL = (ScaledBandit, SmallBandit, NoisyTree, FirstLetter, Password, Goodhart, Count, FewPrompts, Both, Alternate)
+TUNING = (Pairs, NoisyPairs, LargePairs, Successors, LastLetter, Palindrome, Twice, Balance)
+TABLE = Pairs().table
 
 
-@pytest.mark.parametrize("make", ALL, ids=lambda make: getattr(make, "__name__", "SmallBandit"))
+@pytest.mark.parametrize("make", ALL + TUNING, ids=lambda make: getattr(make, "__name__", str(make)))
 def test_contract(make: type[Task]) -> None:
     check_task(make(), allow_shared_prompts=make is not FewPrompts)
 
@@ -60,6 +63,22 @@ def test_contract(make: type[Task]) -> None:
         (Alternate(8), "a", "acab", 3 / 8, 3 / 8),
         (Alternate(8), "a", "ac" * 9, 1.0, 1.0),
         (Alternate(8), "a", "", 0.0, 0.0),
+        (Pairs(), "a", "", 0.4, 0.4),
+        (Pairs(), "a", "d", 0.4, 0.4),
+        (Pairs(), "a", "db", 0.4 + TABLE[3, 1] / 3, 0.4 + TABLE[3, 1] / 3),
+        (LargePairs(), "a", "db", 4 + TABLE[3, 1] / 0.3, 4 + TABLE[3, 1] / 0.3),
+        (Successors(), "b", "cda", 1.0, 1.0),
+        (Successors(), "b", "ca", 1 / 3, 1 / 3),
+        (Successors(), "b", "cdab", 0.0, 0.0),
+        (LastLetter(), "b", "bba", 0.6, 0.6),
+        (LastLetter(), "b", "aab", 0.0, 0.0),
+        (Palindrome(), "b", "abcba", 1.0, 1.0),
+        (Palindrome(), "b", "abca", 0.4, 0.4),
+        (Palindrome(), "b", "aaaa", 0.0, 0.0),
+        (Twice(), "b", "add", 1.0, 1.0),
+        (Twice(), "b", "dad", 0.0, 0.0),
+        (Balance(10), "b", "aaaabbbccd", 1.0, 1.0),
+        (Balance(10), "b", "", 0.5, 0.5),
     ],
 )
 def test_scores(task: Task, prompt: str, text: str, score: float, gold: float) -> None:
@@ -70,6 +89,7 @@ def test_scores(task: Task, prompt: str, text: str, score: float, gold: float) -
 
 def test_a_text_that_does_not_end_counts_nothing() -> None:
     assert Count().score([Prompt("c")] * 2, [Completion("dad", "stop", 4), Completion("dad", "length", 3)]) == [1, 0]
+    assert LastLetter().score([Prompt("c")], [Completion("dda", "length", 3)]) == [0]
 
 
 def test_noise_is_normal_new_in_every_episode_and_can_be_repeated() -> None:

@@ -14,6 +14,8 @@ import pytest
 from gymnasium.envs import registration
 
 from agents import cli
+from agents.benchmark.agents import find_agent
+from agents.cli.train import parse_options
 from agents.pipeline import Options, PreferenceOptions, RewardOptions, RLOptions, SFTOptions
 from agents.pipeline import load_algorithm as catalog
 from agents.runs import Limits, Run
@@ -37,6 +39,7 @@ class Config:
 
 
 DEFAULTS = {"rows": 4}
+PRESETS = {"tuned": {"rows": 2, "updates": 1}}
 METRICS = {"mine/loss": "the loss"}
 
 
@@ -94,6 +97,22 @@ def test_train_takes_an_algorithm_of_your_own(package: Path, tmp_path: Path, how
     assert all(row["mine/rows"] == 4 for row in rows), "DEFAULTS are heeded"
     assert json.loads((out / "metrics.json").read_text())["mine"]["mine/loss"] == "the loss"
     assert (out / "policy" / "adapter_model.safetensors").is_file()
+
+
+def test_a_preset_gives_settings_that_options_override(package: Path) -> None:
+    name = str(package / "mine.py")
+    _, algorithm = parse_options(["Sort", "--algorithm", name, "--preset", "tuned"])
+    assert (algorithm.rl.rows, algorithm.config.updates) == (2, 1)
+    _, algorithm = parse_options(["Sort", "--algorithm", name, "--mine.rows=8", "--preset=tuned"])
+    assert (algorithm.rl.rows, algorithm.config.updates) == (8, 1)
+    with pytest.raises(ValueError, match=r"algorithm 'mine' has no preset 'best'; it has tuned"):
+        parse_options(["Sort", "--algorithm", name, "--preset", "best"])
+    agent = find_agent(f"{name}:preset=tuned:updates=5")
+    assert agent.config["rl"] == {"rows": 2}
+    assert agent.config["config"] == {"updates": 5}
+    assert find_agent("ppo:preset=tuned").config["config"] == find_agent("ppo").config["config"], "its defaults"
+    with pytest.raises(ValueError, match=r"'ppo' has no preset 'best'; it has tuned"):
+        find_agent("ppo:preset=best")
 
 
 def test_entry_points_name_algorithms(package: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

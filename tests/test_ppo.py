@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import full, step_down
+from conftest import step_down
 from torch import Tensor
 
 import lmgym
@@ -105,7 +105,8 @@ def test_ppo_reaches_the_exact_optimum_of_two_tokens() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, full(1), full(2)])
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(3))
 def test_ppo_reaches_the_exact_optimum_of_the_tree(seed: int) -> None:
     """340 completions, from a total variation of 0.30.
 

@@ -33,7 +33,7 @@ import pytest
 import sb3_contrib
 import stable_baselines3
 import torch
-from conftest import full, slow
+from conftest import slow
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3 import A2C, DQN, PPO
@@ -655,7 +655,8 @@ def test_they_learn_the_bandit(name: str, network: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, full(1), full(2)])
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(3))
 def test_dqn_over_the_language_model_sees_past_the_decoy(seed: int) -> None:
     """The best string, through the target network: its first letter is worth less than the decoy's on average.
 
@@ -729,7 +730,8 @@ def test_sb3s_ppo_and_ours_reach_the_same_optimum() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, full(1), full(2)])
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(3))
 def test_sb3s_ppo_and_ours_reach_the_optimum_of_the_whole_tree(seed: int) -> None:
     """340 completions, from a total variation of 0.30.
 

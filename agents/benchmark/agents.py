@@ -8,7 +8,8 @@ An agent is a function `make(world)` that returns the trained policy. `World` sa
   of `BEST_OF` completions; `sb3_ppo` and `sb3_a2c` are Stable-Baselines3's.
 - `reference` (the model before training) and `random` (uniform tokens) are in every table.
 
-Settings follow a colon: `ppo:lr=0.003:epochs=4`.
+Settings follow a colon: `ppo:lr=0.003:epochs=4`. `lr_factor=2` doubles the learning rate of each row instead, and
+`preset=tuned` loads what an algorithm has under this name in its `PRESETS`.
 """
 
 import dataclasses
@@ -37,6 +38,8 @@ GROUP = "lmgym.agents"
 BASELINES = ("reference", "random")
 """Agents that are in every table."""
 BEST_OF = 8
+FACTOR = "lr_factor"
+"""The setting that multiplies the learning rate of a row."""
 OWN = ("sft", "best_of_n", "sb3_ppo", "sb3_a2c")
 SB3: Mapping[str, Mapping[str, Any]] = {"ppo": {"n_epochs": 4}, "a2c": {}}
 """Settings that differ from Stable-Baselines3's defaults; PPO's minibatches are a quarter of a rollout."""
@@ -165,22 +168,27 @@ def _settings(source: str, module: ModuleType, given: Mapping[str, str]) -> tupl
                 "budget buys: give the argument a default"
             )
     own = {f.name for f in fields(module.Config)}
-    config = {key: _value(key, value, getattr(module.Config(), key)) for key, value in given.items() if key in own}
-    rest = {key: value for key, value in given.items() if key not in own}
-    return _options(source, dict(getattr(module, "DEFAULTS", {})), rest, own), module.Config(**config)
+    preset = catalog.preset(module, source, given["preset"]) if "preset" in given else {}
+    config = {key: value for key, value in preset.items() if key in own}
+    config |= {key: _value(key, value, getattr(module.Config(), key)) for key, value in given.items() if key in own}
+    defaults = dict(getattr(module, "DEFAULTS", {})) | {key: value for key, value in preset.items() if key not in own}
+    rest = {key: value for key, value in given.items() if key not in own and key != "preset"}
+    return _options(source, defaults, rest, own), module.Config(**config)
 
 
 def _options(
     source: str, defaults: Mapping[str, Any], given: Mapping[str, str], own: set[str] | None = None
 ) -> dict[str, Any]:
-    known = {f.name: getattr(RLOptions(), f.name) for f in fields(RLOptions)}
+    known = {f.name: getattr(RLOptions(), f.name) for f in fields(RLOptions)} | {FACTOR: 1.0}
     unknown = next((key for key in [*defaults, *given] if key not in known), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, [*known, *(own or ())], 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"the agent {source!r} has no setting {unknown!r}.{hint}")
     options = {**defaults, **{key: _value(key, value, known[key]) for key, value in given.items()}}
-    RLOptions(**options)  # checks the ranges
+    RLOptions(**{key: value for key, value in options.items() if key != FACTOR})  # checks the ranges
+    if FACTOR in options and ("lr" in options or not options[FACTOR] > 0):
+        raise ValueError(f"the agent {source!r}: {FACTOR} must be above 0, and lr is not given beside it")
     return options
 
 
@@ -207,7 +215,8 @@ def _value(name: str, text: str, default: Any) -> Any:
 
 
 def _of_world(rl: Mapping[str, Any], world: World) -> RLOptions:
-    return RLOptions(**{"lr": world.lr, "beta": world.beta, **rl})
+    options = {"lr": world.lr * rl.get(FACTOR, 1.0), "beta": world.beta, **rl}
+    return RLOptions(**{key: value for key, value in options.items() if key != FACTOR})
 
 
 def _train(module: ModuleType, config: Any, rl: Mapping[str, Any], world: World) -> TokenPolicy:

@@ -11,7 +11,6 @@ from agents.report.document import document
 from agents.report.html import Html, join, tag
 
 STYLE = """
-.wide { overflow-x: auto }
 .numbers tbody th { text-align: left; font-weight: 400; padding-right: 18px }
 .numbers td, .numbers thead th { padding-left: 18px }
 .dots text { font-size: 12px; fill: var(--ink) } .dots .muted { fill: var(--muted) }

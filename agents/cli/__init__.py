@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from agents.cli.commands import COMMANDS, USER_ERRORS, did_you_mean, run_command
-from agents.cli.help import asks_for_help, overview, short_help_text
+from agents.cli.help import all_help_text, asks_for_help, overview, short_help_text
 from agents.cli.ranks import run_on_ranks
 from lmgym import __version__
 from lmgym.io import first_line, printable, tolerate_characters
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if asks_for_help(rest):
         print(short_help_text(command, rest))
+        return 0
+    if "--help-all" in rest and (text := all_help_text(command, rest)) is not None:
+        print(text)
         return 0
     try:
         status = run_on_ranks(command, rest, _describe)

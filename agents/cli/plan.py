@@ -115,7 +115,7 @@ def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:
             raise ValueError(f"lmgym plan takes no {name}: {reason}")
     kind, module, stage = options_type(option_value(argv, "--algorithm") or "ppo")
     with importable(module):
-        wanted = parse("plan", kind, argv)
+        wanted = parse("plan", kind, train.with_preset(argv, module, stage))
     return wanted, Algorithm(stage, module, wanted.rl.config, wanted.rl.rl)
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from agents.cli.folder import input_digests, open_run, recorded, with_recorded_options
 from agents.cli.names import device_of, score_named, setting_of, teacher_in
-from agents.cli.options import Common, importable, option_value, parse
+from agents.cli.options import Common, importable, last_value, option_value, parse
 from agents.cli.several_runs import run_seeds
 from agents.cli.starting_adapter import adapter_folder, start_from_adapter
 from agents.evaluate import EvaluationReport
@@ -44,6 +44,9 @@ class Train(Common):
     algorithm: str = "ppo"
     """RL algorithm; `lmgym algorithms` lists them. Your own algorithm is package.module or FILE.py. Its options are
     listed under its name."""
+    preset: str = ""
+    """Settings of the algorithm by a name: "tuned" are those that did best on small tasks with the same number of
+    sampled tokens (docs/tuning.md). Options of your own override them."""
     preferences_file: Annotated[str | None, tyro.conf.arg(name="preferences")] = None
     """Your own comparisons instead of simulated ones: a file, a saved data set or a name on the hub, as --prompts. Rows
     have prompt, chosen and rejected, or another common form (docs/data.md)."""
@@ -167,13 +170,31 @@ def parse_options(argv: Sequence[str]) -> tuple[Any, Algorithm]:
     kind, module, stage = options_type(name)
     try:
         with importable(module):
-            wanted = parse("train", kind, argv)
+            wanted = parse("train", kind, with_preset(argv, module, stage))
     except NameError as error:
         raise ValueError(
             f"`Config` of the algorithm {name!r} has a type that cannot be resolved ({error}): define or import it at "
             "the top level of the module"
         ) from error
     return wanted, Algorithm(stage, module, wanted.rl.config, wanted.rl.rl)
+
+
+def with_preset(argv: Sequence[str], module: ModuleType, algorithm: str) -> list[str]:
+    """A command line in which the settings of `--preset` are options too; those that the user gives override them.
+
+    Args:
+        argv: the command line.
+        module: the algorithm.
+        algorithm: its name, as in its options.
+
+    Raises:
+        ValueError: the algorithm has no such preset.
+    """
+    name = last_value(argv, "--preset")
+    settings = catalog.preset(module, algorithm, name) if name else {}
+    options = {f"--{algorithm}.{key.replace('_', '-')}": str(value) for key, value in settings.items()}
+    added = [f"{option}={value}" for option, value in options.items() if option_value(argv, option) is None]
+    return [*argv, *added]
 
 
 def options_type(name: str) -> tuple[type, ModuleType, str]:

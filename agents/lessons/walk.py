@@ -26,7 +26,16 @@ FIGURES = {
     "value/explained_variance": "explained variance of the critic {}",
 }
 """The metrics of the update that are shown, where the algorithm has them."""
-CSS = ".numbers td,.numbers thead th{padding-left:16px}.wide{overflow-x:auto;margin:12px 0}.text{white-space:pre-wrap}"
+CSS = """
+.numbers td, .numbers thead th { padding-left: 16px }
+.numbers td.text { white-space: pre-wrap }
+/* The token stays in view when the columns scroll. */
+.numbers td:nth-child(2), .numbers thead th:nth-child(2) { position: sticky; left: 0; background: var(--paper);
+  text-align: left; padding-right: 8px; z-index: 1; box-shadow: 1px 0 var(--rule) }
+@media (max-width: 720px) {
+  .numbers td, .numbers thead th, .numbers td.text { padding-left: 9px; font-size: 12px }
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -274,5 +283,7 @@ def _html_table(sheet: Sheet) -> Html:
     ]
     table = tag("table", tag("thead", head), tag("tbody", *body), class_="numbers")
     return join(
-        tag("h3", sheet.title), tag("div", table, class_="wide", tabindex=0), *(small_print(n) for n in sheet.notes)
+        tag("h3", sheet.title),
+        tag("div", table, class_="wide", tabindex=0, role="region", aria_label=sheet.title),
+        *(small_print(n) for n in sheet.notes),
     )

@@ -17,6 +17,7 @@ import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 BUILT_IN = (
     "reinforce", "rloo", "a2c", "ppo", "grpo", "nlpo", "expert_iteration", "online_dpo", "dpo", "distill", "best_of_n",
@@ -73,6 +74,20 @@ def find_module(name: str) -> ModuleType:
             f"no algorithm {name!r} ({error}).{hint} Choose from {', '.join(known)}; an algorithm of your own is "
             "package.module or FILE.py, and must be importable from the current directory"
         ) from error
+
+
+def preset(module: ModuleType, name: str, wanted: str) -> dict[str, Any]:
+    """Settings that an algorithm has under a name in its `PRESETS`: those of its `Config`, or of every algorithm.
+
+    A built-in algorithm without `PRESETS` has "tuned" too: nothing did better than its defaults (docs/tuning.md).
+
+    Raises:
+        ValueError: it has no such preset.
+    """
+    presets = getattr(module, "PRESETS", {"tuned": {}} if name in BUILT_IN else {})
+    if wanted not in presets:
+        raise ValueError(f"the algorithm {name!r} has no preset {wanted!r}; it has {', '.join(presets) or 'none'}")
+    return dict(presets[wanted])
 
 
 def load_module(path: str) -> ModuleType:

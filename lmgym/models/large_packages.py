@@ -1,7 +1,7 @@
 """Packages that take seconds to import, imported when one of their names is first used.
 
-peft and transformers' modelling code double the time until a command such as `lmgym train --help-all` can answer, and
-only a model that is loaded needs them.
+peft and the modelling code of transformers double the time until a command can begin, and only a model that is loaded
+needs them.
 """
 
 from importlib import import_module

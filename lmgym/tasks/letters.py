@@ -15,7 +15,7 @@ from lmgym.tasks.base import Completion, Prompt, Split
 from lmgym.tasks.probe import BANDIT_SCORES, LETTERS, TREE_SCORES, Probe
 
 
-class _Letters(Probe):
+class Letters(Probe):
     """A task whose score is a function of the letters written, without spaces."""
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
@@ -29,7 +29,7 @@ class _Letters(Probe):
         return "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=rng.integers(1, 4)))
 
 
-class ScaledBandit(_Letters):
+class ScaledBandit(Letters):
     """`Bandit`, with scores that are multiplied by a factor. An algorithm should not depend on the unit of the score.
 
     Args:
@@ -50,7 +50,7 @@ SmallBandit = partial(ScaledBandit, 0.01)
 """The same with scores of at most 0.01."""
 
 
-class NoisyTree(_Letters):
+class NoisyTree(Letters):
     """`Tree`, with normal noise on the score that learners see. The gold score has no noise.
 
     A prompt carries the seed of its noise, so that noise is new in every episode, and a run can be repeated. The
@@ -74,13 +74,13 @@ class NoisyTree(_Letters):
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
         gold = self.gold(prompts, completions)
-        return [g + self.sigma * _normal(p, c) for g, p, c in zip(gold, prompts, completions, strict=True)]
+        return [g + self.sigma * normal_noise(p, c) for g, p, c in zip(gold, prompts, completions, strict=True)]
 
     def score_text(self, prompt: Prompt, text: str, completion: Completion) -> float:
         return TREE_SCORES.get(text, 0.0)
 
 
-def _normal(prompt: Prompt, completion: Completion) -> float:
+def normal_noise(prompt: Prompt, completion: Completion) -> float:
     """A number from N(0, 1) that the prompt's seed and the completion determine; 0 for a prompt without a seed."""
     if "noise" not in prompt.data:
         return 0.0
@@ -88,7 +88,7 @@ def _normal(prompt: Prompt, completion: Completion) -> float:
     return float(np.random.default_rng(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")).normal())
 
 
-class FirstLetter(_Letters):
+class FirstLetter(Letters):
     """Only the first letter counts (as in `Bandit`), however long the text is: which action earned the score?"""
 
     name = "first_letter"
@@ -97,7 +97,7 @@ class FirstLetter(_Letters):
         return BANDIT_SCORES.get(text[:1], 0.0)
 
 
-class Password(_Letters):
+class Password(Letters):
     """Write exactly the key. Nothing else scores, except a decoy of one letter, which pays a little.
 
     The reward is sparse: an algorithm must find the key by chance, and not give up exploring for the decoy.
@@ -119,7 +119,7 @@ class Password(_Letters):
         return self.key if rng.random() < 0.5 else super().demonstrate(prompt, rng)
 
 
-class Goodhart(_Letters):
+class Goodhart(Letters):
     """The score counts the letter "a", up to `most`; the gold score falls again after the second one.
 
     A policy that follows the score too far loses what it stands for: the gold score first rises with KL and then falls.
@@ -140,7 +140,7 @@ class Goodhart(_Letters):
         return [max(0.0, 1.0 - 0.5 * abs("".join(c.text.split()).count("a") - 2)) for c in completions]
 
 
-class Count(_Letters):
+class Count(Letters):
     """Write as many letters as the prompt says (a: 1, b: 2, c: 3, d: 4), and stop.
 
     Each letter too many or too few costs 0.25. A text that does not end scores 0.
@@ -154,7 +154,7 @@ class Count(_Letters):
         return max(0.0, 1.0 - 0.25 * abs(len(text) - 1 - LETTERS.find(prompt.text)))
 
 
-class FewPrompts(_Letters):
+class FewPrompts(Letters):
     """Repeat the first two of the prompt's three letters in alphabetical order, after few training prompts.
 
     The test prompts are all others, so that the gold score measures generalisation. Each letter that is right at its
@@ -183,7 +183,7 @@ class FewPrompts(_Letters):
         return "".join(sorted("".join(prompt.text.split())[:2]))
 
 
-class Both(_Letters):
+class Both(Letters):
     """Two objectives that conflict; the lower one counts.
 
     The share of letters that are "a" or "b", and the number of different letters out of four. The best text has four
@@ -198,7 +198,7 @@ class Both(_Letters):
         return min(mood, len(set(text)) / len(LETTERS))
 
 
-class Alternate(_Letters):
+class Alternate(Letters):
     """Letters of the first half of the alphabet ("a", "b") and of the second half ("c", "d") must alternate.
 
     The score is the length of the longest beginning that alternates, as a share of `length`: a long horizon.

@@ -1,4 +1,4 @@
-"""SIGKILL at every boundary of a run of twelve updates, and at fifty random moments of a whole pipeline."""
+"""SIGKILL at every boundary of twelve updates, and at random moments of a whole pipeline: fifty with `full`."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
     "job",
-    [["boundaries"], ["moments", "0", "25"], ["moments", "1", "25"]],
+    [["boundaries"], ["moments", "0", "10"], pytest.param(["moments", "1", "40"], marks=pytest.mark.full)],
     ids=["boundaries", "moments-0", "moments-1"],
 )
 def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, job: list[str]) -> None:
