@@ -1168,10 +1168,13 @@ def check_baseline(mutants: Sequence[Mutant], template: Path, collect_only: bool
         ValueError: one fails.
     """
     entries = sorted({tests for mutant in mutants for tests in mutant.tests})
+    apart = [shlex.split(entry) for entry in entries if "-k" in entry]
     together = sorted({argument for entry in entries if "-k" not in entry for argument in shlex.split(entry)})
-    flags = ["--collect-only"] if collect_only else []
-    for arguments in [together, *(shlex.split(entry) for entry in entries if "-k" in entry)]:
-        found = run_tests(template, [*flags, *arguments]) if arguments else {}
+    runs = [together, *apart]
+    if collect_only:  # an expression that matches no test is told when its bug is judged
+        runs = [["--collect-only", *together, *sorted({arguments[0] for arguments in apart})]]
+    for arguments in runs:
+        found = run_tests(template, arguments) if arguments else {}
         if "test" in found:
             raise ValueError(f"{found['test']} fails without any planted bug: {found['message']}")
 

@@ -364,7 +364,7 @@ def planted(bug: str) -> Callable[..., Iterator[dict[str, float]]]:
         slow("half of the KL", "gradient"),
         ("own seed", "seed"),
         ("the same rollout again", "gradient"),
-        ("stale gradient", "optimum"),
+        slow("stale gradient", "optimum"),
         ("advantages off by one", "gradient"),
         ("rewards so far instead of to go", "length"),
         ("own learning rate", "lr"),
