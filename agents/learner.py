@@ -130,6 +130,7 @@ class Learner:
     Attributes:
         weights: what the optimizer steps: the parameters, and float32 copies of those in half precision.
         metrics: means over the current update.
+        seed: of the run; `Stream(learner.seed, update)` gives the random numbers of a rollout.
         position: number of updates (in supervised learning: steps) so far, including the current one.
         steps: number of optimizer steps since the last `summarise`.
 

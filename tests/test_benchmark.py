@@ -463,6 +463,13 @@ def test_the_factor_of_a_rows_learning_rate(world: World) -> None:
             find_agent(spec)
 
 
+def test_an_agent_that_returns_no_policy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nothing.py").write_text("def make(world):\n    pass\n")
+    with pytest.raises(ValueError, match=r"make\(world\) of 'nothing\.py' returned None, and must return the trained"):
+        run(cell_of("nothing.py"))
+
+
 def test_wrong_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("ppo.py").write_text(MAKE)

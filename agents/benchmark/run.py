@@ -58,5 +58,8 @@ def run(cell: Cell) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     world = World(Row(**cell.setting["row"]), cell.seed, cell.setting.get("device", "cpu"))
     world.record(find_agent("reference").make(world))
-    world.record(agent.make(world))
+    trained = agent.make(world)
+    if trained is None:
+        raise ValueError(f"make(world) of {agent.spec!r} returned None, and must return the trained policy")
+    world.record(trained)
     return {"curve": world.curve}

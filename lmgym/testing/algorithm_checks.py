@@ -28,6 +28,7 @@ from lmgym.testing.algorithm_world import (
 from lmgym.testing.table_policy import TablePolicy
 
 BETA = 0.2
+NO_DRIFT = "a constant score makes texts neither longer nor shorter"
 CAUSES = {
     "seed": "a seed that is fixed in the code, or a global generator (random, np.random, torch.rand) that it misses",
     "lr": "a learning rate or schedule of its own instead of `lr`, weight decay, or a step that is not the optimizer's",
@@ -246,12 +247,14 @@ class _Suite:
         for score in (constant, length):
             policy, env, _ = self.world(score, "none", perturb=True)
             _, taken = self.run(policy, env, updates, 0.0)
+            if not taken:
+                return Check(NO_DRIFT, False, "no optimizer step", "one in each update, or more")
             means.append(torch.stack(taken).mean(0))
         longer = _flat(self.gradient(policy, trees, kl=False), policy.parameters())
         longer = longer / longer.norm()
         bias = -float((means[0] @ longer) / (means[1] @ longer).abs().clamp(min=1e-12))
         return Check(
-            "a constant score makes texts neither longer nor shorter",
+            NO_DRIFT,
             abs(bias) < 0.2,
             f"{bias:+.3f} of the push that paying for length gives",
             "within ±0.2",
