@@ -153,6 +153,8 @@ def test_a_part_of_a_suite_says_so() -> None:
     part = Results([row for row in rows if row["task"] != "Task3"])
     assert note in markdown(part)
     assert note in page(part)
+    assert f"--seeds 3 --tasks {','.join(part.suite.tasks)}`" in markdown(part), "the command that gives this table"
+    assert "--tasks" not in markdown(Results(rows))
 
 
 @pytest.mark.parametrize(

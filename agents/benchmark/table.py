@@ -143,8 +143,9 @@ def provenance(results: Results) -> list[str]:
     specs = ",".join(dict.fromkeys(row["config"]["spec"] for row in rows))
     seeds = 1 + max(row["index"] for row in rows)
     cpu = sum(row["cpu_seconds"] or 0.0 for row in rows)
+    part = "" if results.is_whole else f" --tasks {','.join(results.suite.tasks)}"
     return [
-        f"- `lmgym benchmark {results.suite.name} --agents {specs} --seeds {seeds}`",
+        f"- `lmgym benchmark {results.suite.name} --agents {specs} --seeds {seeds}{part}`",
         f"- suite {results.suite.name}, hash {results.hash}",
         f"- revision {distinct(row.get('revision') for row in rows)}",
         f"- {distinct(row.get('hardware') for row in rows)}",
