@@ -18,11 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
-from agents.benchmark.agents import FACTOR, find_agent
+from agents.benchmark.agents import find_agent, rl_options
 from agents.benchmark.run import FUNCTION, cells_of
 from agents.benchmark.suites import find_suite
 from agents.experiments import Workers, run_cells, statistics
-from agents.pipeline import RLOptions
 from benchmarks.learning import write_between
 from lmgym.io import atomic
 
@@ -87,8 +86,7 @@ def specs(algorithms: Iterable[str]) -> list[str]:
 def effective(spec: str) -> dict[str, Any]:
     """All settings that an agent has, but for learning rate and β, which are the row's."""
     agent = find_agent(spec)
-    rl = {key: value for key, value in agent.config["rl"].items() if key != FACTOR}
-    options = asdict(RLOptions(**rl))
+    options = asdict(rl_options(agent.config["rl"]))
     return {key: value for key, value in options.items() if key not in ("lr", "beta")} | agent.config["config"]
 
 

@@ -133,7 +133,7 @@ MUTANTS = (
     Mutant("preset-over-options", "agents/cli/train.py", "if option_value(argv, option) is None]", "]",
            "a preset overrides the user's own options",
            ("tests/test_plugins.py::test_a_preset_gives_settings_that_options_override",)),
-    Mutant("factor-of-a-rate-lost", "agents/benchmark/agents.py", "world.lr * rl.get(FACTOR, 1.0)", "world.lr",
+    Mutant("factor-of-a-rate-lost", "agents/benchmark/agents.py", "lr * factor", "lr",
            "an agent's factor of the learning rate does nothing",
            ("tests/test_benchmark.py::test_the_factor_of_a_rows_learning_rate",)),
     # Ensembles, queries, measures and studies -------------------------------------------------------------------------

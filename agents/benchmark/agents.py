@@ -186,7 +186,7 @@ def _options(
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"the agent {source!r} has no setting {unknown!r}.{hint}")
     options = {**defaults, **{key: _value(key, value, known[key]) for key, value in given.items()}}
-    RLOptions(**{key: value for key, value in options.items() if key != FACTOR})  # checks the ranges
+    rl_options(options)  # checks the ranges
     if FACTOR in options and ("lr" in options or not options[FACTOR] > 0):
         raise ValueError(f"the agent {source!r}: {FACTOR} must be above 0, and lr is not given beside it")
     return options
@@ -214,9 +214,15 @@ def _value(name: str, text: str, default: Any) -> Any:
     return value
 
 
+def rl_options(settings: Mapping[str, Any], lr: float = RLOptions.lr, beta: float = RLOptions.beta) -> RLOptions:
+    """The options of policy and learner that an agent's settings make of a row's learning rate and β."""
+    given = dict(settings)
+    factor = given.pop(FACTOR, 1.0)
+    return RLOptions(**{"lr": lr * factor, "beta": beta, **given})
+
+
 def _of_world(rl: Mapping[str, Any], world: World) -> RLOptions:
-    options = {"lr": world.lr * rl.get(FACTOR, 1.0), "beta": world.beta, **rl}
-    return RLOptions(**{key: value for key, value in options.items() if key != FACTOR})
+    return rl_options(rl, world.lr, world.beta)
 
 
 def _train(module: ModuleType, config: Any, rl: Mapping[str, Any], world: World) -> TokenPolicy:

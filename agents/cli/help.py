@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.cli.commands import COMMANDS
+from agents.cli.options import option_value
 
 TABLE = Path(__file__).with_name("options.json")
 NAMES = 26
@@ -94,10 +95,7 @@ def all_help_text(command: str, argv: Sequence[str]) -> str | None:
 
 def named_algorithm(argv: Sequence[str]) -> str:
     """The algorithm that a command line names; "ppo" by default."""
-    following = [*argv[1:], ""]
-    names = [value for option, value in zip(argv, following, strict=True) if option == "--algorithm"]
-    names += [option.partition("=")[2] for option in argv if option.startswith("--algorithm=")]
-    return names[0] if names else "ppo"
+    return option_value(argv, "--algorithm") or "ppo"
 
 
 def _head(command: str, rows: Sequence[Sequence[str]]) -> list[str]:

@@ -136,7 +136,7 @@ SHOWN = {
 """The options of each command that most users need, in the order in which they are shown; first the positional one."""
 
 Option = tuple[str, str, str]
-"""Of an option: its default (empty if there is none), what is said about its values, and its help."""
+"""Of an option: its default (empty if there is none), the values that it takes, and its help."""
 
 
 def all_options(kind: Any, prefix: str = "--") -> dict[str, Option]:

@@ -50,17 +50,15 @@ SmallBandit = partial(ScaledBandit, 0.01)
 """The same with scores of at most 0.01."""
 
 
-class NoisyTree(Letters):
-    """`Tree`, with normal noise on the score that learners see. The gold score has no noise.
+class Noisy(Letters):
+    """Normal noise on the score that learners see. The gold score has no noise.
 
     A prompt carries the seed of its noise, so that noise is new in every episode, and a run can be repeated. The
     completions of one group have different noise, unless they are equal.
 
     Args:
-        sigma: the noise's standard deviation. The scores are between 0 and 1.
+        sigma: the noise's standard deviation.
     """
-
-    name = "noisy_tree"
 
     def __init__(self, sigma: float = 1.0):
         self.sigma = sigma
@@ -74,13 +72,19 @@ class NoisyTree(Letters):
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
         gold = self.gold(prompts, completions)
-        return [g + self.sigma * normal_noise(p, c) for g, p, c in zip(gold, prompts, completions, strict=True)]
+        return [g + self.sigma * _normal(p, c) for g, p, c in zip(gold, prompts, completions, strict=True)]
+
+
+class NoisyTree(Noisy):
+    """`Tree`, with noise. The scores are between 0 and 1."""
+
+    name = "noisy_tree"
 
     def score_text(self, prompt: Prompt, text: str, completion: Completion) -> float:
         return TREE_SCORES.get(text, 0.0)
 
 
-def normal_noise(prompt: Prompt, completion: Completion) -> float:
+def _normal(prompt: Prompt, completion: Completion) -> float:
     """A number from N(0, 1) that the prompt's seed and the completion determine; 0 for a prompt without a seed."""
     if "noise" not in prompt.data:
         return 0.0

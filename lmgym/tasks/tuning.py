@@ -3,14 +3,13 @@
 The suite `text-v1` has other tasks, so that its results say how the defaults do on tasks that they were not tuned on.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
-from lmgym.tasks.base import Completion, Prompt, Split
-from lmgym.tasks.letters import Letters, normal_noise
+from lmgym.tasks.base import Completion, Prompt
+from lmgym.tasks.letters import Letters, Noisy
 from lmgym.tasks.probe import LETTERS
 
 
@@ -20,36 +19,30 @@ class Pairs(Letters):
     The score is the sum over the text, divided by 3 and moved so that the empty text scores 0.4.
 
     Args:
-        sigma: standard deviation of normal noise on the score that learners see; the gold score has none.
         factor: multiplies the scores.
     """
 
     name = "pairs"
 
-    def __init__(self, sigma: float = 0.0, factor: float = 1.0):
-        self.sigma, self.factor, self.best = sigma, factor, factor
+    def __init__(self, factor: float = 1.0):
+        self.factor = self.best = factor
         self.table = np.random.default_rng(0).uniform(-0.6, 0.6, (len(LETTERS), len(LETTERS)))
-
-    def sample(self, rng: np.random.Generator, split: Split = "train") -> Prompt:
-        prompt = super().sample(rng, split)
-        return Prompt(prompt.text, {"noise": int(rng.integers(2**62))}) if self.sigma else prompt
-
-    def gold(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
-        return super().score(prompts, completions)
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float]:
-        gold = self.gold(prompts, completions)
-        return [g + self.sigma * normal_noise(p, c) for g, p, c in zip(gold, prompts, completions, strict=True)]
 
     def score_text(self, prompt: Prompt, text: str, completion: Completion) -> float:
         ids = [LETTERS.index(letter) for letter in text[:4] if letter in LETTERS]
         return self.factor * (0.4 + sum(float(self.table[pair]) for pair in pairwise(ids)) / 3)
 
 
-NoisyPairs = partial(Pairs, sigma=0.5)
-"""The same with noise."""
 LargePairs = partial(Pairs, factor=10.0)
 """The same with ten times the score."""
+
+
+class NoisyPairs(Noisy, Pairs):
+    """The same with noise."""
+
+    def __init__(self, sigma: float = 0.5):
+        Noisy.__init__(self, sigma)
+        Pairs.__init__(self)
 
 
 class Successors(Letters):
